@@ -1,0 +1,71 @@
+"""tmp -> write -> fsync -> rename -> fsync(dir): a reader sees the old file or the new one, never a torn one."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from vmreplica.fsio.space import no_space
+
+
+def publish_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Put a whole file in place atomically.
+
+    Args:
+        path: final name; its directory exists.
+        data: content.
+        mode: permission bits.
+        durable: sync before the rename; False where only a process crash must be survived.
+
+    Raises:
+        NoSpace: the file system is full; nothing is left behind.
+    """
+    tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with no_space(path.parent):
+            _write(tmp, data, mode, durable=durable)
+            tmp.replace(path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_dir(path.parent)
+
+
+def publish_dir(building: Path, final: Path) -> None:
+    """Make a finished directory visible under its final name: sync it, rename it, sync both parents."""
+    fsync_dir(building)
+    building.rename(final)
+    fsync_dir(final.parent)
+    if building.parent != final.parent:
+        fsync_dir(building.parent)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a directory's entries durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all in it, first renaming it away so that a crash leaves no half of it in sight."""
+    doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.gone")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _write(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)

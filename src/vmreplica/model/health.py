@@ -1,0 +1,114 @@
+"""Health of a relationship: a pure judgement of facts against the relationship's own interval."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmreplica.model.shape import Shape
+from vmreplica.model.states import State
+from vmreplica.model.units import format_duration
+
+
+class Level(StrEnum):
+    """How urgent it is."""
+
+    NORMAL = "normal"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class Reason(Shape):
+    """One finding, with a stable code and a remedy."""
+
+    code: str
+    level: Level
+    text: str
+    hint: str = ""
+
+
+class Health(Shape):
+    """The worst level of all reasons; Normal has none."""
+
+    level: Level
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What health is judged by; ages and durations in seconds."""
+
+    state: State
+    interval: int
+    point_age: float | None
+    last_error: str | None = None
+    last_error_code: str | None = None
+    last_error_hint: str = ""
+    last_duration: float | None = None
+    missed_in_a_row: int = 0
+    complaints: tuple[str, ...] = ()
+
+
+_LATE, _VERY_LATE = 2.0, 4.0
+
+_STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
+    State.FENCED: ("failed-over-elsewhere", Level.CRITICAL, "the VM was failed over to the replica; "
+                   "this copy is stale", "decide which side survives before you start the VM here"),
+    State.PAUSED: ("paused", Level.WARNING, "replication is paused", "vmreplica resume VM"),
+    State.FAILED_OVER: ("not-protected", Level.WARNING, "the VM runs on its replica and is not protected",
+                        "commit or cancel the failover, then protect the VM again"),
+    State.COMMITTED: ("not-protected", Level.WARNING, "the VM runs on its replica and is not protected",
+                      "protect the VM again"),
+}  # fmt: skip
+
+
+def judge(facts: Facts) -> Health:
+    """Derive health from facts."""
+    reasons = [*_of_state(facts), *_of_error(facts), *_of_age(facts), *_of_pace(facts)]
+    reasons += [Reason(code="replica-complains", level=Level.WARNING, text=text) for text in facts.complaints]
+    order = (Level.NORMAL, Level.WARNING, Level.CRITICAL)
+    level = max((reason.level for reason in reasons), key=order.index, default=Level.NORMAL)
+    return Health(level=level, reasons=tuple(reasons))
+
+
+def _of_state(facts: Facts) -> list[Reason]:
+    if facts.state not in _STATE_REASONS:
+        return []
+    code, level, text, hint = _STATE_REASONS[facts.state]
+    return [Reason(code=code, level=level, text=text, hint=hint)]
+
+
+def _of_error(facts: Facts) -> list[Reason]:
+    if facts.last_error is None:
+        return []
+    return [
+        Reason(
+            code=facts.last_error_code or "cycle-failed",
+            level=Level.WARNING,
+            text=f"the last cycle failed: {facts.last_error}",
+            hint=facts.last_error_hint,
+        )
+    ]
+
+
+def _of_age(facts: Facts) -> list[Reason]:
+    if facts.state not in {State.REPLICATING, State.RESYNC} or facts.point_age is None:
+        return []
+    if facts.point_age <= _LATE * facts.interval:
+        return []
+    level = Level.CRITICAL if facts.point_age > _VERY_LATE * facts.interval else Level.WARNING
+    text = (
+        f"the newest point is {format_duration(facts.point_age)} old, "
+        f"the interval is {format_duration(facts.interval)}"
+    )
+    return [Reason(code="rpo-exceeded", level=level, text=text, hint="vmreplica status VM names the last error")]
+
+
+def _of_pace(facts: Facts) -> list[Reason]:
+    if facts.last_duration is None or facts.last_duration <= facts.interval or facts.state != State.REPLICATING:
+        return []
+    text = (
+        f"a cycle takes {format_duration(facts.last_duration)}, longer than the interval of "
+        f"{format_duration(facts.interval)}: the interval cannot be kept"
+    )
+    return [
+        Reason(code="interval-not-kept", level=Level.WARNING, text=text, hint="use a longer --every or a faster line")
+    ]

@@ -1,0 +1,47 @@
+"""Names that cross borders: each is a constrained string, so a hostile one cannot become a path or an option."""
+
+import datetime as dt
+import re
+from typing import Annotated, Final
+
+from pydantic import StringConstraints
+
+#: A libvirt domain's UUID in lower-case canonical form.
+VmId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+#: A recovery point: UTC second of its instant and eight random hex digits; sorts by time, unique for ever.
+PointId = Annotated[str, StringConstraints(pattern=r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$")]
+#: A host: the first 32 hex digits of the SHA-256 of its CA certificate (DER).
+HostId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+#: What a person calls a host.
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+#: A disk as the domain XML names it (``<target dev=...>``): vda, sdb, hda.
+DiskTarget = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,4}[a-z0-9]{0,4}$")]
+#: A libvirt checkpoint made by us.
+CheckpointName = Annotated[str, StringConstraints(pattern=r"^vmreplica-[0-9a-f]{8}-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$")]
+#: A domain's name. libvirt allows nearly everything; we refuse slashes, control characters and leading dashes.
+VmName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/\-][^\x00-\x1f\x7f/]{0,254}$")]
+
+CHECKPOINT_PREFIX: Final = "vmreplica-"
+_CHECKPOINT = re.compile(r"vmreplica-([0-9a-f]{8})-([0-9]{8}T[0-9]{6}Z-[0-9a-f]{8})")
+_POINT_TIME: Final = "%Y%m%dT%H%M%SZ"
+
+
+def new_point_id(instant: dt.datetime, random_hex: str) -> PointId:
+    """Name a point after its instant (any aware time) and eight random hex digits."""
+    return f"{instant.astimezone(dt.UTC).strftime(_POINT_TIME)}-{random_hex}"
+
+
+def point_instant(point: PointId) -> dt.datetime:
+    """Tell the UTC second that a point's name carries."""
+    return dt.datetime.strptime(point[:16], _POINT_TIME).replace(tzinfo=dt.UTC)
+
+
+def checkpoint_name(replica: HostId, point: PointId) -> CheckpointName:
+    """Name the checkpoint that goes with a point sent to a replica; never reused (libvirt keeps broken names)."""
+    return f"{CHECKPOINT_PREFIX}{replica[:8]}-{point}"
+
+
+def is_our_checkpoint(name: str, replica: HostId) -> bool:
+    """Tell whether a checkpoint belongs to the relationship with this replica; all others are foreign."""
+    match = _CHECKPOINT.fullmatch(name)
+    return match is not None and match[1] == replica[:8]

@@ -1,0 +1,149 @@
+"""Recovery points: how one is announced, closed, acknowledged, and what its manifest says for ever."""
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from vmreplica.model.ids import CheckpointName, DiskTarget, PointId, VmId, VmName
+from vmreplica.model.shape import Shape
+from vmreplica.model.units import CLUSTER
+
+#: initial: whole disks, no parent. delta: what changed since the parent. resync: whole disks again, because change
+#: tracking was lost; older points are kept. final: the last delta of a planned failover.
+PointKind = Literal["initial", "delta", "resync", "final"]
+Consistency = Literal["crash", "application"]
+
+#: qcow2's own limit at 64 KiB clusters is 2 EiB; QEMU's is 8 EiB - 512. We stop at 256 TiB: tables stay in memory.
+MAX_DISK = 256 << 40
+MAX_DEFINITION = 1 << 20
+
+DiskSize = Annotated[int, Field(gt=0, le=MAX_DISK, multiple_of=512)]
+
+
+class DiskSpec(Shape):
+    """One replicated disk at a point: its target in the domain and its virtual size in bytes."""
+
+    target: DiskTarget
+    size: DiskSize
+
+
+class PointOpening(Shape):
+    """What a primary says before it sends a point's segments; the replica believes none of it unchecked."""
+
+    vm: VmId
+    name: VmName
+    point: PointId
+    parent: PointId | None
+    kind: PointKind
+    consistency: Consistency = "crash"
+    instant: AwareDatetime
+    epoch: Annotated[int, Field(ge=0)]
+    checkpoint: CheckpointName | None
+    disks: Annotated[tuple[DiskSpec, ...], Field(min_length=1, max_length=64)]
+    definition: Annotated[str, Field(max_length=MAX_DEFINITION)]
+    interval: Annotated[int, Field(ge=5, le=86400)]
+    keep: Annotated[int, Field(ge=1, le=1000)]
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "PointOpening":
+        targets = [disk.target for disk in self.disks]
+        if len(set(targets)) != len(targets):
+            raise ValueError("a disk is named twice")
+        if (self.parent is None) != (self.kind in ("initial", "resync")):
+            raise ValueError("a delta needs a parent, a whole copy has none")
+        return self
+
+
+class DiskClosing(Shape):
+    """How many segments a disk's part of a point has, and where its data ends in the image file."""
+
+    target: DiskTarget
+    segments: Annotated[int, Field(ge=0)]
+    data_end: Annotated[int, Field(ge=CLUSTER)]
+
+
+class PointClosing(Shape):
+    """Sent when every segment is at the replica: lets it notice a missing one."""
+
+    disks: Annotated[tuple[DiskClosing, ...], Field(min_length=1, max_length=64)]
+    #: Bytes read from the guest and bytes sent, for history and statistics.
+    guest_bytes: Annotated[int, Field(ge=0)]
+
+
+class DiskManifest(Shape):
+    """One disk's image file inside a published point."""
+
+    target: DiskTarget
+    size: DiskSize
+    file: str
+    file_bytes: Annotated[int, Field(ge=0)]
+    #: xxh3-128 (hex) of the tables and header, that is of everything that is not in a segment.
+    tables_digest: str
+    segments: Annotated[int, Field(ge=0)]
+
+
+class Manifest(Shape):
+    """``manifest.json``: everything needed to understand a published point without us. Written last: the commit."""
+
+    format: Literal["vmreplica-point-1"] = "vmreplica-point-1"
+    vm: VmId
+    name: VmName
+    point: PointId
+    #: The point whose images back these; None when the images stand alone.
+    parent: PointId | None
+    kind: PointKind
+    consistency: Consistency
+    instant: AwareDatetime
+    published: AwareDatetime
+    epoch: int
+    checkpoint: CheckpointName | None
+    disks: tuple[DiskManifest, ...]
+    guest_bytes: int
+    wire_bytes: int
+    #: True once older points were folded into these images: their segment digests no longer apply, each compressed
+    #: frame's own checksum does.
+    folded: bool = False
+
+
+class PointSummary(Shape):
+    """A published point in lists and in the replica's answer about its position."""
+
+    point: PointId
+    parent: PointId | None
+    kind: PointKind
+    consistency: Consistency
+    instant: AwareDatetime
+    published: AwareDatetime
+    checkpoint: CheckpointName | None
+    disks: tuple[DiskSpec, ...]
+    guest_bytes: int
+    wire_bytes: int
+    stored_bytes: int
+    holds: tuple[str, ...] = ()
+
+
+class HeldSegments(Shape):
+    """Which segments of one disk the replica holds durably: half-open ranges of segment numbers."""
+
+    target: DiskTarget
+    ranges: tuple[tuple[int, int], ...] = ()
+
+
+class IncomingPoint(Shape):
+    """A point under construction at the replica."""
+
+    point: PointId
+    held: tuple[HeldSegments, ...]
+
+
+class Position(Shape):
+    """The replica's truth about a relationship: after any error the sender forgets its own and asks for this."""
+
+    vm: VmId
+    state: str
+    epoch: int
+    latest: PointSummary | None
+    incoming: IncomingPoint | None
+    free_bytes: int
+    #: Codes and texts of what the replica has to complain about (store nearly full, failed over, ...).
+    complaints: tuple[str, ...] = ()

@@ -1,0 +1,39 @@
+"""A relationship's policy: what is replicated where, how often, and how much is kept."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from vmreplica.model.ids import DiskTarget, HostId
+from vmreplica.model.shape import Shape
+
+MIN_INTERVAL = 5
+MAX_INTERVAL = 86400
+DEFAULT_INTERVAL = 300
+DEFAULT_KEEP = 24
+
+
+class Policy(Shape):
+    """Written into the libvirt domain's own metadata, so it moves with the VM and shows in ``virsh dumpxml``."""
+
+    replica: HostId
+    #: Seconds between cycles: the promise about the age of the newest point (RPO).
+    interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
+    #: How many of the newest points are kept; older ones are folded into the base.
+    keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    excluded: tuple[DiskTarget, ...] = ()
+    paused: bool = False
+    #: Raised by a failover; a primary with a lower epoch than its replica's may not ship.
+    epoch: Annotated[int, Field(ge=0)] = 0
+
+
+class ReplicaOffer(Shape):
+    """What a primary asks a replica to accept when protection is enabled or its policy changes."""
+
+    name: str
+    interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
+    keep: Annotated[int, Field(ge=1, le=1000)]
+    epoch: Annotated[int, Field(ge=0)]
+    #: Virtual bytes of all replicated disks: the replica checks its room first.
+    disk_bytes: Annotated[int, Field(ge=0)]
+    paused: bool = False

@@ -1,0 +1,155 @@
+"""Report shapes: what the API answers, the command line prints and ``--json`` shows. No logic."""
+
+from typing import Literal
+
+from pydantic import AwareDatetime
+
+from vmreplica.model.health import Health
+from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
+from vmreplica.model.point import PointKind, PointSummary
+from vmreplica.model.shape import Shape
+from vmreplica.model.states import State
+
+
+class Progress(Shape):
+    """A running transfer. Bytes are guest bytes, except ``wire_bytes``."""
+
+    phase: str
+    done_bytes: int
+    total_bytes: int
+    wire_bytes: int
+    rate: float
+    seconds_left: float | None
+
+
+class CycleReport(Shape):
+    """One run of a cycle, as kept in the journal."""
+
+    kind: PointKind
+    point: PointId | None
+    #: Why this kind: ``interval``, ``asked``, ``bitmap-lost``...
+    reason: str
+    started: AwareDatetime
+    seconds: float
+    outcome: Literal["published", "failed", "cancelled"]
+    guest_bytes: int = 0
+    wire_bytes: int = 0
+    error_code: str | None = None
+    error: str | None = None
+    hint: str = ""
+
+
+class RelationshipReport(Shape):
+    """One relationship as seen from one side."""
+
+    vm: VmId
+    name: str
+    role: Literal["primary", "replica"]
+    peer: HostName | None
+    peer_id: HostId
+    state: State
+    health: Health
+    interval: int
+    keep: int
+    epoch: int
+    latest: PointSummary | None
+    #: Seconds since the instant of the newest published point.
+    point_age: float | None
+    points: int
+    next_due: AwareDatetime | None = None
+    progress: Progress | None = None
+    last_cycle: CycleReport | None = None
+    excluded: tuple[DiskTarget, ...] = ()
+
+
+class StatusReport(Shape):
+    """The whole host."""
+
+    host: HostName
+    host_id: HostId
+    version: str
+    now: AwareDatetime
+    relationships: tuple[RelationshipReport, ...]
+
+
+class PointsReport(Shape):
+    """All recovery points of a VM on this host or, asked from the primary, on its replica. Newest first."""
+
+    vm: VmId
+    name: str
+    points: tuple[PointSummary, ...]
+
+
+class PeerReport(Shape):
+    """A paired host."""
+
+    name: HostName
+    host_id: HostId
+    addresses: tuple[str, ...]
+    paired: AwareDatetime
+
+
+class Invitation(Shape):
+    """A pairing token, good once."""
+
+    token: str
+    expires: AwareDatetime
+
+
+class PeerTest(Shape):
+    """What a connection test found."""
+
+    name: HostName
+    host_id: HostId
+    address: str
+    version: str
+    certificate_expires: AwareDatetime
+    clock_difference_seconds: float
+    round_trip_ms: float
+    send_bytes_per_second: float
+    store_free_bytes: int
+    findings: tuple[str, ...] = ()
+
+
+class FailoverStep(Shape):
+    """One step of a failover's plan."""
+
+    name: str
+    text: str
+
+
+class FailoverPlan(Shape):
+    """What a failover will do and what it loses; shown, confirmed, then executed once."""
+
+    vm: VmId
+    name: str
+    kind: Literal["unplanned", "test", "planned"]
+    point: PointId
+    instant: AwareDatetime
+    #: Seconds of the guest's life after the point: they are lost.
+    loses_seconds: float
+    newer_points: int
+    steps: tuple[FailoverStep, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class FailoverReport(Shape):
+    """What a failover did."""
+
+    plan: FailoverPlan
+    state: State
+    started: bool
+    seconds: float
+
+
+class TaskReport(Shape):
+    """A long-running act, for progress display: poll it until ``done``."""
+
+    id: str
+    what: str
+    done: bool
+    progress: Progress | None = None
+    result: CycleReport | None = None
+    error: str | None = None
+    error_code: str | None = None
+    hint: str = ""
