@@ -1,0 +1,164 @@
+"""The agent's configuration: one TOML file, validated, every complaint naming file, key and remedy."""
+
+import socket
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from vmreplica.model.errors import BadRequest
+from vmreplica.model.ids import HostName
+from vmreplica.model.shape import Shape
+from vmreplica.model.units import GiB, MiB, parse_size
+
+DEFAULT_CONFIG = Path("/etc/vmreplica/agent.toml")
+DEFAULT_PORT = 7432
+
+
+def _size(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _host_name() -> str:
+    return socket.gethostname().split(".")[0] or "host"
+
+
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+AbsolutePath = Annotated[Path, Field(description="an absolute path")]
+
+
+class _Section(Shape):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class AgentSection(_Section):
+    """``[agent]``: who this host is and where its things are."""
+
+    name: HostName = Field(default_factory=_host_name, description="what other hosts call this one")
+    state_dir: AbsolutePath = Field(
+        Path("/var/lib/vmreplica"), description="identity, peers, journal, spool, checkpoint definitions"
+    )
+    store: AbsolutePath = Field(
+        Path("/var/lib/vmreplica/store"), description="recovery points of VMs that are replicated to this host"
+    )
+    socket: AbsolutePath = Field(
+        Path("/run/vmreplica/agent.sock"), description="the command line talks to the agent here"
+    )
+    listen: str = Field(f"0.0.0.0:{DEFAULT_PORT}", description="address and port for other hosts")
+    advertise: tuple[str, ...] = Field(
+        (), description="addresses under which other hosts reach this one; empty: name and port of listen"
+    )
+    libvirt_uri: str = Field("qemu:///system", description="the libvirt daemon of this host")
+    runtime_dir: AbsolutePath = Field(
+        Path("/var/lib/libvirt/vmreplica"),
+        description="NBD sockets and scratch files of running backup jobs; QEMU must be able to write here",
+    )
+
+    @field_validator("state_dir", "store", "socket", "runtime_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        if not value.is_absolute():
+            raise ValueError("must be an absolute path")
+        return value
+
+    @field_validator("listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("advertise")
+    @classmethod
+    def _advertise(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            split_address(address)
+        return value
+
+    def addresses(self) -> tuple[str, ...]:
+        """Tell under which addresses other hosts reach this one."""
+        if self.advertise:
+            return self.advertise
+        host, port = split_address(self.listen)
+        wildcard = host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        return (f"{socket.getfqdn() if wildcard else host}:{port}",)
+
+
+class LimitsSection(_Section):
+    """``[limits]``: what replication may take from the host."""
+
+    concurrent_cycles: int = Field(2, ge=1, le=64, description="cycles running at once on this host")
+    spool_cap: Size = Field(4 * GiB, description="bytes of the local spool; capture waits when it is full")
+    scratch_cap: Size = Field(8 * GiB, description="bytes of a job's scratch files; the job is given up above it")
+    min_free: Size = Field(256 * MiB, description="bytes always left free on each file system we write to")
+    workers: int = Field(2, ge=1, le=32, description="reading and compressing threads per cycle")
+    connections: int = Field(2, ge=1, le=16, description="segments of one cycle sent at once")
+    level: int = Field(1, ge=-7, le=19, description="zstd level of recovery points")
+
+
+class LogSection(_Section):
+    """``[log]``: structured logs on standard error."""
+
+    format: Literal["json", "console"] = Field("json", description="json for machines, console for people")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level shown")
+
+
+class Config(_Section):
+    """The whole file; every key has a default, so an empty file is a valid one."""
+
+    agent: AgentSection = Field(default_factory=AgentSection)
+    limits: LimitsSection = Field(default_factory=LimitsSection)
+    log: LogSection = Field(default_factory=LogSection)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split ``host:port`` or ``[v6]:port``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP's ports
+        raise ValueError(f"{address!r} is not host:port, for example 192.0.2.10:{DEFAULT_PORT}")
+    return host, int(port)
+
+
+def load_config(path: Path) -> Config:
+    """Read and validate the configuration file.
+
+    Raises:
+        BadRequest: the file is missing, is not TOML, or has a wrong key or value; all wrong keys are named.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadRequest(
+            "config-unreadable",
+            f"cannot read the configuration {path}: {error.strerror}",
+            hint="name an existing file with --config; an empty one is valid and means all defaults",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(
+            "config-not-toml", f"{path} is not TOML: {error}", hint="correct the line named above"
+        ) from error
+    return _validate(path, raw)
+
+
+def _validate(path: Path, raw: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        complaints = "; ".join(_complaint(detail["loc"], detail["msg"], detail["type"]) for detail in error.errors())
+        raise BadRequest(
+            "config-invalid",
+            f"{path}: {complaints}",
+            hint="docs/reference/configuration.md lists every key with its meaning and default",
+        ) from error
+
+
+def _complaint(location: tuple[int | str, ...], message: str, kind: str) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        return f"unknown key {key} (misspelt, or of a newer version)"
+    return f"{key}: {message.removeprefix('Value error, ')}"
