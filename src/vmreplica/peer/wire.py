@@ -1,0 +1,86 @@
+"""What agents say to each other beside the shapes of the model: greetings, pairing, limits, addresses."""
+
+import re
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, AwareDatetime, Field
+
+from vmreplica.model.ids import HostId, HostName, VmId
+from vmreplica.model.shape import Shape
+from vmreplica.model.units import KiB, MiB
+
+PREFIX: Final = "/peer/v1"
+DEFAULT_PORT: Final = 7432
+
+#: The largest segment body: 16 MiB of data, 65 536 records of 16 bytes, and a head of 128 bytes.
+MAX_BODY: Final = 17 * MiB + 128
+#: The largest JSON body: a point's opening carries a domain definition of at most 1 MiB, escaped.
+MAX_JSON: Final = 4 * MiB
+#: The largest body of the throughput test.
+MAX_SINK: Final = 64 * MiB
+MAX_PEM: Final = 16 * KiB
+
+_ADDRESS: Final = re.compile(
+    r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?"
+)
+_MAX_PORT: Final = 65535
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Read ``host``, ``host:port`` or ``[v6]:port`` into host and port (7432 when none is given).
+
+    Raises:
+        ValueError: the text is not an address.
+    """
+    match = _ADDRESS.fullmatch(address)
+    port = int(match["port"] or DEFAULT_PORT) if match else 0
+    if match is None or not 0 < port <= _MAX_PORT:
+        raise ValueError(
+            f"{address!r} is not an address; write host:port, for example 192.0.2.7:{DEFAULT_PORT}"
+        )
+    return match["six"] or match["name"], port
+
+
+def _checked_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+Address = Annotated[str, Field(max_length=300), AfterValidator(_checked_address)]
+Addresses = Annotated[tuple[Address, ...], Field(max_length=16)]
+
+
+class Hello(Shape):
+    """Who a host is and how it stands."""
+
+    name: HostName
+    host_id: HostId
+    version: str
+    now: AwareDatetime
+    #: Bytes free on the file system of its store.
+    free_bytes: Annotated[int, Field(ge=0)]
+
+
+class RunsHere(Shape):
+    """Whether a VM whose replica belongs to the asking host runs on the answering one, and its epoch there."""
+
+    vm: VmId
+    runs: bool
+    epoch: Annotated[int, Field(ge=0)]
+
+
+class PairRequest(Shape):
+    """The joining host's half of a pairing, with the secret out of the token."""
+
+    secret: Annotated[str, Field(min_length=1, max_length=128)]
+    name: HostName
+    ca_pem: Annotated[str, Field(max_length=MAX_PEM)]
+    addresses: Addresses
+
+
+class PairAnswer(Shape):
+    """The inviting host's half; its CA was fetched and checked before."""
+
+    name: HostName
+    host_id: HostId
+    addresses: Addresses
