@@ -40,7 +40,8 @@ class AgentSection(_Section):
         Path("/var/lib/vmreplica"), description="identity, peers, journal, spool, checkpoint definitions"
     )
     store: AbsolutePath = Field(
-        Path("/var/lib/vmreplica/store"), description="recovery points of VMs that are replicated to this host"
+        Path("/var/lib/vmreplica/store"),
+        description="recovery points of VMs that are replicated to this host",
     )
     socket: AbsolutePath = Field(
         Path("/run/vmreplica/agent.sock"), description="the command line talks to the agent here"

@@ -6,4 +6,12 @@ Knows nothing of points, VMs or peers.
 from vmreplica.fsio.durable import fsync_dir, publish_bytes, publish_dir, remove_tree
 from vmreplica.fsio.space import free_bytes, no_space, require_free
 
-__all__ = ["free_bytes", "fsync_dir", "no_space", "publish_bytes", "publish_dir", "remove_tree", "require_free"]
+__all__ = [
+    "free_bytes",
+    "fsync_dir",
+    "no_space",
+    "publish_bytes",
+    "publish_dir",
+    "remove_tree",
+    "require_free",
+]

@@ -50,14 +50,26 @@ class Facts:
 _LATE, _VERY_LATE = 2.0, 4.0
 
 _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
-    State.FENCED: ("failed-over-elsewhere", Level.CRITICAL, "the VM was failed over to the replica; "
-                   "this copy is stale", "decide which side survives before you start the VM here"),
+    State.FENCED: (
+        "failed-over-elsewhere",
+        Level.CRITICAL,
+        "the VM was failed over to the replica: this copy is stale",
+        "decide which side survives before you start the VM here",
+    ),
     State.PAUSED: ("paused", Level.WARNING, "replication is paused", "vmreplica resume VM"),
-    State.FAILED_OVER: ("not-protected", Level.WARNING, "the VM runs on its replica and is not protected",
-                        "commit or cancel the failover, then protect the VM again"),
-    State.COMMITTED: ("not-protected", Level.WARNING, "the VM runs on its replica and is not protected",
-                      "protect the VM again"),
-}  # fmt: skip
+    State.FAILED_OVER: (
+        "not-protected",
+        Level.WARNING,
+        "the VM runs on its replica and is not protected",
+        "move it back or protect it again; its old primary must not be started",
+    ),
+    State.COMMITTED: (
+        "not-protected",
+        Level.WARNING,
+        "the VM runs on its replica and is not protected",
+        "vmreplica enable VM --to PEER",
+    ),
+}
 
 
 def judge(facts: Facts) -> Health:
@@ -96,8 +108,7 @@ def _of_age(facts: Facts) -> list[Reason]:
         return []
     level = Level.CRITICAL if facts.point_age > _VERY_LATE * facts.interval else Level.WARNING
     text = (
-        f"the newest point is {format_duration(facts.point_age)} old, "
-        f"the interval is {format_duration(facts.interval)}"
+        f"the newest point is {format_duration(facts.point_age)} old, the interval is {format_duration(facts.interval)}"
     )
     return [Reason(code="rpo-exceeded", level=level, text=text, hint="vmreplica status VM names the last error")]
 
@@ -110,5 +121,10 @@ def _of_pace(facts: Facts) -> list[Reason]:
         f"{format_duration(facts.interval)}: the interval cannot be kept"
     )
     return [
-        Reason(code="interval-not-kept", level=Level.WARNING, text=text, hint="use a longer --every or a faster line")
+        Reason(
+            code="interval-not-kept",
+            level=Level.WARNING,
+            text=text,
+            hint="use a longer --every or a faster line",
+        )
     ]

@@ -80,10 +80,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (_S.COMMITTED, _E.REVERSE): _S.REVERSING,
     (_S.REVERSING, _E.REVERSED): _S.REPLICATING,
     (_S.FENCED, _E.REVERSE): _S.REVERSING,
-    **{
-        (state, _E.PAUSE): _S.PAUSED
-        for state in (_S.READY, _S.INITIAL, _S.WAITING, _S.REPLICATING, _S.RESYNC)
-    },
+    **{(state, _E.PAUSE): _S.PAUSED for state in (_S.READY, _S.INITIAL, _S.WAITING, _S.REPLICATING, _S.RESYNC)},
     (_S.PAUSED, _E.RESUME): _S.REPLICATING,
     **{
         (state, _E.EPOCH_PASSED): _S.FENCED

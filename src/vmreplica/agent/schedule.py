@@ -1,0 +1,60 @@
+"""Which relationship's cycle runs next: pure, so that every promise about it is a property.
+
+The longest overdue goes first, no more than the limit run at once, none runs twice at once. A cycle that takes longer
+than its interval is followed by the next one at once; missed turns are counted, never piled up.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vmreplica.model.ids import VmId
+
+#: Seconds before the first, second, ... retry after a failure; the last one repeats.
+BACKOFF: Final = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One relationship in the scheduler's eyes; times in seconds of one monotonic clock."""
+
+    vm: VmId
+    due: float
+    running: bool = False
+
+
+def pick(now: float, turns: Iterable[Turn], limit: int) -> list[VmId]:
+    """Choose whose cycle starts now, longest overdue first."""
+    known: Sequence[Turn] = tuple(turns)
+    room = limit - sum(turn.running for turn in known)
+    ready = sorted((turn for turn in known if turn.due <= now and not turn.running), key=lambda t: (t.due, t.vm))
+    return [turn.vm for turn in ready[: max(0, room)]]
+
+
+def next_wake(now: float, turns: Iterable[Turn], longest: float) -> float:
+    """Tell how many seconds the scheduler may sleep."""
+    waits = [turn.due - now for turn in turns if not turn.running and turn.due > now]
+    return max(0.0, min([*waits, longest]))
+
+
+def next_due(started: float, now: float, interval: float) -> float:
+    """Tell when the cycle after a successful one is due: on the interval's beat, or at once when that has passed."""
+    return max(now, started + interval)
+
+
+def missed_turns(started: float, now: float, interval: float) -> int:
+    """Count the turns that passed by while a cycle ran."""
+    return max(0, int((now - started) // interval))
+
+
+def retry_due(now: float, failures: int, interval: float, jitter: float) -> float:
+    """Tell when to try again after ``failures`` failures in a row.
+
+    Args:
+        now: present time.
+        failures: at least 1.
+        interval: seconds; a retry never waits longer than it, except that it always waits one second.
+        jitter: 0..1, spreads the retries of many VMs.
+    """
+    wait = BACKOFF[min(failures, len(BACKOFF)) - 1]
+    return now + max(1.0, min(wait, interval)) * (0.8 + 0.4 * jitter)
