@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime
 
+from vmreplica.model.errors import Problem
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.point import PointKind, PointSummary
@@ -80,6 +81,13 @@ class PointsReport(Shape):
     points: tuple[PointSummary, ...]
 
 
+class HistoryReport(Shape):
+    """The last cycles of a VM, newest first."""
+
+    vm: str
+    cycles: tuple[CycleReport, ...]
+
+
 class PeerReport(Shape):
     """A paired host."""
 
@@ -87,6 +95,12 @@ class PeerReport(Shape):
     host_id: HostId
     addresses: tuple[str, ...]
     paired: AwareDatetime
+
+
+class PeersReport(Shape):
+    """All paired hosts."""
+
+    peers: tuple[PeerReport, ...]
 
 
 class Invitation(Shape):
@@ -153,3 +167,5 @@ class TaskReport(Shape):
     error: str | None = None
     error_code: str | None = None
     hint: str = ""
+    #: The whole error, so that whoever waits can end with the exit code of its family.
+    problem: Problem | None = None
