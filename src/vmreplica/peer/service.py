@@ -1,4 +1,4 @@
-"""What a host does for its peers: implemented on top of the repository, called by the server, spoken to by the client."""
+"""What a host does for its peers: implemented over the repository, called by the server, spoken to by the client."""
 
 from typing import Literal, Protocol
 
@@ -44,7 +44,7 @@ class PeerService(Protocol):
         """Begin a point, or find it again with the segments it holds."""
         ...
 
-    def put_segment(
+    def put_segment(  # noqa: PLR0917 - in the order of the request's path
         self, peer: HostId, vm: VmId, point: PointId, target: DiskTarget, number: int, body: memoryview
     ) -> None:
         """Make a segment durable. ``body`` is valid only during the call: its buffer is used again afterwards."""

@@ -35,9 +35,7 @@ def split_address(address: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(address)
     port = int(match["port"] or DEFAULT_PORT) if match else 0
     if match is None or not 0 < port <= _MAX_PORT:
-        raise ValueError(
-            f"{address!r} is not an address; write host:port, for example 192.0.2.7:{DEFAULT_PORT}"
-        )
+        raise ValueError(f"{address!r} is not an address; write host:port, for example 192.0.2.7:{DEFAULT_PORT}")
     return match["six"] or match["name"], port
 
 
