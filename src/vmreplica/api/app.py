@@ -1,0 +1,199 @@
+"""The routes of the local API."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+from pydantic import TypeAdapter, ValidationError
+
+from vmreplica.api.answers import answer, problems, read_body
+from vmreplica.api.calls import Calls
+from vmreplica.api.facade import AgentFacade
+from vmreplica.api.metrics import render_metrics
+from vmreplica.api.requests import (
+    DisableRequest,
+    EnableRequest,
+    FailoverRequest,
+    InviteRequest,
+    JoinRequest,
+    NetworksRequest,
+)
+from vmreplica.model.errors import BadRequest
+from vmreplica.model.ids import PointId, VmName
+from vmreplica.model.report import HistoryReport, PeersReport
+
+MAX_BODY: Final = 1 << 20
+MAX_HISTORY: Final = 1000
+_NAME: Final = TypeAdapter[str](VmName)
+_LIMIT: Final = re.compile("[0-9]{1,4}")
+_POINT: Final = TypeAdapter[str](PointId)
+# aiohttp's default pattern leaves out braces, which a VM's name may contain.
+_VM: Final = "/v1/vms/{vm:[^/]+}"
+_PEER: Final = "/v1/peers/{peer:[^/]+}"
+
+
+def make_app(agent: AgentFacade) -> web.Application:
+    """Build the application for an agent."""
+    app = web.Application(middlewares=[problems], client_max_size=MAX_BODY)
+    calls = Calls()
+    app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes()])
+
+    async def close(_app: web.Application) -> None:
+        calls.close()
+
+    app.on_cleanup.append(close)
+    return app
+
+
+class _Vms:
+    """What concerns VMs."""
+
+    def __init__(self, agent: AgentFacade, calls: Calls) -> None:
+        self._agent = agent
+        self._run = calls.run
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/status", self._status),
+            web.get("/v1/tasks/{task}", self._task),
+            web.get(f"{_VM}/points", self._points),
+            web.get(f"{_VM}/history", self._history),
+            web.post(f"{_VM}/enable", self._enable),
+            web.post(f"{_VM}/disable", self._disable),
+            web.post(f"{_VM}/pause", self._pause),
+            web.post(f"{_VM}/resume", self._resume),
+            web.post(f"{_VM}/sync", self._sync),
+            web.get(f"{_VM}/failover-plan", self._plan),
+            web.post(f"{_VM}/failover", self._failover),
+            web.put(f"{_VM}/networks", self._networks),
+        ]
+
+    async def _status(self, request: web.Request) -> web.Response:
+        vm = request.query.get("vm")
+        checked = None if vm is None else _checked(vm)
+        return answer(await self._run(partial(self._agent.status, checked)))
+
+    async def _task(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.task, request.match_info["task"])))
+
+    async def _points(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.points, _vm(request))))
+
+    async def _history(self, request: web.Request) -> web.Response:
+        vm, limit = _vm(request), _limit(request)
+        cycles = await self._run(partial(self._agent.history, vm, limit))
+        return answer(HistoryReport(vm=vm, cycles=cycles))
+
+    async def _enable(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, EnableRequest)
+        call = partial(self._agent.enable, vm, to=body.to, every=body.every, excluded=body.excluded, keep=body.keep)
+        return answer(await self._run(call), status=202)
+
+    async def _disable(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, DisableRequest)
+        return await self._done(partial(self._agent.disable, vm, delete_copy=body.delete_copy))
+
+    async def _pause(self, request: web.Request) -> web.Response:
+        return await self._done(partial(self._agent.pause, _vm(request)))
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        return await self._done(partial(self._agent.resume, _vm(request)))
+
+    async def _sync(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.sync, _vm(request))), status=202)
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        vm, point = _vm(request), _point(request)
+        return answer(await self._run(partial(self._agent.plan_failover, vm, point)))
+
+    async def _failover(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, FailoverRequest)
+        return answer(await self._run(partial(self._agent.failover, vm, body.point)))
+
+    async def _networks(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, NetworksRequest)
+        return answer(await self._run(partial(self._agent.map_networks, vm, dict(body.networks))))
+
+    async def _done(self, call: Callable[[], object]) -> web.Response:
+        await self._run(call)
+        return web.Response(status=204)
+
+
+class _Hosts:
+    """What concerns other hosts, and the metrics of this one."""
+
+    def __init__(self, agent: AgentFacade, calls: Calls) -> None:
+        self._agent = agent
+        self._run = calls.run
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/peers", self._peers),
+            web.post("/v1/peers", self._join),
+            web.post("/v1/invitations", self._invite),
+            web.delete(_PEER, self._remove),
+            web.post(f"{_PEER}/test", self._test),
+            web.get("/v1/metrics", self._metrics),
+        ]
+
+    async def _peers(self, _request: web.Request) -> web.Response:
+        return answer(PeersReport(peers=await self._run(self._agent.peers)))
+
+    async def _join(self, request: web.Request) -> web.Response:
+        body = await read_body(request, JoinRequest)
+        return answer(await self._run(partial(self._agent.join, body.token)), status=201)
+
+    async def _invite(self, request: web.Request) -> web.Response:
+        body = await read_body(request, InviteRequest)
+        return answer(await self._run(partial(self._agent.invite, body.for_name)), status=201)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        await self._run(partial(self._agent.remove_peer, request.match_info["peer"]))
+        return web.Response(status=204)
+
+    async def _test(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.test_peer, request.match_info["peer"])))
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        report = await self._run(partial(self._agent.status, None))
+        return web.Response(body=render_metrics(report), content_type="text/plain", charset="utf-8")
+
+
+def _vm(request: web.Request) -> str:
+    return _checked(request.match_info["vm"])
+
+
+def _checked(vm: str) -> str:
+    try:
+        return _NAME.validate_python(vm)
+    except ValidationError:
+        raise BadRequest(
+            "vm-name-invalid",
+            f"{vm!r} cannot be a VM's name: slashes, control characters and a leading dash are not supported",
+            hint="vmreplica status lists the protected VMs, virsh list --all all of them",
+        ) from None
+
+
+def _point(request: web.Request) -> str | None:
+    point = request.query.get("point")
+    if point is None:
+        return None
+    try:
+        return _POINT.validate_python(point)
+    except ValidationError:
+        raise BadRequest(
+            "point-id-invalid",
+            f"{point!r} is not the id of a recovery point",
+            hint="vmreplica points VM lists them",
+        ) from None
+
+
+def _limit(request: web.Request) -> int:
+    text = request.query.get("limit", "20")
+    if _LIMIT.fullmatch(text) is None or not 1 <= int(text) <= MAX_HISTORY:
+        raise BadRequest(
+            "limit-invalid", f"limit={text!r} is not a number from 1 to {MAX_HISTORY}", hint="for example --limit 50"
+        )
+    return int(text)

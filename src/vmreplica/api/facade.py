@@ -1,0 +1,71 @@
+"""What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
+
+from typing import Protocol
+
+from vmreplica.model.report import (
+    CycleReport,
+    FailoverPlan,
+    FailoverReport,
+    Invitation,
+    PeerReport,
+    PeerTest,
+    PointsReport,
+    RelationshipReport,
+    StatusReport,
+    TaskReport,
+)
+
+
+class AgentFacade(Protocol):
+    """The agent as seen by its local API; ``vm`` is a domain's name or UUID. Errors are VmReplicaError."""
+
+    def status(self, vm: str | None) -> StatusReport:
+        """Report the host, with all its relationships or one VM's."""
+
+    def points(self, vm: str) -> PointsReport:
+        """List recovery points, here or on the VM's replica."""
+
+    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+        """Protect a VM; the task is its initial replication."""
+
+    def disable(self, vm: str, *, delete_copy: bool) -> None:
+        """Dissolve the relationship, keeping or deleting the copy on the replica."""
+
+    def pause(self, vm: str) -> None:
+        """Begin no cycle until resumed."""
+
+    def resume(self, vm: str) -> None:
+        """Go on after a pause."""
+
+    def sync(self, vm: str) -> TaskReport:
+        """Run a cycle now."""
+
+    def task(self, task_id: str, /) -> TaskReport:
+        """Tell how a long act is doing."""
+
+    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
+        """Tell what a failover to a point (default: the newest) would do and lose; changes nothing."""
+
+    def failover(self, vm: str, point: str | None) -> FailoverReport:
+        """Start the VM on this host from a point (default: the newest)."""
+
+    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
+        """Set which network of this host stands for which one of the primary."""
+
+    def peers(self) -> tuple[PeerReport, ...]:
+        """List paired hosts."""
+
+    def invite(self, for_name: str | None) -> Invitation:
+        """Make a pairing token."""
+
+    def join(self, token: str) -> PeerReport:
+        """Pair with the host that made the token."""
+
+    def remove_peer(self, name: str) -> None:
+        """Forget a paired host."""
+
+    def test_peer(self, name: str) -> PeerTest:
+        """Measure the connection to a paired host."""
+
+    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
+        """List the last cycles of a VM, newest first."""

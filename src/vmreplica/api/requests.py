@@ -1,0 +1,51 @@
+"""Bodies that the command line sends to the agent."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from vmreplica.model.ids import DiskTarget, HostName, PointId
+from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.shape import Shape
+
+NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/]{1,255}$")]
+
+
+class EnableRequest(Shape):
+    """Protect a VM."""
+
+    to: HostName
+    #: Seconds between cycles.
+    every: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
+    excluded: Annotated[tuple[DiskTarget, ...], Field(max_length=64)] = ()
+    keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+
+
+class DisableRequest(Shape):
+    """Stop protecting a VM."""
+
+    delete_copy: bool = False
+
+
+class FailoverRequest(Shape):
+    """Start a VM on its replica; without a point from the newest one."""
+
+    point: PointId | None = None
+
+
+class NetworksRequest(Shape):
+    """The whole map: the primary's network or bridge to this host's; what is not in it keeps its name."""
+
+    networks: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)]
+
+
+class InviteRequest(Shape):
+    """Make a pairing token, good for any host or for the one named."""
+
+    for_name: HostName | None = None
+
+
+class JoinRequest(Shape):
+    """Redeem a pairing token."""
+
+    token: Annotated[str, StringConstraints(min_length=1, max_length=16384, strip_whitespace=True)]

@@ -1,0 +1,115 @@
+"""The API's unix socket: one agent per socket, readable by its owner and group only."""
+
+import fcntl
+import os
+import secrets
+import socket as sockets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from vmreplica.api.app import make_app
+from vmreplica.api.facade import AgentFacade
+from vmreplica.model.errors import BadRequest, Conflict
+
+_MODE: Final = 0o660
+_BACKLOG: Final = 64
+_MAX_PATH: Final = 107  # bytes that sockaddr_un holds before its final NUL
+
+
+@dataclass(slots=True)
+class ApiServer:
+    """A running API."""
+
+    socket: Path
+    _runner: web.AppRunner
+    _lock: int
+
+    async def stop(self) -> None:
+        """Take no new request, let running ones end (for some seconds), remove the socket."""
+        self.socket.unlink(missing_ok=True)
+        await self._runner.cleanup()
+        os.close(self._lock)
+
+
+async def start_api(agent: AgentFacade, socket: Path, *, grace: float = 10.0) -> ApiServer:
+    """Serve an agent on a unix socket; a socket left by a crashed agent is replaced.
+
+    Args:
+        agent: whom to ask.
+        socket: where; the directory is made if it is missing.
+        grace: seconds that running requests get when the API is stopped.
+
+    Raises:
+        Conflict: another agent serves this socket, or the path is something else than a socket.
+        BadRequest: the path cannot be a socket.
+    """
+    lock = _lock(socket)
+    try:
+        listening = _listen(socket)
+        runner = web.AppRunner(make_app(agent), access_log=None, shutdown_timeout=grace)
+        await runner.setup()
+        await web.SockSite(runner, listening).start()
+    except BaseException:
+        os.close(lock)
+        raise
+    return ApiServer(socket, runner, lock)
+
+
+def _lock(socket: Path) -> int:
+    # The kernel drops the lock with its holder, however that dies, so a left-over socket is known to be stale.
+    path = socket.with_name(f"{socket.name}.lock")
+    try:
+        socket.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BadRequest(
+            "socket-path-unusable",
+            f"cannot make {path}: {error.strerror}",
+            hint="set socket in [agent] to a path in a directory that the agent may write",
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Conflict(
+            "agent-already-running",
+            f"another agent serves {socket}",
+            hint="systemctl status vmreplica, or set another socket in [agent] of the configuration",
+        ) from None
+    return fd
+
+
+def _listen(socket: Path) -> sockets.socket:
+    # Bound under another name and then renamed: nobody can connect before the permissions are right.
+    _require_free_name(socket)
+    building = socket.with_name(f".{secrets.token_hex(4)}")
+    if max(len(os.fsencode(path)) for path in (socket, building)) > _MAX_PATH:
+        raise BadRequest(
+            "socket-path-too-long",
+            f"{socket} is longer than the {_MAX_PATH} bytes of a unix socket's path",
+            hint="set socket in [agent] to a shorter path, for example /run/vmreplica/agent.sock",
+        )
+    listening = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    try:
+        listening.bind(str(building))
+        building.chmod(_MODE)
+        listening.listen(_BACKLOG)
+        building.rename(socket)
+    except BaseException:
+        building.unlink(missing_ok=True)
+        listening.close()
+        raise
+    return listening
+
+
+def _require_free_name(socket: Path) -> None:
+    if socket.exists() and not stat.S_ISSOCK(socket.stat().st_mode):
+        raise Conflict(
+            "socket-path-taken",
+            f"{socket} exists and is not a socket",
+            hint="remove it, or set another socket in [agent] of the configuration",
+        )
