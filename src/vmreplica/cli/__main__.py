@@ -1,0 +1,5 @@
+"""``python -m vmreplica.cli``."""
+
+from vmreplica.cli.main import main
+
+main()

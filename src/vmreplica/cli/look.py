@@ -1,0 +1,124 @@
+"""Commands that only look: status, points, history."""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from vmreplica.cli.client import AgentClient, vm_path
+from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, usage_text
+from vmreplica.cli.output import console, error_text, read_report, reporting, show, show_answer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_REFRESH: Final = 2.0
+
+OptionalVm = Annotated[
+    str | None, typer.Argument(metavar="[VM]", help="Only this VM, by name or UUID, in detail.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(
+        help=usage_text(
+            "Show how replication is doing: state, health and age of the newest recovery point of each VM.",
+            "vmreplica status",
+            "vmreplica status web --watch",
+            "vmreplica status --json | jq -r '.relationships[] | [.name, .health.level, .point_age] | @tsv'",
+        )
+    )(reporting(status))
+    app.command(help=usage_text("List the recovery points of a VM, newest first.", "vmreplica points web"))(
+        reporting(points)
+    )
+    app.command(help=usage_text("List the last replication cycles of a VM.", "vmreplica history web --limit 5"))(
+        reporting(history)
+    )
+
+
+def status(
+    vm: OptionalVm = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+    socket: SocketPath = DEFAULT_SOCKET,
+) -> None:
+    """Show status."""
+    client = AgentClient(socket)
+    if watch:
+        _watch(client, vm, as_json=as_json)
+    elif as_json:
+        show_answer(client.get("/v1/status", vm=vm))
+    else:
+        show(_status(client, vm))
+
+
+def points(vm: VmArgument, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
+    """List recovery points."""
+    answer = AgentClient(socket).get(vm_path(vm, "points"))
+    if as_json:
+        show_answer(answer)
+        return
+    from vmreplica.cli.show import points_view  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import PointsReport  # noqa: PLC0415 - slow to import
+
+    show(points_view(read_report(PointsReport, answer)))
+
+
+def history(
+    vm: VmArgument,
+    limit: Annotated[int, typer.Option(metavar="N", help="How many, from 1 to 1000.")] = 20,
+    as_json: AsJson = False,
+    socket: SocketPath = DEFAULT_SOCKET,
+) -> None:
+    """List cycles."""
+    answer = AgentClient(socket).get(vm_path(vm, "history"), limit=str(limit))
+    if as_json:
+        show_answer(answer)
+        return
+    from vmreplica.cli.show import history_view  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import HistoryReport  # noqa: PLC0415 - slow to import
+
+    show(history_view(read_report(HistoryReport, answer)))
+
+
+def _status(client: AgentClient, vm: str | None) -> "RenderableType":
+    answer = client.get("/v1/status", vm=vm)
+    from vmreplica.cli.show import relation_view, status_view  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import StatusReport  # noqa: PLC0415 - slow to import
+
+    report = read_report(StatusReport, answer)
+    return status_view(report) if vm is None else relation_view(report)
+
+
+def _watch(client: AgentClient, vm: str | None, *, as_json: bool) -> None:
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+
+    if as_json:
+        raise BadRequest(
+            "watch-is-for-people", "--watch goes on and on, --json is one document", hint="use one of the two"
+        )
+    if not sys.stdout.isatty():
+        raise BadRequest("watch-is-for-people", "--watch needs a terminal", hint="poll vmreplica status --json instead")
+    from rich.live import Live  # noqa: PLC0415 - slow to import
+
+    view = _status(client, vm)
+    try:
+        with Live(view, console=console(), auto_refresh=False) as live:
+            while True:
+                time.sleep(_REFRESH)
+                live.update(_status_or_error(client, vm), refresh=True)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
+def _status_or_error(client: AgentClient, vm: str | None) -> "RenderableType":
+    from rich.text import Text  # noqa: PLC0415 - slow to import
+
+    from vmreplica.model.errors import VmReplicaError  # noqa: PLC0415 - slow to import
+
+    try:
+        return _status(client, vm)
+    except VmReplicaError as error:
+        return Text(error_text(error.problem()), style="bold red")

@@ -1,0 +1,170 @@
+"""Commands that change a VM's protection: enable, disable, pause, resume, sync, networks."""
+
+from typing import Annotated
+
+import typer
+
+from vmreplica.cli.client import LONG, AgentClient, vm_path
+from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes, usage_text
+from vmreplica.cli.output import confirm, make_request, read_report, reporting, show_answer, show_document, show_done
+from vmreplica.model.units import parse_duration
+
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it is done, or return at once.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(
+        help=usage_text(
+            "Protect a VM: copy it to a paired host and go on copying what changes.",
+            "vmreplica enable web --to backup1",
+            "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        )
+    )(reporting(enable))
+    app.command(
+        help=usage_text(
+            "Stop protecting a VM; its copy is kept unless --delete-copy is given.",
+            "vmreplica disable web",
+            "vmreplica disable web --delete-copy --yes",
+        )
+    )(reporting(disable))
+    app.command(help=usage_text("Begin no replication cycle of a VM until it is resumed.", "vmreplica pause web"))(
+        reporting(pause)
+    )
+    app.command(help=usage_text("Go on replicating a paused VM.", "vmreplica resume web"))(reporting(resume))
+    app.command(
+        help=usage_text("Run a replication cycle now.", "vmreplica sync web", "vmreplica sync web --no-wait --json")
+    )(reporting(sync))
+    app.command(
+        help=usage_text(
+            "On the replica: say which network of this host stands for which of the primary after a failover.",
+            "vmreplica networks web --map lan=br0 --map dmz=br7",
+        )
+    )(reporting(networks))
+
+
+def enable(
+    vm: VmArgument,
+    *,
+    to: Annotated[str, typer.Option("--to", metavar="PEER", help="The paired host that gets the copy.")],
+    every: Annotated[
+        str, typer.Option(metavar="INTERVAL", help="How old the newest recovery point may be: 5s to 24h.")
+    ] = "5m",
+    exclude_disk: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
+    ] = None,
+    keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
+    wait: Wait = True,
+    as_json: AsJson = False,
+    socket: SocketPath = DEFAULT_SOCKET,
+) -> None:
+    """Protect a VM."""
+    from vmreplica.api.requests import EnableRequest  # noqa: PLC0415 - slow to import
+
+    body = make_request(EnableRequest, to=to, every=_seconds(every), excluded=tuple(exclude_disk or ()), keep=keep)
+    client = AgentClient(socket)
+    _task(client, vm, client.send("POST", vm_path(vm, "enable"), body, timeout=LONG), wait=wait, as_json=as_json)
+
+
+def disable(
+    vm: VmArgument,
+    *,
+    delete_copy: Annotated[
+        bool, typer.Option("--delete-copy", help="Delete all recovery points on the replica too.")
+    ] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    socket: SocketPath = DEFAULT_SOCKET,
+) -> None:
+    """Stop protecting a VM."""
+    from vmreplica.api.requests import DisableRequest  # noqa: PLC0415 - slow to import
+
+    what = "deletes all its recovery points on the replica" if delete_copy else "keeps its copy, which then grows old"
+    confirm(f"Stop protecting {vm}? This {what}.", yes=yes, as_json=as_json)
+    body = DisableRequest(delete_copy=delete_copy)
+    AgentClient(socket).send("POST", vm_path(vm, "disable"), body, timeout=LONG)
+    show_done(f"{vm} is no longer protected.", as_json=as_json, vm=vm)
+
+
+def pause(vm: VmArgument, *, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
+    """Pause a VM's replication."""
+    AgentClient(socket).send("POST", vm_path(vm, "pause"))
+    show_done(f"{vm} is paused: its newest recovery point grows old until vmreplica resume.", as_json=as_json, vm=vm)
+
+
+def resume(vm: VmArgument, *, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
+    """Resume a VM's replication."""
+    AgentClient(socket).send("POST", vm_path(vm, "resume"))
+    show_done(f"{vm} is replicated again.", as_json=as_json, vm=vm)
+
+
+def sync(vm: VmArgument, *, wait: Wait = True, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
+    """Run a cycle now."""
+    client = AgentClient(socket)
+    _task(client, vm, client.send("POST", vm_path(vm, "sync")), wait=wait, as_json=as_json)
+
+
+def networks(
+    vm: VmArgument,
+    *,
+    mapping: Annotated[
+        list[str],
+        typer.Option("--map", metavar="FROM=TO", help="The primary's network or bridge, and this host's; repeatable."),
+    ],
+    as_json: AsJson = False,
+    socket: SocketPath = DEFAULT_SOCKET,
+) -> None:
+    """Map networks."""
+    from vmreplica.api.requests import NetworksRequest  # noqa: PLC0415 - slow to import
+
+    body = make_request(NetworksRequest, networks=_mapping(mapping))
+    answer = AgentClient(socket).send("PUT", vm_path(vm, "networks"), body)
+    if as_json:
+        show_answer(answer)
+        return
+    pairs = ", ".join(f"{theirs} -> {ours}" for theirs, ours in body.networks.items())
+    show_done(f"{vm}: after a failover {pairs}.", as_json=False)
+
+
+def _task(client: AgentClient, vm: str, answer: bytes, *, wait: bool, as_json: bool) -> None:
+    from vmreplica.cli.watch import follow  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import TaskReport  # noqa: PLC0415 - slow to import
+
+    task = read_report(TaskReport, answer)
+    if wait:
+        task = follow(client, task, vm, as_json=as_json)
+    if as_json:
+        show_document(task.model_dump(mode="json"))
+    elif not wait:
+        show_done(f"{task.what} began; vmreplica status {vm} shows how it goes.", as_json=False)
+    elif task.result is not None:
+        from vmreplica.cli.show import cycle_text  # noqa: PLC0415 - slow to import
+
+        show_done(cycle_text(vm, task.result), as_json=False)
+    else:
+        show_done(f"{vm}: done.", as_json=False)
+
+
+def _seconds(every: str) -> int:
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+
+    try:
+        return parse_duration(every)
+    except ValueError as error:
+        raise BadRequest(
+            "interval-invalid", f"--every: {error}", hint="--every 30s, --every 5m, --every 12h"
+        ) from error
+
+
+def _mapping(pairs: list[str]) -> dict[str, str]:
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+
+    mapping: dict[str, str] = {}
+    for pair in pairs:
+        theirs, equals, ours = pair.partition("=")
+        if not (theirs and equals and ours) or theirs in mapping:
+            reason = "is given twice" if theirs in mapping else "is not FROM=TO"
+            raise BadRequest("network-map-invalid", f"--map {pair!r} {reason}", hint="for example --map lan=br0")
+        mapping[theirs] = ours
+    return mapping

@@ -1,0 +1,265 @@
+"""Tables and sentences for people, from report shapes. Pure but for the local time zone."""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vmreplica.cli.output import printable
+from vmreplica.model.health import Level
+from vmreplica.model.report import (
+    CycleReport,
+    FailoverPlan,
+    FailoverReport,
+    HistoryReport,
+    PeerReport,
+    PeersReport,
+    PeerTest,
+    PointsReport,
+    RelationshipReport,
+    StatusReport,
+)
+from vmreplica.model.units import format_duration, format_size
+
+_COLOURS: Final = {Level.NORMAL: "green", Level.WARNING: "yellow", Level.CRITICAL: "bold red"}
+_STATUS_COLUMNS: Final = ("VM", "role", "peer", "state", "health", "newest point", "points", "last cycle", "next")
+
+
+def status_view(report: StatusReport) -> RenderableType:
+    """Show all relationships of a host, and below them what is wrong with them."""
+    if not report.relationships:
+        return Text(f"{report.host}: no VM is replicated from or to this host.\n  vmreplica enable VM --to PEER")
+    table = _table(_STATUS_COLUMNS)
+    for relation in report.relationships:
+        table.add_row(*_status_row(relation, report.now))
+    return Group(table, *_remarks(report.relationships))
+
+
+def relation_view(report: StatusReport) -> RenderableType:
+    """Show one VM's relationships in detail."""
+    parts: list[RenderableType] = []
+    for relation in report.relationships:
+        parts += [_pairs(_details(relation, report.now)), *_remarks((relation,)), Text("")]
+    return Group(*parts[:-1])
+
+
+def points_view(report: PointsReport) -> RenderableType:
+    """Show recovery points, newest first."""
+    if not report.points:
+        return Text(f"{printable(report.name)}: no recovery point yet.")
+    table = _table(("point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "held by"))
+    for point in report.points:
+        table.add_row(
+            point.point,
+            _clock(point.instant),
+            point.kind,
+            point.consistency,
+            " ".join(disk.target for disk in point.disks),
+            format_size(point.guest_bytes),
+            format_size(point.wire_bytes),
+            format_size(point.stored_bytes),
+            printable(", ".join(point.holds)),
+        )
+    return table
+
+
+def history_view(report: HistoryReport) -> RenderableType:
+    """Show the last cycles, newest first."""
+    if not report.cycles:
+        return Text(f"{printable(report.vm)}: no cycle has run yet.")
+    table = _table(("started", "kind", "why", "outcome", "time", "guest", "sent", "point or error"))
+    for cycle in report.cycles:
+        outcome = Text(cycle.outcome, style="green" if cycle.outcome == "published" else "yellow")
+        table.add_row(
+            _clock(cycle.started),
+            cycle.kind,
+            printable(cycle.reason),
+            outcome,
+            format_duration(cycle.seconds),
+            format_size(cycle.guest_bytes),
+            format_size(cycle.wire_bytes),
+            printable(cycle.error or cycle.point or ""),
+        )
+    return table
+
+
+def peers_view(report: PeersReport) -> RenderableType:
+    """Show paired hosts."""
+    if not report.peers:
+        return Text(
+            "No host is paired with this one.\n  vmreplica peer invite (here), vmreplica peer join TOKEN (there)"
+        )
+    table = _table(("name", "addresses", "host id", "paired"))
+    for peer in report.peers:
+        table.add_row(peer.name, printable(", ".join(peer.addresses)), peer.host_id, _clock(peer.paired))
+    return table
+
+
+def paired_view(peer: PeerReport) -> RenderableType:
+    """Show a host that was just paired."""
+    return Text(
+        f"Paired with {peer.name} ({peer.host_id}) at {printable(', '.join(peer.addresses))}, in both directions.\n"
+        f"  vmreplica peer test {peer.name}"
+    )
+
+
+def test_view(test: PeerTest) -> RenderableType:
+    """Show what a connection test found."""
+    pairs = [
+        ("peer", test.name),
+        ("host id", test.host_id),
+        ("address", test.address),
+        ("version", test.version),
+        ("certificate until", _clock(test.certificate_expires)),
+        ("clock difference", f"{test.clock_difference_seconds:+.3f} s"),
+        ("round trip", f"{test.round_trip_ms:.1f} ms"),
+        ("throughput", f"{format_size(test.send_bytes_per_second)}/s"),
+        ("free in its store", format_size(test.store_free_bytes)),
+    ]
+    findings = [Text(f"! {printable(finding)}", style="yellow") for finding in test.findings]
+    return Group(_pairs(pairs), *findings)
+
+
+def plan_view(plan: FailoverPlan) -> RenderableType:
+    """Show what a failover will do and lose."""
+    lines = [Text(f"{plan.kind.capitalize()} failover of {printable(plan.name)} from point {plan.point}", style="bold")]
+    lines += [Text(f"  {number}. {printable(step.text)}") for number, step in enumerate(plan.steps, start=1)]
+    lines.append(Text(loss_text(plan), style="yellow"))
+    lines += [Text(f"! {printable(warning)}", style="yellow") for warning in plan.warnings]
+    return Group(*lines)
+
+
+def loss_text(plan: FailoverPlan) -> str:
+    """Say what a failover loses."""
+    text = (
+        f"Lost: everything the guest wrote after {_clock(plan.instant)} "
+        f"({format_duration(plan.loses_seconds)} until now)"
+    )
+    if plan.newer_points:
+        text += f", though {plan.newer_points} newer recovery point{'s' * (plan.newer_points > 1)} would lose less"
+    return f"{text}."
+
+
+def failover_view(report: FailoverReport) -> RenderableType:
+    """Show what a failover did."""
+    plan = report.plan
+    verb = "runs here" if report.started else "is defined here but not started"
+    return Group(
+        Text(
+            f"{printable(plan.name)} {verb} from point {plan.point} after {report.seconds:.1f} s; "
+            f"it is now {report.state}."
+        ),
+        Text(loss_text(plan), style="yellow"),
+    )
+
+
+def cycle_text(vm: str, cycle: CycleReport) -> str:
+    """Say in a line how a cycle went."""
+    return (
+        f"{printable(vm)}: point {cycle.point} {cycle.outcome} ({cycle.kind}): "
+        f"{format_size(cycle.guest_bytes)} of the guest, {format_size(cycle.wire_bytes)} sent, "
+        f"{format_duration(cycle.seconds)}"
+    )
+
+
+def _status_row(relation: RelationshipReport, now: dt.datetime) -> tuple[str | Text, ...]:
+    level = relation.health.level
+    return (
+        printable(relation.name),
+        relation.role,
+        _peer(relation),
+        relation.state,
+        Text(level, style=_COLOURS[level]),
+        _age(relation),
+        str(relation.points),
+        _activity(relation),
+        _due(relation, now),
+    )
+
+
+def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, str | Text]]:
+    level = relation.health.level
+    cycle = relation.last_cycle
+    pairs: list[tuple[str, str | Text]] = [
+        ("VM", f"{printable(relation.name)} ({relation.vm})"),
+        ("role", f"{relation.role}, with {_peer(relation)} ({relation.peer_id})"),
+        ("state", relation.state),
+        ("health", Text(level, style=_COLOURS[level])),
+        ("interval", f"{format_duration(relation.interval)}, {relation.keep} points kept"),
+        ("newest point", relation.latest.point if relation.latest else "none"),
+        ("its age", _age(relation)),
+        ("points", str(relation.points)),
+        ("epoch", str(relation.epoch)),
+        ("next cycle", _due(relation, now)),
+    ]
+    if relation.excluded:
+        pairs.append(("not replicated", " ".join(relation.excluded)))
+    if relation.progress:
+        pairs.append(("now", _activity(relation)))
+    if cycle:
+        pairs.append(("last cycle", f"{_clock(cycle.started)}: {cycle_text(relation.name, cycle)}"))
+    return pairs
+
+
+def _remarks(relations: Iterable[RelationshipReport]) -> list[Text]:
+    remarks = []
+    for relation in relations:
+        for reason in relation.health.reasons:
+            colour = _COLOURS[reason.level]
+            remarks.append(Text(f"{printable(relation.name)}: {printable(reason.text)} ({reason.code})", style=colour))
+            if reason.hint:
+                remarks.append(Text(f"  {printable(reason.hint)}"))
+    return remarks
+
+
+def _peer(relation: RelationshipReport) -> str:
+    return relation.peer or f"{relation.peer_id[:8]} (not paired)"
+
+
+def _age(relation: RelationshipReport) -> str:
+    if relation.point_age is None:
+        return "none"
+    return f"{format_duration(relation.point_age)} (of {format_duration(relation.interval)})"
+
+
+def _activity(relation: RelationshipReport) -> str:
+    if relation.progress:
+        now = relation.progress
+        share = f" {now.done_bytes * 100 // now.total_bytes}%" if now.total_bytes else ""
+        return f"{printable(now.phase)}{share}, {format_size(now.rate)}/s"
+    cycle = relation.last_cycle
+    if cycle is None:
+        return ""
+    if cycle.outcome != "published":
+        return cycle.outcome
+    return f"{format_size(cycle.wire_bytes)} in {format_duration(cycle.seconds)}"
+
+
+def _due(relation: RelationshipReport, now: dt.datetime) -> str:
+    if relation.next_due is None:
+        return ""
+    wait = (relation.next_due - now).total_seconds()
+    return f"in {format_duration(wait)}" if wait > 0 else "due"
+
+
+def _clock(instant: dt.datetime) -> str:
+    return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _pairs(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in pairs:
+        table.add_row(key, value)
+    return table

@@ -1,0 +1,149 @@
+"""Watching a task until it is done. Ctrl-C stops the watching, never the work."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import typer
+
+from vmreplica.cli.client import AgentClient
+from vmreplica.cli.output import console, printable, read_report, show_document
+from vmreplica.model.errors import Internal, VmReplicaError, from_problem
+from vmreplica.model.report import Progress, TaskReport
+from vmreplica.model.units import format_duration, format_size
+
+_POLL: Final = 0.5
+_LINE_EVERY: Final = 10.0
+_INTERRUPTED: Final = 130
+
+
+class _Display(Protocol):
+    def show(self, progress: Progress) -> None: ...
+    def close(self) -> None: ...
+
+
+def follow(client: AgentClient, task: TaskReport, vm: str, *, as_json: bool) -> TaskReport:
+    """Show a task's progress on standard error until it is done.
+
+    Raises:
+        VmReplicaError: the task failed.
+        typer.Exit: the person stopped watching.
+    """
+    display = _Quiet() if as_json else _display(vm)
+    latest = [task]
+
+    def poll() -> TaskReport:
+        latest[0] = read_report(TaskReport, client.get(f"/v1/tasks/{task.id}"))
+        return latest[0]
+
+    try:
+        _until_done(task, poll, display)
+    except KeyboardInterrupt:
+        display.close()
+        _stopped_watching(latest[0], vm, as_json=as_json)
+    display.close()
+    failure = task_error(latest[0])
+    if failure is not None:
+        raise failure
+    return latest[0]
+
+
+def task_error(task: TaskReport) -> VmReplicaError | None:
+    """Tell with which error a finished task ended, if with any."""
+    if task.problem is not None:
+        return from_problem(task.problem)
+    if task.error is not None:
+        return Internal(task.error_code or "task-failed", task.error, hint=task.hint)
+    result = task.result
+    if result is not None and result.outcome != "published":
+        text = result.error or f"the cycle was {result.outcome}"
+        return Internal(result.error_code or "task-failed", text, hint=result.hint)
+    return None
+
+
+def _until_done(task: TaskReport, poll: Callable[[], TaskReport], display: _Display) -> None:
+    while not task.done:
+        if task.progress is not None:
+            display.show(task.progress)
+        time.sleep(_POLL)
+        task = poll()
+    if task.progress is not None:
+        display.show(task.progress)
+
+
+def _stopped_watching(task: TaskReport, vm: str, *, as_json: bool) -> None:
+    if as_json:
+        show_document(task.model_dump(mode="json"))
+    else:
+        typer.echo(f"\nNo longer watching; the work goes on: vmreplica status {printable(vm)}", err=True)
+    raise typer.Exit(_INTERRUPTED)
+
+
+def _display(vm: str) -> _Display:
+    return _Bar(vm) if sys.stderr.isatty() else _Lines(vm)
+
+
+class _Quiet:
+    def show(self, progress: Progress) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class _Lines:
+    """A line now and then, for logs."""
+
+    def __init__(self, vm: str) -> None:
+        self._vm = vm
+        self._phase = ""
+        self._next = 0.0
+
+    def show(self, progress: Progress) -> None:
+        if progress.phase == self._phase and time.monotonic() < self._next:
+            return
+        self._phase, self._next = progress.phase, time.monotonic() + _LINE_EVERY
+        typer.echo(printable(f"{self._vm}: {progress_text(progress)}"), err=True)
+
+    def close(self) -> None:
+        """Every line is out already."""
+
+
+class _Bar:
+    """A bar that moves, for terminals."""
+
+    def __init__(self, vm: str) -> None:
+        from rich.progress import BarColumn, TextColumn  # noqa: PLC0415 - slow to import
+        from rich.progress import Progress as Bars  # noqa: PLC0415 - slow to import
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
+        self._bars = Bars(*columns, console=console(stderr=True), transient=True)
+        self._bar = self._bars.add_task(printable(vm), total=None, text="")
+        self._bars.start()
+
+    def show(self, progress: Progress) -> None:
+        self._bars.update(
+            self._bar,
+            completed=progress.done_bytes,
+            total=progress.total_bytes or None,
+            text=progress_text(progress),
+        )
+
+    def close(self) -> None:
+        self._bars.stop()
+
+
+def progress_text(progress: Progress) -> str:
+    """Spell progress: phase, bytes, rate, time left."""
+    text = (
+        f"{printable(progress.phase)} {format_size(progress.done_bytes)} of {format_size(progress.total_bytes)}, "
+        f"{format_size(progress.rate)}/s, {format_size(progress.wire_bytes)} sent"
+    )
+    if progress.seconds_left is not None:
+        text += f", {format_duration(progress.seconds_left)} left"
+    return text
