@@ -33,7 +33,7 @@ def make_app() -> typer.Typer:
             "Measure the connection to a paired host: certificate, clocks, round trip, throughput, free space.",
             "vmreplica peer test backup1",
         ),
-    )(reporting(test_peer))
+    )(reporting(measure))
     app.command(help=usage_text("Forget a paired host; it can no longer connect.", "vmreplica peer remove backup1"))(
         reporting(remove)
     )
@@ -93,7 +93,7 @@ def list_peers(as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> 
     show(peers_view(read_report(PeersReport, answer)))
 
 
-def test_peer(name: PeerArgument, *, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
+def measure(name: PeerArgument, *, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
     """Test a connection."""
     answer = AgentClient(socket).send("POST", peer_path(name, "/test"), timeout=LONG)
     if as_json:
