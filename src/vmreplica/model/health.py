@@ -44,6 +44,7 @@ class Facts:
     last_error_hint: str = ""
     last_duration: float | None = None
     missed_in_a_row: int = 0
+    vm_off: bool = False
     complaints: tuple[str, ...] = ()
 
 
@@ -74,7 +75,7 @@ _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
 
 def judge(facts: Facts) -> Health:
     """Derive health from facts."""
-    reasons = [*_of_state(facts), *_of_error(facts), *_of_age(facts), *_of_pace(facts)]
+    reasons = [*_of_state(facts), *_of_error(facts), *_of_power(facts), *_of_age(facts), *_of_pace(facts)]
     reasons += [Reason(code="replica-complains", level=Level.WARNING, text=text) for text in facts.complaints]
     order = (Level.NORMAL, Level.WARNING, Level.CRITICAL)
     level = max((reason.level for reason in reasons), key=order.index, default=Level.NORMAL)
@@ -101,8 +102,15 @@ def _of_error(facts: Facts) -> list[Reason]:
     ]
 
 
+def _of_power(facts: Facts) -> list[Reason]:
+    if not facts.vm_off or facts.state is State.FENCED:
+        return []
+    text = "the VM is shut off: what it wrote after its newest point is sent when it runs again"
+    return [Reason(code="vm-off", level=Level.WARNING, text=text, hint="start the VM before you rely on the replica")]
+
+
 def _of_age(facts: Facts) -> list[Reason]:
-    if facts.state not in {State.REPLICATING, State.RESYNC} or facts.point_age is None:
+    if facts.state not in {State.REPLICATING, State.RESYNC} or facts.point_age is None or facts.vm_off:
         return []
     if facts.point_age <= _LATE * facts.interval:
         return []

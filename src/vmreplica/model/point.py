@@ -145,5 +145,7 @@ class Position(Shape):
     latest: PointSummary | None
     incoming: IncomingPoint | None
     free_bytes: int
-    #: Codes and texts of what the replica has to complain about (store nearly full, failed over, ...).
+    #: How many published points the replica keeps.
+    points: int = 0
+    #: Texts of what the replica has to complain about (store nearly full, failed over, ...).
     complaints: tuple[str, ...] = ()

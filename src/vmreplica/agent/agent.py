@@ -1,0 +1,266 @@
+"""The whole agent behind its API: two sides, peers, history. Everything is put together here and nowhere else."""
+
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from vmreplica import __version__
+from vmreplica.agent.clients import Clients
+from vmreplica.agent.config import Config
+from vmreplica.agent.cycle import Stages
+from vmreplica.agent.journal import Journal
+from vmreplica.agent.primary import PrimarySide
+from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.runner import Runner
+from vmreplica.agent.tasks import Tasks
+from vmreplica.agent.transfer import TransferLimits
+from vmreplica.fsio import free_bytes
+from vmreplica.hypervisor import Hypervisor
+from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
+from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.report import (
+    CycleReport,
+    FailoverPlan,
+    FailoverReport,
+    Invitation,
+    PeerReport,
+    PeerTest,
+    PointsReport,
+    RelationshipReport,
+    StatusReport,
+    TaskReport,
+)
+from vmreplica.peer.book import Peer, PeerBook
+from vmreplica.peer.identity import Identity
+from vmreplica.peer.invitations import Invitations
+from vmreplica.peer.pairing import join
+from vmreplica.peer.wire import Hello, RunsHere
+from vmreplica.receive import Receiver
+from vmreplica.repository import Repository
+from vmreplica.spool import Spool
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class Agent:
+    """This host. Its public methods are the facade that the API serves.
+
+    Args:
+        config: validated configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        paths, limits = config.agent, config.limits
+        for directory in (paths.state_dir, paths.store, paths.runtime_dir):
+            _make_dir(directory)
+        self.identity = Identity.load_or_create(paths.state_dir / "pki", paths.name)
+        self.book = PeerBook(paths.state_dir / "peers.json")
+        self.invitations = Invitations(paths.state_dir / "invitations.json")
+        self._clients = Clients(self.identity, self.book)
+        self._tasks = Tasks()
+        self._journal = Journal(paths.state_dir / "journal.db")
+        self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
+        repository = Repository(paths.store, min_free=limits.min_free)
+        self._replicas = ReplicaSide(
+            repository=repository, hypervisor=self._hypervisor, clients=self._clients, book=self.book
+        )
+        stages = Stages(
+            hypervisor=self._hypervisor,
+            spool=Spool(paths.state_dir / "spool", limits.spool_cap),
+            limits=_transfer_limits(config),
+        )
+        self._runner = Runner(
+            stages=stages, clients=self._clients, journal=self._journal, concurrent=limits.concurrent_cycles
+        )
+        self._primaries = PrimarySide(
+            stages=stages, runner=self._runner, clients=self._clients, book=self.book, tasks=self._tasks
+        )
+        self.receiver = Receiver(
+            repository, hello=self.hello, runs_here=self.runs_here, on_published=self._replicas.published
+        )
+
+    def start(self) -> None:
+        """Finish what a crash interrupted, then begin to work."""
+        self._replicas.start()
+        self._runner.start()
+
+    def stop(self) -> None:
+        """End all work in an orderly way."""
+        self._runner.stop()
+        self._replicas.stop()
+        self._clients.close()
+        self._journal.close()
+        self._hypervisor.close()
+
+    # ---- what peers ask
+
+    def hello(self) -> Hello:
+        """Tell who this host is."""
+        return Hello(
+            name=self.identity.name,
+            host_id=self.identity.host_id,
+            version=__version__,
+            now=dt.datetime.now(dt.UTC),
+            free_bytes=free_bytes(self.config.agent.store),
+        )
+
+    def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
+        """Tell the replica of one of our VMs whether the VM runs here."""
+        rel = self._primaries.find(vm)
+        if rel is None or rel.policy.replica != peer:
+            raise NotFound("vm-unknown", f"no VM {vm} of this host is replicated to the asking one")
+        return RunsHere(vm=rel.vm, runs=self._hypervisor.running(rel.vm), epoch=rel.policy.epoch)
+
+    # ---- the facade: VMs
+
+    def status(self, vm: str | None) -> StatusReport:
+        """Report the host, with all its relationships or one VM's."""
+        rows = [*self._primaries.reports(), *self._replicas.reports()]
+        if vm is not None:
+            rows = [row for row in rows if vm in {row.vm, row.name}]
+            if not rows:
+                self._explain_missing(vm)
+        return StatusReport(
+            host=self.identity.name,
+            host_id=self.identity.host_id,
+            version=__version__,
+            now=dt.datetime.now(dt.UTC),
+            relationships=tuple(sorted(rows, key=lambda row: (row.name, row.role))),
+        )
+
+    def points(self, vm: str) -> PointsReport:
+        """List recovery points, held here or on the VM's replica."""
+        replica = self._replicas.find(vm)
+        if replica is not None:
+            return self._replicas.points(replica)
+        rel = self._primaries.find(vm)
+        if rel is None:
+            self._explain_missing(vm)
+            raise NotFound("not-protected", f"{vm} is not protected on this host", hint=f"vmreplica enable {vm}")
+        return self._clients.to(rel.policy.replica).points(rel.vm)
+
+    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+        """Protect a VM; the task is its initial replication."""
+        host = self.book.by_name(to).host_id
+        return self._primaries.enable(vm, host, interval=every, keep=keep, excluded=excluded).report()
+
+    def disable(self, vm: str, *, delete_copy: bool) -> None:
+        """Dissolve a relationship, from either side."""
+        replica = self._replicas.find(vm)
+        if replica is not None and self._primaries.find(vm) is None:
+            self._replicas.forget(replica, delete_copy=delete_copy)
+        else:
+            self._primaries.disable(vm, delete_copy=delete_copy)
+
+    def pause(self, vm: str) -> None:
+        """Begin no cycle until resumed."""
+        self._primaries.pause(vm)
+
+    def resume(self, vm: str) -> None:
+        """Go on after a pause."""
+        self._primaries.resume(vm)
+
+    def sync(self, vm: str) -> TaskReport:
+        """Run a cycle now."""
+        return self._primaries.sync(vm).report()
+
+    def task(self, task_id: str, /) -> TaskReport:
+        """Tell how a long act is doing."""
+        return self._tasks.get(task_id).report()
+
+    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
+        """List the last cycles of a VM, newest first."""
+        return self._journal.history(self._hypervisor.find(vm).vm, limit)
+
+    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
+        """Tell what a failover would do and lose; changes nothing."""
+        return self._replicas.plan(vm, point)
+
+    def failover(self, vm: str, point: str | None) -> FailoverReport:
+        """Start the VM on this host."""
+        return self._replicas.failover(vm, point)
+
+    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
+        """Set which network of this host stands for which one of the primary."""
+        return self._replicas.map_networks(vm, mapping)
+
+    # ---- the facade: peers
+
+    def peers(self) -> tuple[PeerReport, ...]:
+        """List paired hosts."""
+        return tuple(_peer_report(peer) for peer in self.book.all())
+
+    def invite(self, for_name: str | None) -> Invitation:
+        """Make a pairing token."""
+        return self.invitations.invite(self.identity, self.config.agent.addresses(), for_name=for_name)
+
+    def join(self, token: str) -> PeerReport:
+        """Pair with the host that made the token."""
+        return _peer_report(join(token, self.identity, self.book, self.config.agent.addresses()))
+
+    def remove_peer(self, name: str) -> None:
+        """Forget a paired host.
+
+        Raises:
+            Conflict: a VM is still replicated to or from it.
+        """
+        peer = self.book.by_name(name)
+        rows = [*self._primaries.reports(), *self._replicas.reports()]
+        users = sorted({row.name for row in rows if row.peer_id == peer.host_id})
+        if users:
+            raise Conflict(
+                "peer-in-use",
+                f"{name} is the other side of {', '.join(users)}",
+                hint=f"`vmreplica disable {users[0]}` first",
+            )
+        self.book.remove(name)
+
+    def test_peer(self, name: str) -> PeerTest:
+        """Measure the connection to a paired host."""
+        return self._clients.to(self.book.by_name(name).host_id).measure()
+
+    def _explain_missing(self, vm: str) -> None:
+        """Raise the most telling error for a VM that has no relationship here.
+
+        Raises:
+            NotFound: ``vm-unknown``, or ``not-protected`` when the VM exists.
+        """
+        brief = self._hypervisor.find(vm)
+        raise NotFound(
+            "not-protected",
+            f"{brief.name} is not protected on this host",
+            hint=f"vmreplica enable {brief.name} --to PEER",
+        )
+
+
+def _transfer_limits(config: Config) -> TransferLimits:
+    limits = config.limits
+    return TransferLimits(
+        workers=limits.workers,
+        connections=limits.connections,
+        level=limits.level,
+        scratch_dir=config.agent.runtime_dir,
+        scratch_cap=limits.scratch_cap,
+        min_free=limits.min_free,
+    )
+
+
+def _peer_report(peer: Peer) -> PeerReport:
+    return PeerReport(name=peer.name, host_id=peer.host_id, addresses=peer.addresses, paired=peer.paired)
+
+
+def _make_dir(path: Path) -> None:
+    """Make a directory that QEMU, running as another user, may pass through but not list."""
+    try:
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise VmReplicaError(
+            "directory-unusable",
+            f"cannot make the directory {path}: {os.strerror(error.errno or 0)}",
+            hint="correct the path in the configuration, or the rights on its parent",
+            kind="operator",
+        ) from error

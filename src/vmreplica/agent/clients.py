@@ -1,0 +1,42 @@
+"""One connection pool per paired host, made when needed and forgotten when the host's entry changes."""
+
+import threading
+
+from vmreplica.model.ids import HostId
+from vmreplica.peer.book import Peer, PeerBook
+from vmreplica.peer.client import PeerClient
+from vmreplica.peer.identity import Identity
+
+
+class Clients:
+    """Thread-safe cache of clients by host id."""
+
+    def __init__(self, identity: Identity, book: PeerBook) -> None:
+        self._identity = identity
+        self._book = book
+        self._lock = threading.Lock()
+        self._known: dict[HostId, tuple[Peer, PeerClient]] = {}
+
+    def to(self, host: HostId) -> PeerClient:
+        """Get the client for a paired host.
+
+        Raises:
+            NotFound: no such host is paired (``peer-unknown``).
+        """
+        peer = self._book.by_id(host)
+        with self._lock:
+            known = self._known.get(host)
+            if known is not None and known[0] == peer:
+                return known[1]
+            client = PeerClient(self._identity, peer)
+            self._known[host] = (peer, client)
+        if known is not None:
+            known[1].close()
+        return client
+
+    def close(self) -> None:
+        """Close every connection."""
+        with self._lock:
+            known, self._known = self._known, {}
+        for _, client in known.values():
+            client.close()

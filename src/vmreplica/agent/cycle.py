@@ -1,0 +1,295 @@
+"""One replication cycle of one VM: ask the facts, decide, act, until a new point is published or nothing can be done.
+
+Killed anywhere, the next run finds the same facts and goes on from there: the spool and the backup job survive the
+agent, and what has been replicated is asked from the replica.
+"""
+
+import datetime as dt
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from vmreplica.agent.decide import Capture, Continue, CycleFacts, Fenced, Ship, SpoolFacts, Step, Tidy, Wait, decide
+from vmreplica.agent.meter import Meter
+from vmreplica.agent.transfer import Transfer, TransferLimits
+from vmreplica.fsio import require_free
+from vmreplica.hypervisor import BackupJob, DomainView, Hypervisor
+from vmreplica.model.errors import Conflict, Internal, VmReplicaError
+from vmreplica.model.ids import (
+    CheckpointName,
+    DiskTarget,
+    PointId,
+    VmId,
+    checkpoint_name,
+    is_our_checkpoint,
+    new_point_id,
+)
+from vmreplica.model.point import DiskSpec, PointOpening, PointSummary, Position
+from vmreplica.model.policy import Policy
+from vmreplica.peer.client import PeerClient
+from vmreplica.spool import Spool, SpoolPoint
+
+_log: Final = structlog.get_logger(__name__)
+
+#: A cycle is a handful of steps; more means that two facts contradict each other for ever.
+_MAX_STEPS: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """What every cycle on this host shares."""
+
+    hypervisor: Hypervisor
+    spool: Spool
+    limits: TransferLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a cycle came to: a published point, or the reason why it waits."""
+
+    published: PointSummary | None
+    step: Capture | None
+    guest_bytes: int
+    waits: str | None = None
+
+
+class Cycle:
+    """One run for one VM; used once.
+
+    Args:
+        stages: libvirt, spool and limits of this host.
+        client: the replica.
+        vm: whose cycle.
+        policy: its policy at this moment.
+        halt: set from outside to give up (pause, shutdown).
+        meter: fed with progress.
+        seen: called with each position the replica tells.
+    """
+
+    def __init__(
+        self,
+        *,
+        stages: Stages,
+        client: PeerClient,
+        vm: VmId,
+        policy: Policy,
+        halt: threading.Event,
+        meter: Meter,
+        seen: Callable[[Position], None],
+    ) -> None:
+        self._stages = stages
+        self._hypervisor = stages.hypervisor
+        self._client = client
+        self._vm = vm
+        self._policy = policy
+        self._halt = halt
+        self._meter = meter
+        self._seen = seen
+        self._view: DomainView | None = None
+        self._job: BackupJob | None = None
+        self._base_trouble: str | None = None
+        self._capture: Capture | None = None
+        self._published: PointSummary | None = None
+        self._guest_bytes = 0
+
+    def run(self) -> Outcome:
+        """Do steps until a point taken in this run is published, or until something outside has to change.
+
+        Raises:
+            VmReplicaError: this run failed; the next one goes on from the facts.
+        """
+        for _ in range(_MAX_STEPS):
+            step = decide(self._facts())
+            _log.debug("cycle step", vm=self._vm, step=type(step).__name__)
+            waits = self._act(step)
+            if waits is not None or self._published is not None:
+                return self._outcome(waits)
+        raise Internal("cycle-does-not-settle", f"{self._name()}: a cycle did not come to an end")
+
+    def _outcome(self, waits: str | None) -> Outcome:
+        return Outcome(published=self._published, step=self._capture, guest_bytes=self._guest_bytes, waits=waits)
+
+    # ---- facts
+
+    def _facts(self) -> CycleFacts:
+        position = self._client.position(self._vm)
+        self._seen(position)
+        view = self._hypervisor.inspect(self._vm)
+        self._view = view
+        return CycleFacts(
+            replica=self._policy.replica,
+            epoch=self._policy.epoch,
+            position=position,
+            running=view.active,
+            disks=self._disks(view),
+            checkpoints=tuple(self._hypervisor.checkpoints(self._vm)),
+            spool=self._spool_facts(),
+            base_trouble=self._base_trouble,
+        )
+
+    def _disks(self, view: DomainView) -> dict[DiskTarget, int]:
+        chosen = (d for d in view.disks if d.reason_ineligible is None and d.target not in self._policy.excluded)
+        return {disk.target: disk.size for disk in chosen}
+
+    def _spool_facts(self) -> SpoolFacts | None:
+        point = self._stages.spool.point(self._vm)
+        if point is None:
+            return None
+        complete = point.closing is not None
+        checkpoint = point.opening.checkpoint
+        if not complete and checkpoint is not None:
+            self._job = self._hypervisor.attach_backup(self._vm, checkpoint)
+        return SpoolFacts(opening=point.opening, complete=complete, job_runs=self._job is not None)
+
+    # ---- acts
+
+    def _act(self, step: Step) -> str | None:
+        match step:
+            case Fenced():
+                raise self._fenced(step)
+            case Wait():
+                return step.reason
+            case Tidy():
+                self._tidy(step)
+            case Ship():
+                self._ship_spooled()
+            case Continue():
+                self._continue()
+            case Capture():
+                self._begin(step)
+        return None
+
+    def _fenced(self, step: Fenced) -> VmReplicaError:
+        self._hypervisor.end_backup(self._vm)
+        return Conflict(
+            "failed-over-elsewhere",
+            f"{self._name()} was failed over to its replica (epoch {step.epoch}, here {self._policy.epoch})",
+            hint="decide which side survives; this one is stale and ships nothing",
+        )
+
+    def _tidy(self, step: Tidy) -> None:
+        _log.info("tidying", vm=self._vm, why=step.why, checkpoints=step.checkpoints, spool=step.discard_spool)
+        point = self._stages.spool.point(self._vm) if step.discard_spool else None
+        if point is not None:
+            self._hypervisor.end_backup(self._vm)
+        for name in step.checkpoints:
+            self._hypervisor.delete_checkpoint(self._vm, name)
+        if point is not None:
+            point.discard()
+
+    def _ship_spooled(self) -> None:
+        point = self._spooled()
+        self._meter.phase("sending what waits in the spool")
+        summary = self._transfer(point).ship_only()
+        self._acknowledged(point, summary)
+
+    def _continue(self) -> None:
+        point = self._spooled()
+        job = self._job
+        if job is None:
+            raise Internal("job-vanished", f"{self._name()}: the backup job was there and is gone")
+        self._published = self._read_and_ship(point, job)
+
+    def _begin(self, step: Capture) -> None:
+        self._capture = step
+        require_free(self._stages.limits.scratch_dir, self._stages.limits.min_free, "a backup job's scratch space")
+        require_free(self._stages.spool.path, self._stages.limits.min_free, "the spool")
+        if not step.bases:
+            raise Conflict(
+                "no-eligible-disks",
+                f"{self._name()} has no disk left that can be replicated",
+                hint=f"`vmreplica status {self._name()}` names the reasons",
+            )
+        point = self._stages.spool.create(self._opening(step))
+        try:
+            job = self._begin_job(point.opening, step.bases)
+        except VmReplicaError as error:
+            point.discard()
+            if error.code != "checkpoint-broken" or step.kind != "delta":
+                raise
+            _log.warning("change tracking lost", vm=self._vm, why=error.message)
+            self._base_trouble = error.message
+            return
+        self._published = self._read_and_ship(point, job)
+
+    def _opening(self, step: Capture) -> PointOpening:
+        instant = dt.datetime.now(dt.UTC)
+        view = self._known_view()
+        sizes = self._disks(view)
+        point: PointId = new_point_id(instant, secrets.token_hex(4))
+        return PointOpening(
+            vm=self._vm,
+            name=view.name,
+            point=point,
+            parent=step.parent,
+            kind=step.kind,
+            instant=instant,
+            epoch=self._policy.epoch,
+            checkpoint=checkpoint_name(self._policy.replica, point),
+            disks=tuple(DiskSpec(target=target, size=sizes[target]) for target in sorted(step.bases)),
+            definition=view.definition,
+            interval=self._policy.interval,
+            keep=self._policy.keep,
+        )
+
+    def _begin_job(self, opening: PointOpening, bases: Mapping[DiskTarget, CheckpointName | None]) -> BackupJob:
+        if opening.checkpoint is None:
+            raise Internal("checkpoint-missing", f"{self._name()}: a captured point needs a checkpoint")
+        try:
+            return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
+        except Conflict as error:
+            # A job of ours that no spool knows is left from a crash: ours to end. A foreign one stays.
+            if error.code != "backup-job-running" or not self._hypervisor.end_backup(self._vm):
+                raise
+            return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
+
+    def _read_and_ship(self, point: SpoolPoint, job: BackupJob) -> PointSummary:
+        self._meter.phase("initial replication" if point.opening.kind == "initial" else "replicating")
+        summary = self._transfer(point).capture_and_ship(job)
+        self._acknowledged(point, summary)
+        return summary
+
+    def _transfer(self, point: SpoolPoint) -> Transfer:
+        return Transfer(
+            point=point,
+            wire=self._client,
+            limits=self._stages.limits,
+            halt=self._halt,
+            meter=self._meter,
+            give_up=lambda: self._give_up(point),
+        )
+
+    def _give_up(self, point: SpoolPoint) -> None:
+        self._hypervisor.end_backup(self._vm)
+        if point.opening.checkpoint is not None:
+            self._hypervisor.delete_checkpoint(self._vm, point.opening.checkpoint)
+        point.discard()
+
+    def _acknowledged(self, point: SpoolPoint, summary: PointSummary) -> None:
+        """Only now the old base may go: the replica holds its successor durably."""
+        self._guest_bytes += summary.guest_bytes
+        point.discard()
+        for name in self._hypervisor.checkpoints(self._vm):
+            if name != summary.checkpoint and is_our_checkpoint(name, self._policy.replica):
+                self._hypervisor.delete_checkpoint(self._vm, name)
+
+    # ---- small helpers
+
+    def _spooled(self) -> SpoolPoint:
+        point = self._stages.spool.point(self._vm)
+        if point is None:
+            raise Internal("spool-vanished", f"{self._name()}: the spooled point was there and is gone")
+        return point
+
+    def _known_view(self) -> DomainView:
+        if self._view is None:
+            self._view = self._hypervisor.inspect(self._vm)
+        return self._view
+
+    def _name(self) -> str:
+        return self._view.name if self._view else self._vm

@@ -1,0 +1,163 @@
+"""The primary side of the agent: the verbs on VMs that are protected from this host."""
+
+import datetime as dt
+from typing import Final
+
+import structlog
+
+from vmreplica.agent.clients import Clients
+from vmreplica.agent.cycle import Stages
+from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused
+from vmreplica.agent.relationship import Relationship, describe
+from vmreplica.agent.runner import Runner
+from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.model.errors import NotFound, Unreachable
+from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
+from vmreplica.model.policy import Policy, ReplicaOffer
+from vmreplica.model.report import RelationshipReport
+from vmreplica.peer.book import PeerBook
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class PrimarySide:
+    """Thread-safe.
+
+    Args:
+        stages: libvirt, spool and limits.
+        runner: the scheduler, which knows the protected VMs.
+        clients: connections to replicas.
+        book: paired hosts.
+        tasks: where acts that take long are registered.
+    """
+
+    def __init__(self, *, stages: Stages, runner: Runner, clients: Clients, book: PeerBook, tasks: Tasks) -> None:
+        self._stages = stages
+        self._hypervisor = stages.hypervisor
+        self._runner = runner
+        self._clients = clients
+        self._book = book
+        self._tasks = tasks
+
+    def enable(self, vm: str, to: HostId, *, interval: int, keep: int, excluded: tuple[DiskTarget, ...]) -> Task:
+        """Protect a VM, or change the policy of one that is protected to the same host.
+
+        Raises:
+            VmReplicaError: unknown VM, no eligible disk, or the replica refuses or does not answer.
+        """
+        brief = self._hypervisor.find(vm)
+        view = self._hypervisor.inspect(brief.vm)
+        disks = check_disks(view, excluded)
+        old = self._hypervisor.policy(brief.vm)
+        policy = Policy(replica=to, interval=interval, keep=keep, excluded=excluded, epoch=old.epoch if old else 0)
+        if old is not None and old.replica != to:
+            raise already_protected(brief.name, self._peer_name(old.replica))
+        offer = ReplicaOffer(
+            name=brief.name,
+            interval=interval,
+            keep=keep,
+            epoch=policy.epoch,
+            disk_bytes=sum(disk.size for disk in disks),
+        )
+        self._clients.to(to).offer(brief.vm, offer)
+        self._hypervisor.set_policy(brief.vm, policy)
+        rel = self._runner.adopt(brief, policy)
+        self._runner.change(rel, policy)
+        return self._ask_cycle(rel, f"initial replication of {brief.name}")
+
+    def disable(self, vm: str, *, delete_copy: bool) -> None:
+        """Dissolve the relationship; nothing of ours stays on the domain.
+
+        Raises:
+            NotFound: the VM is not protected here.
+            Unreachable: the VM is no longer protected, but the replica could not be told.
+        """
+        rel = self._find(vm)
+        self._runner.retire(rel)
+        self._sweep(rel.vm, rel.policy.replica)
+        self._hypervisor.set_policy(rel.vm, None)
+        _log.info("protection ended", vm=rel.vm, name=rel.name)
+        try:
+            self._clients.to(rel.policy.replica).remove(rel.vm, delete_copy=delete_copy)
+        except (Unreachable, NotFound) as error:
+            raise Unreachable(
+                "replica-not-told",
+                f"{rel.name} is no longer protected, but its replica was not told: {error.message}",
+                hint=f"on the replica: vmreplica disable {rel.name}",
+                kind="operator",
+            ) from error
+
+    def pause(self, vm: str) -> None:
+        """Begin no cycle until resumed; the bitmap goes on tracking."""
+        rel = self._set_paused(vm, paused=True)
+        self._runner.halt(rel)
+
+    def resume(self, vm: str) -> None:
+        """Go on after a pause, at once."""
+        self._set_paused(vm, paused=False)
+
+    def sync(self, vm: str) -> Task:
+        """Run a cycle now.
+
+        Raises:
+            Conflict: replication is paused.
+        """
+        rel = self._find(vm)
+        if rel.policy.paused:
+            raise paused(rel.name)
+        return self._ask_cycle(rel, f"cycle of {rel.name}")
+
+    def reports(self) -> list[RelationshipReport]:
+        """Report every protected VM."""
+        now = dt.datetime.now(dt.UTC)
+        return self._runner.each(lambda rel, clock: self._describe(rel, now, clock))
+
+    def find(self, vm: str) -> Relationship | None:
+        """Find a protected VM by name or UUID."""
+        return self._runner.find(vm)
+
+    def _describe(self, rel: Relationship, now: dt.datetime, clock: float) -> RelationshipReport:
+        return describe(
+            rel,
+            peer=self._peer_name(rel.policy.replica),
+            points=rel.position.points if rel.position else 0,
+            now=now,
+            clock=clock,
+        )
+
+    def _ask_cycle(self, rel: Relationship, what: str) -> Task:
+        task = self._tasks.start(what)
+        self._runner.ask_cycle(rel, task)
+        return task
+
+    def _set_paused(self, vm: str, *, paused: bool) -> Relationship:
+        rel = self._find(vm)
+        policy = rel.policy.model_copy(update={"paused": paused})
+        self._hypervisor.set_policy(rel.vm, policy)
+        self._runner.change(rel, policy)
+        return rel
+
+    def _sweep(self, vm: VmId, replica: HostId) -> None:
+        self._hypervisor.end_backup(vm)
+        for name in self._hypervisor.checkpoints(vm):
+            if is_our_checkpoint(name, replica):
+                self._hypervisor.delete_checkpoint(vm, name)
+        point = self._stages.spool.point(vm)
+        if point is not None:
+            point.discard()
+
+    def _find(self, vm: str) -> Relationship:
+        rel = self._runner.find(vm)
+        if rel is not None:
+            return rel
+        brief = self._hypervisor.find(vm)
+        policy = self._hypervisor.policy(brief.vm)
+        if policy is None:
+            raise not_protected(brief.name)
+        return self._runner.adopt(brief, policy)
+
+    def _peer_name(self, host: HostId) -> str | None:
+        try:
+            return self._book.by_id(host).name
+        except NotFound:
+            return None

@@ -1,0 +1,74 @@
+"""What can be protected, and the words for what cannot: pure checks of the verbs."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+from vmreplica.hypervisor import DiskView, DomainView
+from vmreplica.model.errors import BadRequest, Conflict, NotFound, Refused
+from vmreplica.model.ids import DiskTarget, VmName
+
+
+def check_disks(view: DomainView, excluded: Sequence[DiskTarget]) -> list[DiskView]:
+    """Choose the disks of a VM that will be replicated.
+
+    Raises:
+        BadRequest: an excluded disk does not exist (``disk-unknown``).
+        Refused: a disk can neither be replicated nor was excluded, or none is left (``no-eligible-disks``).
+    """
+    known = {disk.target for disk in view.disks}
+    unknown = sorted(set(excluded) - known)
+    if unknown:
+        raise BadRequest(
+            "disk-unknown",
+            f"{view.name} has no disk {', '.join(unknown)}",
+            hint=f"its disks are {', '.join(sorted(known)) or 'none'}",
+        )
+    wanted = [disk for disk in view.disks if disk.target not in excluded and disk.device == "disk"]
+    refused = [disk for disk in wanted if disk.reason_ineligible is not None]
+    if refused:
+        raise Refused(
+            "disk-not-eligible",
+            f"{view.name} cannot be protected as it is: "
+            + "; ".join(f"{disk.target}: {disk.reason_ineligible}" for disk in refused),
+            hint="change these disks, or leave them out: "
+            + " ".join(f"--exclude-disk {disk.target}" for disk in refused),
+        )
+    if not wanted:
+        raise Refused(
+            "no-eligible-disks",
+            f"{view.name} has no disk that can be replicated",
+            hint="a VM needs at least one qcow2 disk that is not excluded",
+        )
+    return wanted
+
+
+def already_protected(name: VmName, replica: str | None) -> Conflict:
+    """Say that a VM has a replica elsewhere."""
+    return Conflict(
+        "already-protected",
+        f"{name} is already protected to {replica or 'a host that is no longer paired'}",
+        hint=f"one VM has one replica: `vmreplica disable {name}` first",
+    )
+
+
+def not_protected(name: VmName) -> NotFound:
+    """Say that a VM has no relationship here."""
+    return NotFound(
+        "not-protected",
+        f"{name} is not protected on this host",
+        hint=f"vmreplica enable {name} --to PEER",
+    )
+
+
+def paused(name: VmName) -> Conflict:
+    """Say that a VM's replication rests."""
+    return Conflict("paused", f"replication of {name} is paused", hint=f"vmreplica resume {name}")
+
+
+def vm_off(name: VmName, now: dt.datetime) -> Conflict:
+    """Say that there was nothing to read from."""
+    return Conflict(
+        "vm-not-running",
+        f"{name} is shut off at {now:%H:%M:%S}: there is no running VM to take a point from",
+        hint=f"virsh start {name}; replication goes on by itself",
+    )

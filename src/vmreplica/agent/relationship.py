@@ -1,0 +1,108 @@
+"""A protected VM in the agent's memory: what its last cycles came to, and its report. Nothing here is persistent."""
+
+import datetime as dt
+import threading
+from dataclasses import dataclass, field
+
+from vmreplica.agent.meter import Meter
+from vmreplica.agent.tasks import Task
+from vmreplica.model.health import Facts, judge
+from vmreplica.model.ids import HostName, VmId, VmName
+from vmreplica.model.point import PointKind, Position
+from vmreplica.model.policy import Policy
+from vmreplica.model.report import CycleReport, RelationshipReport
+from vmreplica.model.states import State
+
+
+@dataclass(slots=True, kw_only=True)
+class Relationship:
+    """Guarded by the primary side's lock; times are monotonic seconds unless said otherwise."""
+
+    vm: VmId
+    name: VmName
+    policy: Policy
+    due: float
+    failures: int = 0
+    missed: int = 0
+    position: Position | None = None
+    last: CycleReport | None = None
+    waits: str | None = None
+    fenced: bool = False
+    #: Set while a cycle runs.
+    meter: Meter | None = None
+    halt: threading.Event = field(default_factory=threading.Event)
+    idle: threading.Event = field(default_factory=threading.Event)
+    #: Tasks that the next cycle, or the running one, answers.
+    waiting: list[Task] = field(default_factory=list)
+    answering: list[Task] = field(default_factory=list)
+
+    @property
+    def running(self) -> bool:
+        """Tell whether a cycle runs."""
+        return self.meter is not None
+
+    def state(self) -> State:
+        """Derive the state from facts."""
+        if self.fenced:
+            return State.FENCED
+        if self.policy.paused:
+            return State.PAUSED
+        if self.position is None:
+            return State.READY
+        if self.position.latest is None:
+            return State.INITIAL if self.running else State.READY
+        return State.REPLICATING
+
+    def latest_kind(self) -> PointKind | None:
+        """Tell what the newest point is."""
+        latest = self.position.latest if self.position else None
+        return latest.kind if latest else None
+
+
+def describe(
+    rel: Relationship, *, peer: HostName | None, points: int, now: dt.datetime, clock: float
+) -> RelationshipReport:
+    """Report a relationship from its primary.
+
+    Args:
+        rel: the relationship.
+        peer: the replica's name, when it is still paired.
+        points: how many points the replica had when last seen.
+        now: aware wall-clock time.
+        clock: the monotonic time that ``rel.due`` is measured by.
+    """
+    latest = rel.position.latest if rel.position else None
+    age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
+    state = rel.state()
+    failed = rel.last is not None and rel.last.outcome == "failed"
+    facts = Facts(
+        state=state,
+        interval=rel.policy.interval,
+        point_age=age,
+        vm_off=rel.waits == "vm-off",
+        last_error=rel.last.error if rel.last and failed else None,
+        last_error_code=rel.last.error_code if rel.last and failed else None,
+        last_error_hint=rel.last.hint if rel.last and failed else "",
+        last_duration=rel.last.seconds if rel.last and rel.last.kind == "delta" else None,
+        missed_in_a_row=rel.missed,
+        complaints=rel.position.complaints if rel.position else (),
+    )
+    return RelationshipReport(
+        vm=rel.vm,
+        name=rel.name,
+        role="primary",
+        peer=peer,
+        peer_id=rel.policy.replica,
+        state=state,
+        health=judge(facts),
+        interval=rel.policy.interval,
+        keep=rel.policy.keep,
+        epoch=rel.policy.epoch,
+        latest=latest,
+        point_age=age,
+        points=points,
+        next_due=None if rel.running or rel.policy.paused else now + dt.timedelta(seconds=max(0.0, rel.due - clock)),
+        progress=rel.meter.progress() if rel.meter else None,
+        last_cycle=rel.last,
+        excluded=rel.policy.excluded,
+    )

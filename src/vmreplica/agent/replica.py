@@ -1,0 +1,212 @@
+"""The replica side of the agent: what this host holds for others, and starting it when a person says so."""
+
+import datetime as dt
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Final
+
+import structlog
+
+from vmreplica.agent.clients import Clients
+from vmreplica.failover.execute import execute, recover
+from vmreplica.failover.plan import PrimaryAnswer, plan_unplanned
+from vmreplica.hypervisor import Hypervisor
+from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
+from vmreplica.model.health import Facts, judge
+from vmreplica.model.ids import HostId, PointId, VmId
+from vmreplica.model.point import PointSummary
+from vmreplica.model.report import FailoverPlan, FailoverReport, PointsReport, RelationshipReport
+from vmreplica.model.states import Event, State
+from vmreplica.peer.book import PeerBook
+from vmreplica.repository import Replica, Repository
+
+_log: Final = structlog.get_logger(__name__)
+
+#: Seconds a primary has to say whether the VM runs there; on the worst day it is gone and nobody wants to wait.
+_ASK_LIMIT: Final = 1.0
+
+
+class ReplicaSide:
+    """Thread-safe; ``start`` finishes what a crash interrupted and begins the upkeep of the chains.
+
+    Args:
+        repository: the points held for other hosts.
+        hypervisor: this host's libvirt.
+        clients: connections to the primaries.
+        book: paired hosts.
+    """
+
+    def __init__(self, *, repository: Repository, hypervisor: Hypervisor, clients: Clients, book: PeerBook) -> None:
+        self._repository = repository
+        self._hypervisor = hypervisor
+        self._clients = clients
+        self._book = book
+        self._failing_over = threading.Lock()
+        self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
+        self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
+
+    def start(self) -> None:
+        """Roll interrupted folds and failovers forward or back, then begin the upkeep."""
+        self._repository.recover()
+        for replica in self._repository.replicas():
+            try:
+                recover(replica, self._hypervisor)
+            except VmReplicaError as error:
+                _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
+            self._upkeep.put(replica.record.vm)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the upkeep after the fold it is at."""
+        self._upkeep.put(None)
+        self._thread.join()
+        self._asking.shutdown(wait=False, cancel_futures=True)
+
+    def published(self, vm: VmId, _point: PointSummary) -> None:
+        """Take note of a new point: older ones may have to be folded."""
+        self._upkeep.put(vm)
+
+    # ---- verbs
+
+    def find(self, vm: str) -> Replica | None:
+        """Find a replica by the VM's name or UUID."""
+        matches = [r for r in self._repository.replicas() if vm in {r.record.vm, r.record.name}]
+        if len(matches) > 1:
+            raise Conflict(
+                "vm-name-ambiguous",
+                f"{len(matches)} replicas here are of VMs named {vm}",
+                hint="name it by UUID: " + ", ".join(r.record.vm for r in matches),
+            )
+        return matches[0] if matches else None
+
+    def get(self, vm: str) -> Replica:
+        """Find a replica or say that there is none.
+
+        Raises:
+            NotFound: no such replica here (``replica-unknown``).
+        """
+        replica = self.find(vm)
+        if replica is None:
+            raise NotFound(
+                "replica-unknown",
+                f"this host holds no replica of {vm}",
+                hint="`vmreplica status` lists what it holds; a failover is started on the replica's host",
+            )
+        return replica
+
+    def points(self, replica: Replica) -> PointsReport:
+        """List a replica's points, newest first."""
+        return PointsReport(vm=replica.record.vm, name=replica.record.name, points=tuple(replica.points()))
+
+    def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
+        """Plan an unplanned failover; changes nothing."""
+        replica = self.get(vm)
+        return self._plan(replica, point, self._ask_primary(replica))
+
+    def failover(self, vm: str, point: PointId | None) -> FailoverReport:
+        """Start the VM here.
+
+        Raises:
+            VmReplicaError: it was refused, or a step failed and everything was undone.
+        """
+        replica = self.get(vm)
+        began = time.monotonic()
+        with self._failing_over:
+            answer = self._asking.submit(self._ask_primary, replica)
+            plan = self._plan(replica, point, "silent")
+            notes = execute(replica, self._hypervisor, plan, ask_primary=answer.result)
+        shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+        state = State(replica.record.state)
+        return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
+
+    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
+        """Say which network of this host stands for which one of the primary."""
+        replica = self.get(vm)
+        replica.update(network_map=mapping)
+        return self.describe(replica)
+
+    def forget(self, replica: Replica, *, delete_copy: bool) -> None:
+        """Dissolve a relationship from this side, for a primary that is gone for good.
+
+        Raises:
+            Conflict: the VM runs here on the replica's files.
+        """
+        record = replica.record
+        if record.failover is not None:
+            raise Conflict(
+                "replica-in-use",
+                f"{record.name} runs here on the files of its replica",
+                hint="shut it down and undefine it before its files are given up",
+            )
+        if delete_copy:
+            replica.move(Event.REMOVE)
+            self._repository.remove(record.vm)
+        elif State(record.state) is not State.PAUSED:
+            replica.move(Event.PAUSE)
+
+    def describe(self, replica: Replica) -> RelationshipReport:
+        """Report a relationship from its replica."""
+        record, points = replica.record, replica.points()
+        latest = points[0] if points else None
+        now = dt.datetime.now(dt.UTC)
+        age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
+        state = State(record.state)
+        complaints = replica.position().complaints
+        facts = Facts(state=state, interval=record.interval, point_age=age, complaints=complaints)
+        return RelationshipReport(
+            vm=record.vm,
+            name=record.name,
+            role="replica",
+            peer=self._peer_name(record.owner),
+            peer_id=record.owner,
+            state=state,
+            health=judge(facts),
+            interval=record.interval,
+            keep=record.keep,
+            epoch=record.epoch,
+            latest=latest,
+            point_age=age,
+            points=len(points),
+        )
+
+    def reports(self) -> list[RelationshipReport]:
+        """Report every replica held here."""
+        return [self.describe(replica) for replica in self._repository.replicas()]
+
+    # ---- helpers
+
+    def _plan(self, replica: Replica, point: PointId | None, answer: PrimaryAnswer) -> FailoverPlan:
+        return plan_unplanned(replica.record, replica.points(), point, now=dt.datetime.now(dt.UTC), primary=answer)
+
+    def _ask_primary(self, replica: Replica) -> PrimaryAnswer:
+        record = replica.record
+        asked = self._asking.submit(self._runs_there, record.owner, record.vm)
+        try:
+            return "runs" if asked.result(timeout=_ASK_LIMIT) else "stopped"
+        except (VmReplicaError, FutureTimeoutError):
+            return "silent"
+
+    def _runs_there(self, owner: HostId, vm: VmId) -> bool:
+        return self._clients.to(owner).runs_here(vm).runs
+
+    def _keep_chains(self) -> None:
+        while (vm := self._upkeep.get()) is not None:
+            try:
+                folded = self._repository.replica(vm).apply_retention()
+            except VmReplicaError as error:
+                _log.warning("old points stay", vm=vm, why=error.message)
+            except Exception:  # noqa: BLE001 - upkeep of one VM must not end that of the others
+                _log.exception("upkeep failed", vm=vm)
+            else:
+                if folded:
+                    _log.info("folded old points into the base", vm=vm, points=folded)
+
+    def _peer_name(self, host: HostId) -> str | None:
+        try:
+            return self._book.by_id(host).name
+        except NotFound:
+            return None

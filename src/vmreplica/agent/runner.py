@@ -1,0 +1,290 @@
+"""The scheduler of this host: every protected VM's cycles on their beat, no more at once than allowed."""
+
+import datetime as dt
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import structlog
+
+from vmreplica.agent.clients import Clients
+from vmreplica.agent.cycle import Cycle, Outcome, Stages
+from vmreplica.agent.journal import Journal
+from vmreplica.agent.meter import Meter
+from vmreplica.agent.protect import vm_off
+from vmreplica.agent.relationship import Relationship
+from vmreplica.agent.schedule import Turn, missed_turns, next_due, next_wake, pick, retry_due
+from vmreplica.agent.tasks import Task
+from vmreplica.hypervisor import DomainBrief
+from vmreplica.model.errors import Internal, VmReplicaError
+from vmreplica.model.ids import VmId
+from vmreplica.model.point import PointKind, Position
+from vmreplica.model.policy import Policy
+from vmreplica.model.report import CycleReport
+
+_T = TypeVar("_T")
+_log: Final = structlog.get_logger(__name__)
+
+#: Seconds between looks at the domains' metadata: VMs migrate in, are renamed and removed without telling us.
+_REFRESH: Final = 15.0
+#: Seconds that ending a running cycle may take before a verb gives up waiting for it.
+_HALT_LIMIT: Final = 60.0
+
+
+class Runner:
+    """Thread-safe. Knows each protected VM as a Relationship and runs its cycles.
+
+    Args:
+        stages: libvirt, spool and limits.
+        clients: connections to replicas.
+        journal: history.
+        concurrent: cycles at once.
+    """
+
+    def __init__(self, *, stages: Stages, clients: Clients, journal: Journal, concurrent: int) -> None:
+        self._stages = stages
+        self._hypervisor = stages.hypervisor
+        self._clients = clients
+        self._journal = journal
+        self._concurrent = concurrent
+        self._clock: Callable[[], float] = time.monotonic
+        self._wake = threading.Condition()
+        self._known: dict[VmId, Relationship] = {}
+        #: Being dissolved: their policy may still stand in the metadata for a moment.
+        self._retiring: set[VmId] = set()
+        self._stopping = False
+        self._refresh_at = 0.0
+        self._pool = ThreadPoolExecutor(max_workers=concurrent, thread_name_prefix="cycle")
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look after the protected VMs."""
+        self._hypervisor.watch(self._on_event)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End all cycles; jobs are given back to the hypervisor, nothing acknowledged is lost."""
+        with self._wake:
+            self._stopping = True
+            for rel in self._known.values():
+                rel.halt.set()
+            self._wake.notify_all()
+        self._thread.join()
+        self._pool.shutdown(wait=True)
+
+    # ---- relationships
+
+    def find(self, vm: str) -> Relationship | None:
+        """Find a protected VM by name or UUID."""
+        with self._wake:
+            return next((rel for rel in self._known.values() if vm in {rel.vm, rel.name}), None)
+
+    def adopt(self, brief: DomainBrief, policy: Policy) -> Relationship:
+        """Look after a VM from now on, or take note of its new name or policy."""
+        with self._wake:
+            self._retiring.discard(brief.vm)
+            rel = self._known.get(brief.vm)
+            if rel is None:
+                rel = Relationship(vm=brief.vm, name=brief.name, policy=policy, due=self._clock())
+                rel.idle.set()
+                self._known[brief.vm] = rel
+            rel.name, rel.policy = brief.name, policy
+            return rel
+
+    def ask_cycle(self, rel: Relationship, task: Task) -> None:
+        """Make a cycle due now; the task ends with the next one to begin."""
+        with self._wake:
+            rel.waiting.append(task)
+            rel.due = self._clock()
+            self._wake.notify_all()
+
+    def retire(self, rel: Relationship) -> None:
+        """Forget a relationship and wait for its running cycle to end; ``adopt`` brings it back."""
+        with self._wake:
+            self._retiring.add(rel.vm)
+            self._known.pop(rel.vm, None)
+        self.halt(rel)
+
+    def halt(self, rel: Relationship) -> None:
+        """Give up the running cycle, if any, and wait for it."""
+        rel.halt.set()
+        rel.idle.wait(_HALT_LIMIT)
+
+    def change(self, rel: Relationship, policy: Policy) -> None:
+        """Put a new policy in force; a cycle is due at once."""
+        with self._wake:
+            rel.policy = policy
+            rel.halt.clear()
+            rel.due, rel.failures = self._clock(), 0
+            self._wake.notify_all()
+
+    def each(self, view: Callable[[Relationship, float], _T]) -> list[_T]:
+        """Look at every relationship, with the present time of the scheduler's clock; nothing moves meanwhile."""
+        with self._wake:
+            now = self._clock()
+            return [view(rel, now) for rel in self._known.values()]
+
+    # ---- the loop
+
+    def _loop(self) -> None:
+        while True:
+            self._refresh()
+            with self._wake:
+                if self._stopping:
+                    return
+                now = self._clock()
+                for vm in pick(now, self._turns(), self._concurrent):
+                    self._launch(self._known[vm])
+                busy = sum(rel.running for rel in self._known.values()) >= self._concurrent
+                self._wake.wait(_REFRESH if busy else next_wake(now, self._turns(), _REFRESH))
+
+    def _turns(self) -> list[Turn]:
+        return [
+            Turn(vm=rel.vm, due=rel.due, running=rel.running)
+            for rel in self._known.values()
+            if rel.running or not rel.policy.paused
+        ]
+
+    def _launch(self, rel: Relationship) -> None:
+        rel.meter = Meter()
+        rel.idle.clear()
+        rel.halt.clear()
+        rel.answering, rel.waiting = rel.waiting, []
+        for task in rel.answering:
+            task.meter = rel.meter
+        self._pool.submit(self._run, rel, rel.meter)
+
+    def _run(self, rel: Relationship, meter: Meter) -> None:
+        started, clock = dt.datetime.now(dt.UTC), self._clock()
+        outcome: Outcome | None = None
+        error: VmReplicaError | None = None
+        try:
+            outcome = self._cycle(rel, meter).run()
+        except VmReplicaError as caught:
+            error = caught
+        except Exception as caught:  # noqa: BLE001 - the one place where a defect must not end the loop
+            _log.exception("cycle failed unexpectedly", vm=rel.vm)
+            error = Internal("internal", f"{rel.name}: {type(caught).__name__}: {caught}", hint="see the agent's log")
+        seconds = self._clock() - clock
+        report = _report(rel, meter, outcome, error, started=started, seconds=seconds)
+        self._settle(rel, report, outcome, error, clock)
+
+    def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
+        return Cycle(
+            stages=self._stages,
+            client=self._clients.to(rel.policy.replica),
+            vm=rel.vm,
+            policy=rel.policy,
+            halt=rel.halt,
+            meter=meter,
+            seen=lambda position: self._saw(rel, position),
+        )
+
+    def _saw(self, rel: Relationship, position: Position) -> None:
+        with self._wake:
+            rel.position = position
+
+    def _settle(
+        self,
+        rel: Relationship,
+        report: CycleReport | None,
+        outcome: Outcome | None,
+        error: VmReplicaError | None,
+        started: float,
+    ) -> None:
+        if report is not None:
+            self._journal.record(rel.vm, report)
+            _log.info("cycle", vm=rel.vm, name=rel.name, **report.model_dump(mode="json", exclude_none=True))
+        with self._wake:
+            now, interval = self._clock(), float(rel.policy.interval)
+            rel.meter = None
+            rel.waits = outcome.waits if outcome else None
+            rel.fenced = error is not None and error.code == "failed-over-elsewhere"
+            if report is not None or error is None:
+                rel.last = report or rel.last
+            if error is None:
+                rel.failures, rel.missed = 0, missed_turns(started, now, interval)
+                rel.due = next_due(started, now, interval)
+                if outcome is not None and outcome.published is not None and rel.position is not None:
+                    rel.position = rel.position.model_copy(
+                        update={"latest": outcome.published, "points": min(rel.position.points + 1, rel.policy.keep)}
+                    )
+            else:
+                rel.failures += 1
+                rel.due = retry_due(now, rel.failures, interval, random.random())  # noqa: S311 - spreads retries
+            if rel.waiting:
+                rel.due = now
+            answered, rel.answering = rel.answering, []
+            rel.idle.set()
+            self._wake.notify_all()
+        for task in answered:
+            task.finish(report, error or _waiting_error(rel, outcome))
+
+    def _on_event(self, vm: VmId, event: str) -> None:
+        with self._wake:
+            rel = self._known.get(vm)
+            if rel is not None and event in {"started", "resumed"} and rel.waits is not None:
+                rel.due = self._clock()
+            self._refresh_at = 0.0
+            self._wake.notify_all()
+
+    def _refresh(self) -> None:
+        if self._clock() < self._refresh_at:
+            return
+        self._refresh_at = self._clock() + _REFRESH
+        try:
+            policies = self._hypervisor.policies()
+            briefs = {brief.vm: brief for brief in self._hypervisor.domains()} if policies or self._known else {}
+        except VmReplicaError as error:
+            _log.warning("cannot read the policies of the VMs", why=error.message)
+            return
+        with self._wake:
+            for vm in [vm for vm, rel in self._known.items() if vm not in policies and not rel.running]:
+                del self._known[vm]
+            self._retiring &= set(policies)
+            retiring = frozenset(self._retiring)
+        for vm, policy in policies.items():
+            if vm in briefs and vm not in retiring:
+                self.adopt(briefs[vm], policy)
+
+
+def _report(
+    rel: Relationship,
+    meter: Meter,
+    outcome: Outcome | None,
+    error: VmReplicaError | None,
+    *,
+    started: dt.datetime,
+    seconds: float,
+) -> CycleReport | None:
+    """Describe a run for the journal; a run that only found the VM off is no event."""
+    if error is None and (outcome is None or outcome.published is None):
+        return None
+    published = outcome.published if outcome else None
+    stopped = error is not None and error.code == "cycle-stopped"
+    return CycleReport(
+        kind=published.kind if published else _kind_expected(rel),
+        point=published.point if published else None,
+        reason=outcome.step.reason if outcome and outcome.step else "continued",
+        started=started,
+        seconds=seconds,
+        outcome="published" if error is None else ("cancelled" if stopped else "failed"),
+        guest_bytes=outcome.guest_bytes if outcome else 0,
+        wire_bytes=meter.wire_bytes(),
+        error_code=error.code if error else None,
+        error=error.message if error else None,
+        hint=error.hint if error else "",
+    )
+
+
+def _kind_expected(rel: Relationship) -> PointKind:
+    return "initial" if rel.position is None or rel.position.latest is None else "delta"
+
+
+def _waiting_error(rel: Relationship, outcome: Outcome | None) -> VmReplicaError | None:
+    if outcome is None or outcome.waits is None:
+        return None
+    return vm_off(rel.name, dt.datetime.now(dt.UTC))

@@ -1,0 +1,78 @@
+"""Long acts that somebody waits for: named, watched, kept a while after their end."""
+
+import secrets
+import threading
+from collections import OrderedDict
+from typing import Final
+
+from vmreplica.agent.meter import Meter
+from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.model.report import CycleReport, TaskReport
+
+_KEPT: Final = 200
+
+
+class Task:
+    """One act; finished once, from any thread."""
+
+    def __init__(self, what: str) -> None:
+        self.id = secrets.token_hex(8)
+        self.what = what
+        self.meter: Meter | None = None
+        self._done = threading.Event()
+        self._result: CycleReport | None = None
+        self._error: VmReplicaError | None = None
+
+    def finish(self, result: CycleReport | None, error: VmReplicaError | None) -> None:
+        """Say how it ended."""
+        self._result, self._error = result, error
+        self._done.set()
+
+    def report(self) -> TaskReport:
+        """Describe the present moment."""
+        done = self._done.is_set()
+        error = self._error
+        return TaskReport(
+            id=self.id,
+            what=self.what,
+            done=done,
+            progress=self.meter.progress() if self.meter and not done else None,
+            result=self._result,
+            error=error.message if error else None,
+            error_code=error.code if error else None,
+            hint=error.hint if error else "",
+            problem=error.problem() if error else None,
+        )
+
+
+class Tasks:
+    """All acts of this agent's life, the newest 200 of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tasks: OrderedDict[str, Task] = OrderedDict()
+
+    def start(self, what: str) -> Task:
+        """Begin an act."""
+        task = Task(what)
+        with self._lock:
+            self._tasks[task.id] = task
+            while len(self._tasks) > _KEPT:
+                self._tasks.popitem(last=False)
+        return task
+
+    def get(self, task_id: str) -> Task:
+        """Find an act.
+
+        Raises:
+            NotFound: nobody knows it, for example since the agent was restarted.
+        """
+        with self._lock:
+            task = self._tasks.get(task_id)
+        if task is None:
+            raise NotFound(
+                "task-unknown",
+                f"no task {task_id} is known, the agent may have been restarted",
+                hint="`vmreplica status` shows what is going on",
+            )
+        return task

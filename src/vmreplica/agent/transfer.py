@@ -1,0 +1,185 @@
+"""Reading a frozen view into the spool and sending the spool to the replica, at the same time.
+
+The network may fail while the view is being read: sending is tried again as long as reading goes on, so that an
+initial replication of hours outlives a cut of minutes. The guest comes first: when the scratch space of the job runs
+low, the job is given up.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from vmreplica.agent.meter import Meter
+from vmreplica.agent.schedule import BACKOFF
+from vmreplica.capture import capture_point
+from vmreplica.fsio import free_bytes
+from vmreplica.hypervisor import BackupJob
+from vmreplica.model.errors import Conflict, NoSpace, VmReplicaError
+from vmreplica.model.point import PointSummary
+from vmreplica.model.units import format_size
+from vmreplica.peer.client import PeerClient
+from vmreplica.ship import ship_point
+from vmreplica.spool import SpoolPoint
+
+_log: Final = structlog.get_logger(__name__)
+
+#: Seconds between looks at a job's scratch space.
+_WATCH: Final = 0.5
+#: Part of the cap at which the job is given up, so that the guest never meets a full scratch file.
+_SCRATCH_ALARM: Final = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferLimits:
+    """What a transfer may take: threads, compression level, and bytes of scratch space."""
+
+    workers: int
+    connections: int
+    level: int
+    scratch_dir: Path
+    scratch_cap: int
+    min_free: int
+
+
+class Transfer:
+    """One point on its way; used once.
+
+    Args:
+        point: its place in the spool.
+        wire: the replica.
+        limits: threads, level, scratch.
+        halt: set from outside to give up.
+        meter: fed with progress.
+        give_up: ends the job and discards the point, before the error is raised, when reading cannot be finished.
+    """
+
+    def __init__(
+        self,
+        *,
+        point: SpoolPoint,
+        wire: PeerClient,
+        limits: TransferLimits,
+        halt: threading.Event,
+        meter: Meter,
+        give_up: Callable[[], None],
+    ) -> None:
+        self._point = point
+        self._wire = wire
+        self._limits = limits
+        self._outer_halt = halt
+        self._halt = threading.Event()
+        self._meter = meter
+        self._give_up = give_up
+        self._failure: VmReplicaError | None = None
+
+    def ship_only(self) -> PointSummary:
+        """Send a point that was read to its end before."""
+        with self._watched(None):
+            return self._ship_once()
+
+    def capture_and_ship(self, job: BackupJob) -> PointSummary:
+        """Read the job's frozen view and send it; the job has ended when this returns or raises.
+
+        Raises:
+            VmReplicaError: reading or sending failed. When reading had been finished the point stays in the spool.
+        """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ship") as pool:
+            sending = pool.submit(self._ship_while_reading)
+            try:
+                with self._watched(job), job:
+                    self._read(job)
+            except BaseException:
+                self._halt.set()
+                sending.exception()
+                self._give_up()
+                raise
+            return sending.result()
+
+    def _read(self, job: BackupJob) -> None:
+        try:
+            capture_point(
+                job.exports,
+                self._point,
+                workers=self._limits.workers,
+                level=self._limits.level,
+                cancel=self._halt,
+                progress=self._meter.read,
+            )
+        except VmReplicaError:
+            # What set the halt says more than "cancelled".
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+
+    def _ship_while_reading(self) -> PointSummary:
+        failures = 0
+        while True:
+            try:
+                return self._ship_once()
+            except VmReplicaError as error:
+                if error.kind != "transient" or self._point.closing is not None or self._halt.is_set():
+                    self._fail(error)
+                    raise
+                failures += 1
+                wait = BACKOFF[min(failures, len(BACKOFF)) - 1]
+                _log.warning("sending interrupted", point=self._point.opening.point, why=error.message, retry_in=wait)
+                if self._halt.wait(wait):
+                    raise
+
+    def _ship_once(self) -> PointSummary:
+        return ship_point(
+            self._point,
+            self._wire,
+            workers=self._limits.connections,
+            cancel=self._halt,
+            progress=self._meter.sent,
+        )
+
+    def _fail(self, error: VmReplicaError) -> None:
+        if self._failure is None:
+            self._failure = error
+        if self._point.closing is None:
+            self._halt.set()
+
+    @contextlib.contextmanager
+    def _watched(self, job: BackupJob | None) -> Iterator[None]:
+        over = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(job, over), name="watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def _watch(self, job: BackupJob | None, over: threading.Event) -> None:
+        while not over.wait(_WATCH):
+            if self._outer_halt.is_set():
+                self._stop(Conflict("cycle-stopped", "the cycle was stopped", kind="transient"))
+            elif job is not None:
+                self._watch_scratch(job)
+
+    def _watch_scratch(self, job: BackupJob) -> None:
+        used = job.scratch_bytes()
+        free = free_bytes(self._limits.scratch_dir)
+        if used <= _SCRATCH_ALARM * self._limits.scratch_cap and free >= self._limits.min_free // 2:
+            return
+        self._stop(
+            NoSpace(
+                "scratch-full",
+                f"the scratch space in {self._limits.scratch_dir} runs low ({format_size(used)} used, "
+                f"{format_size(free)} free): the backup job was given up to spare the guest",
+                hint="make room there or raise limits.scratch_cap; replication goes on by itself",
+            )
+        )
+
+    def _stop(self, failure: VmReplicaError) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self._halt.set()

@@ -1,0 +1,70 @@
+"""The agent as a process: configuration, logging, both servers, signals."""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from vmreplica.agent.agent import Agent
+from vmreplica.agent.config import Config, LogSection, load_config, split_address
+from vmreplica.api.server import start_api
+from vmreplica.peer.server import make_app, start_server
+
+_log: Final = structlog.get_logger(__name__)
+
+
+def run(path: Path) -> None:
+    """Run an agent until SIGTERM or SIGINT.
+
+    Raises:
+        VmReplicaError: the configuration is wrong, a directory or a socket cannot be used.
+    """
+    config = load_config(path)
+    _configure_logging(config.log)
+    agent = Agent(config)
+    asyncio.run(_serve(agent, config))
+
+
+async def _serve(agent: Agent, config: Config) -> None:
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, ending.set)
+    api = await start_api(agent, config.agent.socket)
+    try:
+        await asyncio.to_thread(agent.start)
+        host, port = split_address(config.agent.listen)
+        app = make_app(agent.identity, agent.book, agent.invitations, config.agent.addresses(), agent.receiver)
+        peers = await start_server(app, agent.identity, host, port)
+        _log.info("agent runs", host=agent.identity.name, host_id=agent.identity.host_id, listen=config.agent.listen)
+        try:
+            await ending.wait()
+        finally:
+            _log.info("agent ends")
+            await peers.stop()
+            await asyncio.to_thread(agent.stop)
+    finally:
+        await api.stop()
+
+
+def _configure_logging(section: LogSection) -> None:
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if section.format == "json" else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[section.level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

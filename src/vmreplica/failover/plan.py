@@ -1,0 +1,105 @@
+"""What a failover will do and what it loses: a pure function of the replica's record and points."""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Literal
+
+from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.model.ids import PointId
+from vmreplica.model.point import PointSummary
+from vmreplica.model.report import FailoverPlan, FailoverStep
+from vmreplica.model.states import Event, State, transition
+from vmreplica.model.units import format_duration
+from vmreplica.repository import ReplicaRecord
+
+#: What the primary says about the VM when asked just before; ``silent``: it does not answer.
+PrimaryAnswer = Literal["runs", "stopped", "silent"]
+
+
+def plan_unplanned(
+    record: ReplicaRecord,
+    points: Sequence[PointSummary],
+    point: PointId | None,
+    *,
+    now: dt.datetime,
+    primary: PrimaryAnswer,
+) -> FailoverPlan:
+    """Plan to start the VM here from its newest point, or from an older one.
+
+    Args:
+        record: the relationship on this side.
+        points: its recovery points, newest first.
+        point: the chosen one; None: the newest.
+        now: aware time; what the guest did between the point and now is lost.
+        primary: what the primary says about the VM.
+
+    Raises:
+        Conflict: the state forbids it (``state-forbids``), or the VM still runs there (``primary-still-runs``).
+        NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
+    """
+    transition(record.name, State(record.state), Event.FAIL_OVER)
+    if primary == "runs":
+        raise Conflict(
+            "primary-still-runs",
+            f"{record.name} runs on its primary: two running copies would drift apart",
+            hint="shut the VM down on the primary first; to try the replica beside it, use a test failover",
+        )
+    chosen = _choose(record.name, points, point)
+    newer = sum(1 for other in points if other.point > chosen.point)
+    return FailoverPlan(
+        vm=record.vm,
+        name=record.name,
+        kind="unplanned",
+        point=chosen.point,
+        instant=chosen.instant,
+        loses_seconds=max(0.0, (now - chosen.instant).total_seconds()),
+        newer_points=newer,
+        steps=_steps(record.name, chosen),
+        warnings=_warnings(primary, newer, record.epoch),
+    )
+
+
+def _choose(name: str, points: Sequence[PointSummary], point: PointId | None) -> PointSummary:
+    if not points:
+        raise NotFound(
+            "no-points",
+            f"{name} has no recovery point here yet",
+            hint="wait for the initial replication; `vmreplica status` shows it",
+        )
+    if point is None:
+        return points[0]
+    for candidate in points:
+        if candidate.point == point:
+            return candidate
+    raise NotFound(
+        "point-unknown",
+        f"{name} has no recovery point {point} here",
+        hint=f"`vmreplica points {name}` lists them",
+    )
+
+
+def _steps(name: str, point: PointSummary) -> tuple[FailoverStep, ...]:
+    disks = ", ".join(disk.target for disk in point.disks)
+    return (
+        FailoverStep(name="fence", text=f"hold point {point.point} and take no more points of {name}"),
+        FailoverStep(name="layer", text=f"make a fresh writable layer over {disks}; the point itself is not written"),
+        FailoverStep(name="define", text=f"define {name} here from the replicated definition"),
+        FailoverStep(name="start", text=f"start {name}"),
+    )
+
+
+def _warnings(primary: PrimaryAnswer, newer: int, epoch: int) -> tuple[str, ...]:
+    warnings = [f"the old primary becomes stale (epoch {epoch} gives way to {epoch + 1}) and may ship no more"]
+    if primary == "silent":
+        warnings.append("the primary does not answer: make sure that the VM does not run there")
+    if newer:
+        warnings.append(f"{newer} newer point{'s are' if newer > 1 else ' is'} passed over, but kept")
+    return tuple(warnings)
+
+
+def loss_in_words(plan: FailoverPlan) -> str:
+    """Say in one sentence what executing a plan loses."""
+    return (
+        f"everything {plan.name} did after {plan.instant:%Y-%m-%d %H:%M:%S %Z} is lost "
+        f"({format_duration(plan.loses_seconds)})"
+    )
