@@ -1,0 +1,1 @@
+"""The tools that we are measured against, each really installed and run."""
