@@ -1,0 +1,169 @@
+"""Whatever the facts are, a decision never loses what is acknowledged and always leads to an end."""
+
+import datetime as dt
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmreplica.agent.decide import Capture, Continue, CycleFacts, Fenced, Ship, SpoolFacts, Tidy, Wait, decide
+from vmreplica.model.ids import checkpoint_name, new_point_id
+from vmreplica.model.point import DiskSpec, PointOpening, PointSummary, Position
+
+pytestmark = pytest.mark.main_job
+
+VM = "11111111-2222-3333-4444-555555555555"
+REPLICA = "ab" * 16
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+POINTS = tuple(new_point_id(START + dt.timedelta(minutes=n), f"{n:08x}") for n in range(5))
+FOREIGN = ("backup-of-somebody", "vmreplica-00000000-20260101T000000Z-00000000")
+NAMES = (*(checkpoint_name(REPLICA, point) for point in POINTS), *FOREIGN)
+DISKS = (DiskSpec(target="vda", size=1 << 20), DiskSpec(target="vdb", size=2 << 20))
+
+
+def summary(point: str) -> PointSummary:
+    return PointSummary(
+        point=point,
+        parent=None,
+        kind="initial",
+        consistency="crash",
+        instant=START,
+        published=START,
+        checkpoint=checkpoint_name(REPLICA, point),
+        disks=DISKS,
+        guest_bytes=0,
+        wire_bytes=0,
+        stored_bytes=0,
+    )
+
+
+def opening(point: str, parent: str | None, kind: str, epoch: int) -> PointOpening:
+    return PointOpening.model_validate(
+        {
+            "vm": VM,
+            "name": "web",
+            "point": point,
+            "parent": parent,
+            "kind": kind,
+            "instant": START,
+            "epoch": epoch,
+            "checkpoint": checkpoint_name(REPLICA, point),
+            "disks": DISKS,
+            "definition": "<domain/>",
+            "interval": 300,
+            "keep": 24,
+        }
+    )
+
+
+@st.composite
+def spools(draw: st.DrawFn) -> SpoolFacts | None:
+    if not draw(st.booleans()):
+        return None
+    kind = draw(st.sampled_from(["initial", "delta", "resync"]))
+    point = draw(st.sampled_from(POINTS[1:]))
+    parent = draw(st.sampled_from(POINTS[: POINTS.index(point)])) if kind == "delta" else None
+    return SpoolFacts(
+        opening=opening(point, parent, kind, draw(st.integers(0, 2))),
+        complete=draw(st.booleans()),
+        job_runs=draw(st.booleans()),
+    )
+
+
+@st.composite
+def facts(draw: st.DrawFn) -> CycleFacts:
+    latest = draw(st.none() | st.sampled_from(POINTS).map(summary))
+    position = Position(
+        vm=VM,
+        state="replicating",
+        epoch=draw(st.integers(0, 2)),
+        latest=latest,
+        incoming=None,
+        free_bytes=1,
+    )
+    return CycleFacts(
+        replica=REPLICA,
+        epoch=draw(st.integers(0, 2)),
+        position=position,
+        running=draw(st.booleans()),
+        disks=draw(st.sampled_from([{"vda": 1 << 20}, {"vda": 1 << 19}, {"vda": 1 << 20, "vdb": 2 << 20, "vdc": 512}])),
+        checkpoints=tuple(draw(st.sets(st.sampled_from(NAMES)))),
+        spool=draw(spools()),
+        base_trouble=draw(st.none() | st.just("bitmap broken")),
+    )
+
+
+@given(facts())
+def test_nothing_is_sent_to_a_replica_that_has_moved_on(known: CycleFacts) -> None:
+    assert isinstance(decide(known), Fenced) == (known.position.epoch > known.epoch)
+
+
+@given(facts())
+def test_foreign_checkpoints_are_never_touched(known: CycleFacts) -> None:
+    step = decide(known)
+    if isinstance(step, Tidy):
+        assert not set(step.checkpoints) & set(FOREIGN)
+
+
+@given(facts())
+def test_the_base_of_the_replicas_latest_point_is_kept_unless_it_is_broken(known: CycleFacts) -> None:
+    step = decide(known)
+    latest = known.position.latest
+    if isinstance(step, Tidy) and latest is not None and known.base_trouble is None:
+        assert latest.checkpoint not in step.checkpoints
+
+
+@given(facts())
+def test_a_delta_builds_on_the_latest_point_and_on_its_own_checkpoint(known: CycleFacts) -> None:
+    step = decide(known)
+    if isinstance(step, Capture) and step.kind == "delta":
+        latest = known.position.latest
+        assert latest is not None
+        assert step.parent == latest.point
+        assert latest.checkpoint in known.checkpoints
+        assert {base for base in step.bases.values() if base} <= {latest.checkpoint}
+
+
+@given(facts())
+def test_a_disk_that_the_latest_point_lacks_is_read_whole(known: CycleFacts) -> None:
+    step = decide(known)
+    if isinstance(step, Capture) and known.position.latest is not None:
+        had = {disk.target for disk in known.position.latest.disks}
+        assert all(base is None for target, base in step.bases.items() if target not in had)
+
+
+@given(facts())
+def test_a_spooled_point_is_sent_only_onto_the_point_it_follows(known: CycleFacts) -> None:
+    step = decide(known)
+    if isinstance(step, Ship | Continue):
+        assert known.spool is not None
+        latest = known.position.latest
+        assert known.spool.opening.parent == (latest.point if latest and known.spool.opening.parent else None)
+        assert known.spool.opening.epoch == known.epoch
+
+
+@given(facts())
+def test_tidying_comes_to_an_end(known: CycleFacts) -> None:
+    for _ in range(3):
+        step = decide(known)
+        if not isinstance(step, Tidy):
+            return
+        known = CycleFacts(
+            replica=known.replica,
+            epoch=known.epoch,
+            position=known.position,
+            running=known.running,
+            disks=known.disks,
+            checkpoints=tuple(name for name in known.checkpoints if name not in step.checkpoints),
+            spool=None if step.discard_spool else known.spool,
+            base_trouble=known.base_trouble,
+        )
+    assert not isinstance(decide(known), Tidy)
+
+
+@given(facts())
+def test_a_vm_that_is_off_is_not_captured(known: CycleFacts) -> None:
+    if not known.running:
+        assert not isinstance(decide(known), Capture)
+    elif known.spool is None:
+        assert not isinstance(decide(known), Wait)

@@ -1,0 +1,76 @@
+"""The journal, the tasks and the meter."""
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from vmreplica.agent.journal import Journal
+from vmreplica.agent.meter import Meter
+from vmreplica.agent.tasks import Tasks
+from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.model.report import CycleReport
+
+pytestmark = pytest.mark.main_job
+
+VM = "11111111-2222-3333-4444-555555555555"
+NOW = dt.datetime(2026, 11, 22, 10, 0, tzinfo=dt.UTC)
+
+
+def cycle(started: dt.datetime) -> CycleReport:
+    return CycleReport(kind="delta", point=None, reason="interval", started=started, seconds=1.0, outcome="failed")
+
+
+def test_history_is_newest_first_and_survives_a_restart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    for minute in range(3):
+        journal.record(VM, cycle(NOW + dt.timedelta(minutes=minute)))
+    journal.close()
+    again = Journal(tmp_path / "journal.db")
+    assert [report.started.minute for report in again.history(VM, 2)] == [2, 1]
+    assert again.history("other", 5) == ()
+    again.close()
+
+
+def test_history_older_than_ninety_days_is_forgotten(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.record(VM, cycle(NOW - dt.timedelta(days=91)))
+    journal.record(VM, cycle(NOW))
+    assert [report.started for report in journal.history(VM, 9)] == [NOW]
+    journal.close()
+
+
+def test_a_damaged_journal_is_put_aside_not_fatal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(b"this is no database at all, not even a bit of one" * 100)
+    journal = Journal(path)
+    journal.record(VM, cycle(NOW))
+    assert len(journal.history(VM, 9)) == 1
+    journal.close()
+    assert path.with_suffix(".damaged").exists()
+
+
+def test_a_task_tells_its_end_and_its_whole_error() -> None:
+    tasks = Tasks()
+    task = tasks.start("initial replication of web")
+    assert not tasks.get(task.id).report().done
+    task.finish(None, Conflict("paused", "web is paused", hint="resume it"))
+    report = tasks.get(task.id).report()
+    assert report.done
+    assert (report.error_code, report.hint) == ("paused", "resume it")
+    with pytest.raises(NotFound):
+        tasks.get("nobody")
+
+
+def test_the_meter_tells_rate_and_time_left() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    assert meter.progress().seconds_left is None
+    for second in range(1, 5):
+        now[0] = float(second)
+        meter.read(second * 100, 1000)
+    meter.sent(77)
+    progress = meter.progress()
+    assert progress.rate == pytest.approx(100)
+    assert progress.seconds_left == pytest.approx(6)
+    assert progress.wire_bytes == 77
