@@ -1,0 +1,267 @@
+"""A small agent behind a real API on a real unix socket: it keeps its relationships in a dictionary."""
+
+import asyncio
+import datetime as dt
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmreplica.api.server import ApiServer, start_api
+from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
+from vmreplica.model.health import Health, Level, Reason
+from vmreplica.model.point import DiskSpec, PointSummary
+from vmreplica.model.report import (
+    CycleReport,
+    FailoverPlan,
+    FailoverReport,
+    FailoverStep,
+    Invitation,
+    PeerReport,
+    PeerTest,
+    PointsReport,
+    Progress,
+    RelationshipReport,
+    StatusReport,
+    TaskReport,
+)
+from vmreplica.model.states import State
+
+NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
+HOST, PEER = "a" * 32, "b" * 32
+VM_ID = "11111111-2222-3333-4444-555555555555"
+OLD, NEW = "20261122T102000Z-00000001", "20261122T102500Z-00000002"
+
+
+def cycle(outcome: str = "published") -> CycleReport:
+    """One cycle of 5 MiB of which 2 MiB were sent."""
+    report = {"kind": "delta", "point": NEW, "reason": "interval", "started": NOW, "seconds": 1.5, "outcome": outcome}
+    return CycleReport.model_validate({**report, "guest_bytes": 5 << 20, "wire_bytes": 2 << 20})
+
+
+def summary(point: str) -> PointSummary:
+    """A point of one disk."""
+    return PointSummary(
+        point=point,
+        parent=None,
+        kind="initial",
+        consistency="crash",
+        instant=NOW - dt.timedelta(minutes=5),
+        published=NOW,
+        checkpoint=None,
+        disks=(DiskSpec(target="vda", size=1 << 30),),
+        guest_bytes=1 << 30,
+        wire_bytes=1 << 28,
+        stored_bytes=1 << 28,
+    )
+
+
+def relation(name: str, **changes: object) -> RelationshipReport:
+    """A healthy relationship seen from its primary."""
+    fields: dict[str, object] = {
+        "vm": VM_ID,
+        "name": name,
+        "role": "primary",
+        "peer": "backup1",
+        "peer_id": PEER,
+        "state": State.REPLICATING,
+        "health": Health(level=Level.NORMAL),
+        "interval": 300,
+        "keep": 24,
+        "epoch": 0,
+        "latest": summary(NEW),
+        "point_age": 75.0,
+        "points": 2,
+        "next_due": NOW + dt.timedelta(seconds=90),
+        "last_cycle": cycle(),
+        **changes,
+    }
+    return RelationshipReport.model_validate(fields)
+
+
+class SmallAgent:
+    """Implements the facade over what its fields say; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.relations = {"web": relation("web")}
+        self.paired = {"backup1": PeerReport(name="backup1", host_id=PEER, addresses=("192.0.2.7:7432",), paired=NOW)}
+        self.asked: list[tuple[object, ...]] = []
+        self.error: Exception | None = None
+        #: What the polls of a task answer, one after the other; the last one for ever.
+        self.progress = [
+            TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
+            TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
+        ]
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def status(self, vm: str | None) -> StatusReport:
+        """Report all relationships, or one."""
+        self._asked("status", vm)
+        known = tuple(self.relations.values()) if vm is None else (self._known(vm),)
+        return StatusReport(host="main", host_id=HOST, version="0.1.0", now=NOW, relationships=known)
+
+    def points(self, vm: str) -> PointsReport:
+        """List two points."""
+        self._asked("points", vm)
+        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
+
+    def enable(self, vm: str, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+        """Begin a relationship."""
+        self._asked("enable", vm, to, every, excluded, keep)
+        self._peer(to)
+        self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
+        return self.progress[0]
+
+    def disable(self, vm: str, delete_copy: bool) -> None:
+        """End a relationship."""
+        self._asked("disable", vm, delete_copy)
+        del self.relations[self._known(vm).name]
+
+    def pause(self, vm: str) -> None:
+        """Pause."""
+        self._asked("pause", vm)
+        self.relations[vm] = relation(self._known(vm).name, state=State.PAUSED)
+
+    def resume(self, vm: str) -> None:
+        """Resume."""
+        self._asked("resume", vm)
+        if self._known(vm).state is not State.PAUSED:
+            raise Conflict("state-forbids", f"{vm} is not paused", hint="vmreplica status")
+        self.relations[vm] = relation(vm)
+
+    def sync(self, vm: str) -> TaskReport:
+        """Begin a cycle."""
+        self._asked("sync", vm)
+        self._known(vm)
+        return self.progress[0]
+
+    def task(self, task_id: str) -> TaskReport:
+        """Answer the next of the prepared reports."""
+        self._asked("task", task_id)
+        return self.progress.pop(0) if len(self.progress) > 1 else self.progress[0]
+
+    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
+        """Plan."""
+        self._asked("plan_failover", vm, point)
+        return FailoverPlan(
+            vm=VM_ID,
+            name=self._known(vm).name,
+            kind="unplanned",
+            point=point or NEW,
+            instant=NOW - dt.timedelta(minutes=5),
+            loses_seconds=300.0,
+            newer_points=1 if point == OLD else 0,
+            steps=(FailoverStep(name="define", text="define web with 1 disk"),),
+            warnings=("the primary still answers",),
+        )
+
+    def failover(self, vm: str, point: str | None) -> FailoverReport:
+        """Do as planned."""
+        plan = self.plan_failover(vm, point)
+        self._asked("failover", vm, point)
+        return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
+
+    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
+        """Remember a map."""
+        self._asked("map_networks", vm, mapping)
+        return self._known(vm)
+
+    def peers(self) -> tuple[PeerReport, ...]:
+        """List hosts."""
+        self._asked("peers")
+        return tuple(self.paired.values())
+
+    def invite(self, for_name: str | None) -> Invitation:
+        """Invite."""
+        self._asked("invite", for_name)
+        return Invitation(token="eyJ0b2tlbiI", expires=NOW)  # noqa: S106 - opens nothing
+
+    def join(self, token: str) -> PeerReport:
+        """Pair."""
+        self._asked("join", token)
+        return self.paired["backup1"]
+
+    def remove_peer(self, name: str) -> None:
+        """Forget a host."""
+        self._asked("remove_peer", name)
+        del self.paired[self._peer(name).name]
+
+    def test_peer(self, name: str) -> PeerTest:
+        """Measure nothing."""
+        self._asked("test_peer", name)
+        peer = self._peer(name)
+        return PeerTest(
+            name=peer.name,
+            host_id=peer.host_id,
+            address=peer.addresses[0],
+            version="0.1.0",
+            certificate_expires=NOW,
+            clock_difference_seconds=-0.25,
+            round_trip_ms=1.5,
+            send_bytes_per_second=110e6,
+            store_free_bytes=1 << 40,
+            findings=("its clock is 0.25 s behind",),
+        )
+
+    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
+        """List one good cycle and a bad one."""
+        self._asked("history", vm, limit)
+        self._known(vm)
+        return (cycle(), cycle("failed"))[:limit]
+
+    def _asked(self, *what: object) -> None:
+        self.asked.append(what)
+        self.entered.set()
+        self.go_on.wait(10)
+        if self.error is not None:
+            raise self.error
+
+    def _known(self, vm: str) -> RelationshipReport:
+        try:
+            return self.relations[vm]
+        except KeyError:
+            raise NotFound("vm-unknown", f"no VM {vm!r} on main", hint="did you mean web?") from None
+
+    def _peer(self, name: str) -> PeerReport:
+        try:
+            return self.paired[name]
+        except KeyError:
+            raise NotFound("peer-unknown", f"no host {name!r} is paired", hint="vmreplica peer list") from None
+
+
+def ailing() -> RelationshipReport:
+    """A relationship whose newest point is too old, under a name with an escape sequence in it."""
+    reason = Reason(code="rpo-exceeded", level=Level.CRITICAL, text="the newest point is 1h old", hint="see the log")
+    health = Health(level=Level.CRITICAL, reasons=(reason,))
+    return relation("db\x1b[31m [bold]", health=health, point_age=3600.0, peer=None, progress=_half())
+
+
+def failed_task(error: VmReplicaError) -> TaskReport:
+    """A task that ended with an error."""
+    return TaskReport(id="t1", what="sync", done=True, error=error.message, problem=error.problem())
+
+
+@contextmanager
+def serving(agent: SmallAgent, socket: Path) -> Iterator[None]:
+    """Serve an agent in a thread with an event loop of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="api-loop")
+    thread.start()
+    try:
+        server: ApiServer = asyncio.run_coroutine_threadsafe(start_api(agent, socket), loop).result(10)
+        try:
+            yield
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(), loop).result(20)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def _half() -> Progress:
+    return Progress(
+        phase="copying", done_bytes=1 << 29, total_bytes=1 << 30, wire_bytes=1 << 27, rate=1e8, seconds_left=5.4
+    )
