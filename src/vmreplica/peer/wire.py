@@ -19,6 +19,8 @@ MAX_JSON: Final = 4 * MiB
 #: The largest body of the throughput test.
 MAX_SINK: Final = 64 * MiB
 MAX_PEM: Final = 16 * KiB
+#: The largest request for pairing: all that a host may send before anybody knows it.
+MAX_PAIR: Final = 64 * KiB
 
 _ADDRESS: Final = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?"

@@ -1,0 +1,204 @@
+"""The sending end of the data plane: the peer's service as an object."""
+
+import ssl
+import threading
+from collections.abc import Sequence
+from typing import Final, Self, TypeVar
+
+from pydantic import ValidationError
+
+from vmreplica.model.errors import BadRequest, Problem, Unreachable, from_problem
+from vmreplica.model.ids import DiskTarget, PointId, VmId
+from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
+from vmreplica.model.policy import ReplicaOffer
+from vmreplica.model.report import PeerTest, PointsReport
+from vmreplica.model.shape import Shape
+from vmreplica.model.units import format_size
+from vmreplica.peer.book import Peer
+from vmreplica.peer.identity import Identity
+from vmreplica.peer.measuring import measure
+from vmreplica.peer.transport import Answer, Buffer, Connections
+from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, RunsHere
+
+T = TypeVar("T", bound=Shape)
+
+CONNECT_TIMEOUT: Final = 5.0
+READ_TIMEOUT: Final = 60.0
+#: A segment is answered after what waits in the socket's buffer crossed a slow line and was made durable.
+SEGMENT_TIMEOUT: Final = 120.0
+COMPLETE_TIMEOUT: Final = 900.0
+
+_ERROR: Final = 400
+
+
+class PeerClient:
+    """A paired host's service, over the network. Thread-safe; close it when done.
+
+    Every method raises Unreachable, TimedOut, Refused (certificates) or what the peer answered, and may be called again
+    after any of them: all requests are idempotent. Methods are those of ``PeerService`` without the peer.
+
+    Args:
+        identity: of this host.
+        peer: the paired host.
+        connect_timeout: seconds for connecting to one address.
+        read_timeout: seconds for an ordinary answer.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        peer: Peer,
+        *,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        read_timeout: float = READ_TIMEOUT,
+    ) -> None:
+        self.peer = peer
+        self._identity = identity
+        self._timeout = read_timeout
+        self._lock = threading.Lock()
+        self._generation = -1
+        self._tls: ssl.SSLContext | None = None
+        self._connections = Connections(
+            name=peer.name,
+            addresses=peer.addresses,
+            context=self._context,
+            server_name=peer.host_id,
+            connect_timeout=connect_timeout,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections; the client can still be used, and opens new ones."""
+        self._connections.close()
+
+    def hello(self) -> Hello:
+        """Ask who the peer is and how it stands."""
+        return self._ask(Hello, "GET", "/hello")
+
+    def offer(self, vm: VmId, offer: ReplicaOffer) -> Position:
+        """Ask the peer to accept a relationship, or a change of its policy."""
+        return self._ask(Position, "PUT", f"/replicas/{vm}", offer)
+
+    def position(self, vm: VmId) -> Position:
+        """Ask what the peer holds of a VM."""
+        return self._ask(Position, "GET", f"/replicas/{vm}")
+
+    def remove(self, vm: VmId, *, delete_copy: bool) -> None:
+        """Ask the peer to dissolve a relationship."""
+        self._exchange("DELETE", f"/replicas/{vm}?copy={'delete' if delete_copy else 'keep'}")
+
+    def points(self, vm: VmId) -> PointsReport:
+        """List the recovery points at the peer, newest first."""
+        return self._ask(PointsReport, "GET", f"/replicas/{vm}/points")
+
+    def open_point(self, opening: PointOpening) -> IncomingPoint:
+        """Begin a point, or learn which of its segments the peer holds."""
+        return self._ask(IncomingPoint, "PUT", f"/replicas/{opening.vm}/points/{opening.point}", opening)
+
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, buffers: Sequence[Buffer]) -> None:
+        """Send a segment, given as the buffers it consists of; it is durable at the peer when this returns.
+
+        Raises:
+            BadRequest: it is larger than a segment can be.
+        """
+        size = sum(len(buffer) for buffer in buffers)
+        if size > MAX_BODY:
+            text = f"segment {number} of {target}, point {point}, has {format_size(size)}"
+            raise BadRequest("body-too-large", f"{text}; the limit is {format_size(MAX_BODY)}")
+        path = f"/replicas/{vm}/points/{point}/{target}/{number}"
+        self._exchange("PUT", path, buffers, "application/octet-stream", timeout=max(self._timeout, SEGMENT_TIMEOUT))
+
+    def complete(
+        self, vm: VmId, point: PointId, closing: PointClosing, *, timeout: float = COMPLETE_TIMEOUT
+    ) -> PointSummary:
+        """Ask the peer to publish a point whose segments it holds; may take minutes."""
+        path = f"/replicas/{vm}/points/{point}/complete"
+        return self._ask(PointSummary, "POST", path, closing, timeout=timeout)
+
+    def abandon(self, vm: VmId, point: PointId) -> None:
+        """Ask the peer to throw away a point under construction."""
+        self._exchange("DELETE", f"/replicas/{vm}/points/{point}")
+
+    def runs_here(self, vm: VmId) -> RunsHere:
+        """Ask whether a VM of our relationship runs at the peer, and its epoch there."""
+        return self._ask(RunsHere, "GET", f"/vms/{vm}")
+
+    def measure(self) -> PeerTest:
+        """Test the connection: certificate, clocks, round trip, throughput, room. Takes some seconds."""
+        return measure(self.peer, self._ask_hello, self._sink)
+
+    def _ask_hello(self) -> tuple[Hello, Answer]:
+        answer = self._exchange("GET", "/hello")
+        return read_answer(Hello, answer, self.peer.name), answer
+
+    def _sink(self, body: Sequence[Buffer]) -> None:
+        self._exchange("PUT", "/sink", body, "application/octet-stream")
+
+    def _ask(
+        self, shape: type[T], method: str, path: str, body: Shape | None = None, *, timeout: float | None = None
+    ) -> T:
+        buffers = (body.model_dump_json().encode(),) if body else ()
+        answer = self._exchange(method, path, buffers, "application/json" if body else "", timeout=timeout)
+        return read_answer(shape, answer, self.peer.name)
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: Sequence[Buffer] = (),
+        content_type: str = "",
+        *,
+        timeout: float | None = None,
+    ) -> Answer:
+        answer = self._connections.exchange(
+            method, PREFIX + path, body, content_type=content_type, timeout=timeout or self._timeout
+        )
+        return require_success(answer, self.peer.name)
+
+    def _context(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._tls is None or self._generation != self._identity.generation:
+                self._generation = self._identity.generation
+                self._tls = self._identity.client_context(self.peer.ca_pem)
+            return self._tls
+
+
+def require_success(answer: Answer, name: str) -> Answer:
+    """Pass on an answer that is no error.
+
+    Raises:
+        VmReplicaError: the error that the peer answered.
+        Unreachable: what answers speaks another language.
+    """
+    if answer.status < _ERROR:
+        return answer
+    try:
+        problem = Problem.model_validate_json(answer.body)
+    except ValidationError:
+        raise _unreadable(answer, name) from None
+    raise from_problem(problem)
+
+
+def read_answer(shape: type[T], answer: Answer, name: str) -> T:
+    """Read the JSON that a peer answered.
+
+    Raises:
+        Unreachable: it is not that shape.
+    """
+    try:
+        return shape.model_validate_json(answer.body)
+    except ValidationError:
+        raise _unreadable(answer, name) from None
+
+
+def _unreadable(answer: Answer, name: str) -> Unreachable:
+    return Unreachable(
+        "peer-answer-unreadable",
+        f"{name} at {answer.address} answers with something else than was asked for (status {answer.status})",
+        hint="both hosts need the same version of vmreplica: vmreplica peer test",
+    )

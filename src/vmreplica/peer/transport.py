@@ -1,0 +1,271 @@
+"""Requests over TLS connections that are kept alive: blocking, thread-safe, every failure one of our errors."""
+
+import contextlib
+import dataclasses
+import http.client
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Self
+
+from vmreplica.model.errors import Refused, TimedOut, Unreachable, VmReplicaError
+from vmreplica.model.units import KiB, MiB
+from vmreplica.peer.wire import split_address
+
+Buffer = bytes | bytearray | memoryview
+
+#: Connections kept open while idle; more are opened when more threads ask at once.
+_MAX_IDLE: Final = 4
+#: The time limit is for each piece, so that a slow line is not taken for a dead one.
+_PIECE: Final = 256 * KiB
+_MAX_ANSWER: Final = 16 * MiB
+
+_REFUSING_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")
+_PAIR_AGAIN: Final = "pair again: vmreplica peer invite on one host, vmreplica peer join on the other"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A peer's answer and the connection it came over."""
+
+    status: int
+    content_type: str
+    body: bytes
+    address: str
+    #: The certificate (DER) that the peer showed.
+    leaf: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    body: Sequence[Buffer]
+    content_type: str
+    timeout: float
+
+
+class Connection(http.client.HTTPConnection):
+    """One TLS connection to one address."""
+
+    def __init__(self, address: str, context: ssl.SSLContext, server_name: str, connect_timeout: float) -> None:
+        host, port = split_address(address)
+        super().__init__(host, port)
+        self.address = address
+        self.leaf = b""
+        self.used = False
+        self._context = context
+        self._server_name = server_name
+        self._connect_timeout = connect_timeout
+
+    def connect(self) -> None:
+        """Connect and shake hands.
+
+        Raises:
+            Unreachable: nobody listens there, or not with TLS.
+            TimedOut: somebody accepts connections and says nothing.
+            Refused: another host answers.
+        """
+        try:
+            raw = socket.create_connection((self.host, self.port), self._connect_timeout)
+        except OSError as error:
+            raise Unreachable("peer-unreachable", f"{self.address}: {_reason(error)}", hint=_CHECK_LINE) from error
+        try:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.sock = self._context.wrap_socket(raw, server_hostname=self._server_name)
+        except OSError as error:
+            raw.close()
+            raise failure_of(error, self.address, self._connect_timeout) from error
+        self.leaf = self.sock.getpeercert(True) or b""
+
+    def went_stale(self) -> bool:
+        """Tell whether the other side has closed an idle connection: it never says anything else unasked."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+
+class Connections:
+    """Connections to one peer.
+
+    Tries the addresses in their order, the one that worked last first. A request is sent a second time only when a
+    connection that was idle turns out to be closed.
+
+    Args:
+        name: what people call the peer.
+        addresses: where it may be reached.
+        context: the TLS context to use, asked for each new connection.
+        server_name: the host id that its certificate must carry.
+        connect_timeout: seconds for connecting and shaking hands with one address.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        addresses: Sequence[str],
+        context: Callable[[], ssl.SSLContext],
+        server_name: str,
+        connect_timeout: float,
+    ) -> None:
+        self._name = name
+        self._addresses = tuple(addresses)
+        self._context = context
+        self._server_name = server_name
+        self._connect_timeout = connect_timeout
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections; those in use are closed when their requests end."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def exchange(
+        self, method: str, path: str, body: Sequence[Buffer] = (), *, content_type: str = "", timeout: float
+    ) -> Answer:
+        """Send a request and read the answer, whatever its status.
+
+        Args:
+            method: HTTP method.
+            path: path and query.
+            body: buffers, sent one after the other without joining them.
+            content_type: of the body.
+            timeout: seconds in which each piece must be taken, and the answer begin.
+
+        Raises:
+            Unreachable: no address answers, or the connection broke.
+            TimedOut: the peer accepts connections and does not answer.
+            Refused: one of the two hosts does not accept the other's certificate.
+        """
+        request = _Request(method, path, body, content_type, timeout)
+        connection = self._take()
+        try:
+            return self._use(connection, request)
+        except Unreachable:
+            if not connection.used:
+                raise
+        self.close()
+        return self._use(self._connect(), request)
+
+    def _take(self) -> Connection:
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return self._connect()
+            if not connection.went_stale():
+                return connection
+            connection.close()
+
+    def _connect(self) -> Connection:
+        context = self._context()
+        failures: list[VmReplicaError] = []
+        for address in self._addresses:
+            connection = Connection(address, context, self._server_name, self._connect_timeout)
+            try:
+                connection.connect()
+            except (Unreachable, TimedOut, Refused) as error:
+                failures.append(error)
+                continue
+            self._prefer(address)
+            return connection
+        raise self._none_answers(failures)
+
+    def _prefer(self, address: str) -> None:
+        if self._addresses[0] != address:
+            self._addresses = (address, *(other for other in self._addresses if other != address))
+
+    def _none_answers(self, failures: list[VmReplicaError]) -> VmReplicaError:
+        if not failures:
+            return Unreachable("peer-unreachable", f"{self._name} has no address", hint=_PAIR_AGAIN)
+        by_weight = (Refused, TimedOut, Unreachable)
+        worst = min(failures, key=lambda error: by_weight.index(type(error)))
+        told = "; ".join(error.message for error in failures)
+        return type(worst)(worst.code, f"{self._name} cannot be reached: {told}", hint=worst.hint)
+
+    def _use(self, connection: Connection, request: _Request) -> Answer:
+        done = False
+        try:
+            answer = _talk(connection, request)
+            done = True
+        except (OSError, http.client.HTTPException) as error:
+            failure = failure_of(error, connection.address, request.timeout)
+            raise type(failure)(failure.code, f"{self._name}: {failure.message}", hint=failure.hint) from error
+        finally:
+            self._give_back(connection, done)
+        return answer
+
+    def _give_back(self, connection: Connection, done: bool) -> None:
+        with self._lock:
+            if done and connection.sock is not None and len(self._idle) < _MAX_IDLE:
+                connection.used = True
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def _talk(connection: Connection, request: _Request) -> Answer:
+    connection.sock.settimeout(request.timeout)
+    headers = {"Content-Type": request.content_type} if request.content_type else {}
+    headers["Content-Length"] = str(sum(len(buffer) for buffer in request.body))
+    # A peer that refuses early stops reading; what it has to say about that is still read.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.request(request.method, request.path, _pieces(request.body), headers)
+    response = connection.getresponse()
+    content = response.read(_MAX_ANSWER + 1)
+    if len(content) > _MAX_ANSWER:
+        raise http.client.HTTPException(f"its answer is larger than {_MAX_ANSWER} bytes")
+    response.close()
+    return Answer(
+        status=response.status,
+        content_type=response.headers.get_content_type(),
+        body=content,
+        address=connection.address,
+        leaf=connection.leaf,
+    )
+
+
+def _pieces(body: Sequence[Buffer]) -> Iterator[memoryview]:
+    for buffer in body:
+        view = memoryview(buffer).cast("B")
+        for start in range(0, len(view), _PIECE):
+            yield view[start : start + _PIECE]
+
+
+_CHECK_LINE: Final = "check that the agent runs there, and that network and firewall let this port through"
+
+
+def failure_of(error: OSError | http.client.HTTPException, address: str, timeout: float) -> VmReplicaError:
+    """Say what a failure of a connection means."""
+    if isinstance(error, TimeoutError):
+        text = f"{address} accepts connections and does not answer within {timeout:g} s"
+        return TimedOut("peer-timeout", text, hint="look at the agent's log on that host")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"{address} is answered by another host, or with an expired certificate ({error.verify_message})"
+        return Refused("peer-certificate-unexpected", text, hint=f"check address and clocks, or {_PAIR_AGAIN}")
+    reason = str(getattr(error, "reason", None) or "")
+    if isinstance(error, ssl.SSLError) and "ALERT" in reason and any(word in reason for word in _REFUSING_ALERTS):
+        text = f"{address} does not accept the certificate of this host ({reason.lower()})"
+        return Refused("peer-certificate-refused", text, hint=f"check the clocks of both hosts, or {_PAIR_AGAIN}")
+    return Unreachable("peer-unreachable", f"{address}: {_reason(error)}", hint=_CHECK_LINE)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"no agent speaks TLS there ({error.reason or error})"
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, http.client.IncompleteRead | http.client.RemoteDisconnected | ConnectionError):
+        return f"the connection ended ({getattr(error, 'strerror', None) or error})"
+    return str(getattr(error, "strerror", None) or error)
