@@ -47,6 +47,8 @@ class AgentClient:
             connection.request(method, path, body or None, {"Content-Type": "application/json"} if body else {})
             answer = connection.getresponse()
             content = answer.read(_MAX_ANSWER)
+            if answer.length:  # what is still missing; read() with a limit does not complain
+                raise http.client.IncompleteRead(content, answer.length)
         except (OSError, http.client.HTTPException) as error:
             raise _connection_error(self._socket, timeout, error) from error
         finally:

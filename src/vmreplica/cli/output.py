@@ -58,8 +58,16 @@ def show_document(document: Any) -> None:
 
 
 def show_answer(answer: bytes) -> None:
-    """Print the agent's answer as it is, indented."""
-    show_document(json.loads(answer))
+    """Print the agent's answer as it is, indented.
+
+    Raises:
+        Internal: it is not JSON.
+    """
+    try:
+        document = json.loads(answer)
+    except ValueError as error:
+        raise _unknown_answer("JSON") from error
+    show_document(document)
 
 
 def show_done(text: str, *, as_json: bool, **facts: str) -> None:
@@ -79,13 +87,7 @@ def read_report(shape: type[_Report], answer: bytes) -> _Report:
     try:
         return shape.model_validate_json(answer)
     except ValueError as error:
-        from vmreplica.model.errors import Internal  # noqa: PLC0415 - needed on failure only
-
-        raise Internal(
-            "agent-answer-unknown",
-            f"the agent's answer is not a {shape.__name__} of this version",
-            hint="restart the agent after an upgrade: systemctl restart vmreplica",
-        ) from error
+        raise _unknown_answer(f"a {shape.__name__} of this version") from error
 
 
 def make_request(shape: type[_Report], **fields: Any) -> _Report:
@@ -145,3 +147,13 @@ def show(renderable: "RenderableType") -> None:
 def printable(text: str) -> str:
     """Show control characters by their codes: names and messages come from other hosts."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _unknown_answer(expected: str) -> "VmReplicaError":
+    from vmreplica.model.errors import Internal  # noqa: PLC0415 - needed on failure only
+
+    return Internal(
+        "agent-answer-unknown",
+        f"the agent's answer is not {expected}",
+        hint="restart the agent after an upgrade: systemctl restart vmreplica",
+    )

@@ -1,8 +1,8 @@
 """Watching a task until it is done. Ctrl-C stops the watching, never the work."""
 
 import sys
-import time
 from collections.abc import Callable
+from time import monotonic, sleep
 from typing import Final, Protocol
 
 import typer
@@ -66,7 +66,7 @@ def _until_done(task: TaskReport, poll: Callable[[], TaskReport], display: _Disp
     while not task.done:
         if task.progress is not None:
             display.show(task.progress)
-        time.sleep(_POLL)
+        sleep(_POLL)
         task = poll()
     if task.progress is not None:
         display.show(task.progress)
@@ -101,9 +101,9 @@ class _Lines:
         self._next = 0.0
 
     def show(self, progress: Progress) -> None:
-        if progress.phase == self._phase and time.monotonic() < self._next:
+        if progress.phase == self._phase and monotonic() < self._next:
             return
-        self._phase, self._next = progress.phase, time.monotonic() + _LINE_EVERY
+        self._phase, self._next = progress.phase, monotonic() + _LINE_EVERY
         typer.echo(printable(f"{self._vm}: {progress_text(progress)}"), err=True)
 
     def close(self) -> None:

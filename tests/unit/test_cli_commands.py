@@ -1,0 +1,399 @@
+"""The command line against a real API: what scripts read, what people read, exit codes, errors."""
+
+import json
+import socket as sockets
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_kit import NEW, OLD, SmallAgent, ailing, cycle, failed_task, relation, serving
+from typer.testing import CliRunner
+
+from vmreplica import __version__
+from vmreplica.cli import watch
+from vmreplica.cli.main import make_app
+from vmreplica.model import errors
+from vmreplica.model.report import (
+    FailoverPlan,
+    FailoverReport,
+    HistoryReport,
+    Invitation,
+    PeerReport,
+    PeersReport,
+    PeerTest,
+    PointsReport,
+    RelationshipReport,
+    StatusReport,
+    TaskReport,
+)
+from vmreplica.model.shape import Shape
+from vmreplica.model.states import State
+
+pytestmark = pytest.mark.main_job
+
+FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run of the command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on standard output; anything else there makes this fail."""
+        return json.loads(self.out)
+
+
+class Program:
+    """The command line, bound to a socket."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+
+    def __call__(self, *args: str) -> Ran:
+        """Run it as typer's own tests do: standard input is no terminal."""
+        result = CliRunner().invoke(make_app(), list(args), env={"VMREPLICA_SOCKET": str(self.socket)})
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def agent() -> SmallAgent:
+    return SmallAgent()
+
+
+@pytest.fixture
+def program(agent: SmallAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    monkeypatch.setattr(watch, "_POLL", 0.01)
+    with serving(agent, tmp_path / "agent.sock"):
+        yield Program(tmp_path / "agent.sock")
+
+
+@pytest.mark.parametrize(
+    ("args", "shape"),
+    [
+        (("status",), StatusReport),
+        (("status", "web"), StatusReport),
+        (("points", "web"), PointsReport),
+        (("history", "web", "--limit", "1"), HistoryReport),
+        (("enable", "db", "--to", "backup1"), TaskReport),
+        (("enable", "db", "--to", "backup1", "--no-wait"), TaskReport),
+        (("sync", "web"), TaskReport),
+        (("sync", "web", "--no-wait"), TaskReport),
+        (("networks", "web", "--map", "lan=br0"), RelationshipReport),
+        (("failover", "web", "--dry-run"), FailoverPlan),
+        (("failover", "web", "--yes"), FailoverReport),
+        (("peer", "invite"), Invitation),
+        (("peer", "join", "abc"), PeerReport),
+        (("peer", "list"), PeersReport),
+        (("peer", "test", "backup1"), PeerTest),
+    ],
+)
+def test_json_is_one_document_of_the_report_and_nothing_else(
+    program: Program, args: tuple[str, ...], shape: type[Shape]
+) -> None:
+    ran = program(*args, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    shape.model_validate(ran.document)
+
+
+@pytest.mark.parametrize(
+    ("args", "document"),
+    [
+        (("pause", "web"), {"result": "ok", "vm": "web"}),
+        (("disable", "web", "--yes"), {"result": "ok", "vm": "web"}),
+        (("peer", "remove", "backup1", "--yes"), {"result": "ok", "peer": "backup1"}),
+        (("version",), {"version": __version__}),
+    ],
+)
+def test_json_of_an_act_without_a_report_says_that_it_is_done(
+    program: Program, args: tuple[str, ...], document: dict[str, str]
+) -> None:
+    ran = program(*args, "--json")
+    assert (ran.code, ran.document, ran.err) == (0, document, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "asked"),
+    [
+        (("enable", "db", "--to", "backup1", "--no-wait"), ("enable", "db", "backup1", 300, (), 24)),
+        (
+            ("enable", "db", "--to", "backup1", "--every", "30s", "--exclude-disk", "vdb", "--exclude-disk", "vdc",
+             "--keep", "3", "--no-wait"),
+            ("enable", "db", "backup1", 30, ("vdb", "vdc"), 3),
+        ),
+        (("disable", "web", "--yes"), ("disable", "web", False)),
+        (("disable", "web", "--delete-copy", "-y"), ("disable", "web", True)),
+        (("history", "web", "--limit", "7"), ("history", "web", 7)),
+        (("failover", "web", "--yes"), ("failover", "web", None)),
+        (("failover", "web", "--point", OLD, "--yes"), ("failover", "web", OLD)),
+        (("failover", "web", "--point", OLD, "--dry-run"), ("plan_failover", "web", OLD)),
+        (("networks", "web", "--map", "a=b", "--map", "c=d=e"), ("map_networks", "web", {"a": "b", "c": "d=e"})),
+        (("peer", "invite", "--for", "backup2"), ("invite", "backup2")),
+        (("peer", "join", " abc "), ("join", "abc")),
+    ],
+)  # fmt: skip
+def test_what_was_typed_reaches_the_agent(
+    program: Program, agent: SmallAgent, args: tuple[str, ...], asked: tuple[object, ...]
+) -> None:
+    assert program(*args).code == 0
+    assert agent.asked[-1] == asked
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_error_ends_with_its_exit_code_for_scripts_and_for_people(
+    program: Program, agent: SmallAgent, family: type[errors.VmReplicaError]
+) -> None:
+    agent.error = family("some-code", "web: it broke", hint="mend it")
+    for_scripts, for_people = program("points", "web", "--json"), program("points", "web")
+    assert (for_scripts.code, for_people.code) == (family.exit_code, family.exit_code)
+    assert for_scripts.document == {"error": agent.error.problem().model_dump()}
+    assert for_scripts.err == ""
+    assert for_people.out == ""
+    assert for_people.err == "error: web: it broke (some-code)\n  mend it\n"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_failed_task_ends_with_its_own_exit_code(program: Program, agent: SmallAgent, as_json: bool) -> None:
+    agent.progress[1:] = [failed_task(errors.NoSpace("no-space", "the store of backup1 is full"))]
+    ran = program("sync", "web", *(["--json"] if as_json else []))
+    assert ran.code == 7
+    assert "no-space" in (ran.out if as_json else ran.err)
+    if as_json:
+        assert ran.document["error"]["code"] == "no-space"
+
+
+def test_a_cycle_that_was_not_published_is_a_failure(program: Program, agent: SmallAgent) -> None:
+    agent.progress[1:] = [TaskReport(id="t1", what="sync", done=True, result=cycle("cancelled"))]
+    ran = program("sync", "web", "--json")
+    assert (ran.code, ran.document["error"]["code"]) == (1, "task-failed")
+
+
+def test_progress_is_told_in_lines_on_standard_error_when_it_is_no_terminal(program: Program) -> None:
+    ran = program("enable", "db", "--to", "backup1")
+    assert ran.code == 0
+    assert "db: copying 512.0 MiB of 1.0 GiB, 95.4 MiB/s, 128.0 MiB sent, 5s left" in ran.err
+    assert ran.out == f"db: point {NEW} published (delta): 5.0 MiB of the guest, 2.0 MiB sent, 2s\n"
+
+
+def test_stopping_to_watch_does_not_stop_the_work_and_says_so(
+    program: Program, agent: SmallAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "sleep", interrupt)
+    ran = program("sync", "web")
+    assert ran.code == 130
+    assert "the work goes on: vmreplica status web" in ran.err
+    assert agent.asked == [("sync", "web")]
+    as_json = program("sync", "web", "--json")
+    assert (as_json.code, as_json.document["done"]) == (130, False)
+
+
+def test_without_an_agent_the_error_names_the_socket_and_how_to_start_one(tmp_path: Path) -> None:
+    ran = Program(tmp_path / "none.sock")("status", "--json")
+    assert (ran.code, ran.document["error"]["code"]) == (8, "agent-not-running")
+    assert str(tmp_path / "none.sock") in ran.document["error"]["message"]
+    assert "systemctl start vmreplica" in ran.document["error"]["hint"]
+    assert "agent-not-running" in Program(tmp_path / "none.sock")("status").err
+
+
+def test_the_socket_option_wins_over_the_environment(program: Program, tmp_path: Path) -> None:
+    assert program("status", "--socket", str(tmp_path / "other.sock")).code == 8
+    assert Program(tmp_path / "other.sock")("status", "--socket", str(program.socket)).code == 0
+
+
+def _answering(socket: Path, answer: bytes) -> threading.Thread:
+    listening = sockets.socket(sockets.AF_UNIX)
+    listening.bind(str(socket))
+    listening.listen()
+
+    def serve() -> None:
+        with listening:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "exit_code"),
+    [
+        (b"", "agent-connection-lost", 8),
+        (b"SSH-2.0-OpenSSH\r\n", "agent-connection-lost", 8),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{", "agent-connection-lost", 8),
+        (b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\nno", "agent-answer-unknown", 1),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "agent-answer-unknown", 1),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{", "agent-answer-unknown", 1),
+    ],
+)
+def test_an_answer_that_is_not_an_agents_is_a_clear_error(
+    tmp_path: Path, answer: bytes, code: str, exit_code: int
+) -> None:
+    thread = _answering(tmp_path / "agent.sock", answer)
+    ran = Program(tmp_path / "agent.sock")("status")
+    thread.join(10)
+    assert ran.code == exit_code
+    assert f"({code})" in ran.err
+
+
+def test_json_of_an_answer_that_is_not_json_is_an_error_document(tmp_path: Path) -> None:
+    thread = _answering(tmp_path / "agent.sock", b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{")
+    ran = Program(tmp_path / "agent.sock")("status", "--json")
+    thread.join(10)
+    assert (ran.code, ran.document["error"]["code"]) == (1, "agent-answer-unknown")
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("enable", "web", "--to", "backup1", "--every", "soon"), "interval-invalid"),
+        (("enable", "web", "--to", "backup1", "--every", "4s"), "request-invalid"),
+        (("enable", "web", "--to", "backup1", "--every", "2d"), "request-invalid"),
+        (("enable", "web", "--to", "../x"), "request-invalid"),
+        (("enable", "web", "--to", "backup1", "--exclude-disk", "/dev/sda"), "request-invalid"),
+        (("failover", "web", "--point", "yesterday", "--yes"), "request-invalid"),
+        (("failover", "web", "--point", "yesterday", "--dry-run"), "point-id-invalid"),
+        (("networks", "web", "--map", "lan"), "network-map-invalid"),
+        (("networks", "web", "--map", "lan="), "network-map-invalid"),
+        (("networks", "web", "--map", "a=b", "--map", "a=c"), "network-map-invalid"),
+        (("history", "web", "--limit", "0"), "limit-invalid"),
+        (("points", ""), "name-missing"),
+        (("points", "a/b"), "vm-name-invalid"),
+        (("points", "\udcff"), "vm-unknown"),
+        (("status", ""), "vm-name-invalid"),
+        (("status", "--watch"), "watch-is-for-people"),
+        (("peer", "join", " "), "request-invalid"),
+        (("peer", "test", "nobody"), "peer-unknown"),
+        (("enable", "web"), "usage"),
+        (("enable", "web", "--to", "backup1", "--keep", "many"), "usage"),
+        (("nonsense",), "usage"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(
+    program: Program, agent: SmallAgent, args: tuple[str, ...], code: str
+) -> None:
+    before = dict(agent.relations)
+    ran = program(*args, "--json")
+    assert ran.document["error"]["code"] == code
+    assert ran.code in {2, 3}
+    assert program(*args).code == ran.code
+    assert agent.relations == before
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "ü", "a?b#c", "a{b}", "a;b&c=d+e", "..", "[x]", "--odd"])
+def test_a_vm_with_an_odd_name_can_be_asked_for(program: Program, agent: SmallAgent, name: str) -> None:
+    agent.relations[name] = relation(name)
+    if name.startswith("-"):
+        assert program("points", "--json", "--", name).document["error"]["code"] == "vm-name-invalid"
+        return
+    assert program("points", name, "--json").document["name"] == name
+    assert [r["name"] for r in program("status", name, "--json").document["relationships"]] == [name]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("failover", "web"), ("disable", "web"), ("disable", "web", "--delete-copy"), ("peer", "remove", "backup1")],
+)
+@pytest.mark.parametrize("json_flag", [(), ("--json",)])
+def test_without_a_terminal_what_needs_a_confirmation_is_refused(
+    program: Program, agent: SmallAgent, args: tuple[str, ...], json_flag: tuple[str, ...]
+) -> None:
+    ran = program(*args, *json_flag)
+    assert ran.code == 2
+    assert "confirmation-needed" in (ran.out if json_flag else ran.err)
+    assert {what for what, *_ in agent.asked} <= {"plan_failover"}
+
+
+def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None:
+    ran = program("failover", "web", "--point", OLD)
+    assert "Lost: everything the guest wrote after 2026-11-22" in ran.err
+    assert "(5m until now), though 1 newer recovery point would lose less" in ran.err
+    assert "the primary still answers" in ran.err
+
+
+def test_a_dry_run_of_a_failover_shows_the_plan_and_does_nothing(program: Program, agent: SmallAgent) -> None:
+    ran = program("failover", "web", "--dry-run")
+    assert ran.code == 0
+    assert f"Unplanned failover of web from point {NEW}" in ran.out
+    assert "1. define web with 1 disk" in ran.out
+    assert agent.asked == [("plan_failover", "web", None)]
+
+
+def test_a_failover_tells_what_it_did_and_what_is_lost(program: Program) -> None:
+    ran = program("failover", "web", "--yes")
+    assert f"web runs here from point {NEW} after 1.2 s; it is now failed-over." in ran.out
+    assert "Lost: everything" in ran.out
+
+
+def test_the_status_table_has_a_row_per_vm_and_what_is_wrong_below(program: Program, agent: SmallAgent) -> None:
+    agent.relations["db"] = ailing()
+    ran = program("status")
+    rows = ran.out.splitlines()
+    assert " ".join(rows[0].split()) == "VM role peer state health newest point points last cycle next"
+    assert " ".join(rows[1].split()) == (
+        "web primary backup1 replicating normal 1m 15s (of 5m) 2 2.0 MiB in 2s in 1m 30s"
+    )
+    assert "critical" in rows[2]
+    assert "copying 50%, 95.4 MiB/s" in rows[2]
+    assert "the newest point is 1h old (rpo-exceeded)" in rows[3]
+    assert rows[4] == "  see the log"
+
+
+def test_a_name_with_an_escape_sequence_cannot_paint_the_terminal(program: Program, agent: SmallAgent) -> None:
+    agent.relations["db"] = ailing()
+    out = program("status").out
+    assert "\x1b" not in out
+    assert r"db\x1b[31m [bold]" in out
+
+
+def test_the_status_of_one_vm_is_shown_in_detail(program: Program, agent: SmallAgent) -> None:
+    agent.relations["web"] = relation("web", state=State.INITIAL, excluded=("vdb",), latest=None, point_age=None)
+    out = program("status", "web").out
+    for text in ("initial-replication", "5m, 24 points kept", "vdb", "in 1m 30s", "5.0 MiB of the guest"):
+        assert text in out
+
+
+def test_status_of_a_host_without_relationships_says_what_to_do(program: Program, agent: SmallAgent) -> None:
+    agent.relations.clear()
+    assert "vmreplica enable VM --to PEER" in program("status").out
+
+
+@pytest.mark.parametrize(
+    ("args", "texts"),
+    [
+        (("points", "web"), (NEW, OLD, "vda", "256.0 MiB", "crash")),
+        (("history", "web"), ("published", "failed", "interval", "5.0 MiB")),
+        (("peer", "list"), ("backup1", "192.0.2.7:7432", "b" * 32)),
+        (("peer", "test", "backup1"), ("-0.250 s", "1.5 ms", "104.9 MiB/s", "! its clock is 0.25 s behind")),
+        (("peer", "invite"), ("vmreplica peer join eyJ0b2tlbiI",)),
+        (("peer", "join", "abc"), ("Paired with backup1", "in both directions")),
+        (("pause", "web"), ("web is paused",)),
+        (("networks", "web", "--map", "lan=br0"), ("lan -> br0",)),
+        (("sync", "web", "--no-wait"), ("vmreplica status web",)),
+        (("version",), (__version__,)),
+    ],
+)
+def test_people_read_the_report_as_text(program: Program, args: tuple[str, ...], texts: tuple[str, ...]) -> None:
+    ran = program(*args)
+    assert ran.code == 0
+    assert [text for text in texts if text not in ran.out] == []
+
+
+def test_pausing_and_resuming_is_told(program: Program) -> None:
+    assert program("pause", "web").code == 0
+    assert program("resume", "web").out == "web is replicated again.\n"
+    assert program("resume", "web").code == 5
