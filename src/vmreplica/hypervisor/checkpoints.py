@@ -1,0 +1,171 @@
+"""Our checkpoints on a domain: kept, found again when libvirt lost them, deleted in whatever half state they are.
+
+libvirt forgets checkpoints on migration and redefinition while the bitmaps live on, and bitmaps vanish with a crash
+while libvirt remembers the checkpoint. So the whole document of each is kept here too. Foreign ones are never touched.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import libvirt
+
+from vmreplica.fsio import publish_bytes
+from vmreplica.hypervisor.backup_xml import checkpoint_disks, standalone_checkpoint
+from vmreplica.hypervisor.disks import parse_disks
+from vmreplica.hypervisor.faults import said
+from vmreplica.model.errors import BadRequest
+from vmreplica.model.ids import VmId
+
+_OURS: Final = re.compile(r"vmreplica-[0-9a-f]{8}-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+_TOOL_LIMIT: Final = 30
+
+
+def require_ours(name: str) -> None:
+    """Refuse names that are not made by ``model.ids.checkpoint_name``.
+
+    Raises:
+        BadRequest: the checkpoint is foreign (``checkpoint-foreign``).
+    """
+    if _OURS.fullmatch(name) is None:
+        raise BadRequest("checkpoint-foreign", f"checkpoint {name!r} is not one of vmreplica's: left alone")
+
+
+def relatives(name: str, others: list[str]) -> list[str]:
+    """Pick the checkpoints of the same relationship."""
+    return [other for other in others if _OURS.fullmatch(other) and other[:18] == name[:18]]
+
+
+class CheckpointShelf:
+    """Keeps the full checkpoint documents as files; they outlive libvirt's own memory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._root = state_dir / "checkpoints"
+
+    def keep(self, vm: VmId, name: str, xml: str) -> None:
+        """Keep a document. Not synced: after a power loss its bitmap is broken anyway."""
+        path = self._path(vm, name)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        publish_bytes(path, xml.encode(), durable=False)
+
+    def read(self, vm: VmId, name: str) -> str | None:
+        """Return a kept document, or None."""
+        try:
+            return self._path(vm, name).read_text()
+        except FileNotFoundError:
+            return None
+
+    def forget(self, vm: VmId, name: str) -> None:
+        """Remove a kept document."""
+        self._path(vm, name).unlink(missing_ok=True)
+
+    def forget_all(self, vm: VmId) -> None:
+        """Remove all kept documents of a VM."""
+        shutil.rmtree(self._root / vm, ignore_errors=True)
+
+    def _path(self, vm: VmId, name: str) -> Path:
+        require_ours(name)
+        return self._root / vm / f"{name}.xml"
+
+
+def names(domain: libvirt.virDomain) -> list[str]:
+    """List all checkpoints that libvirt knows, foreign ones too."""
+    return [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
+
+
+def find(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str) -> libvirt.virDomainCheckpoint | None:
+    """Find one of our checkpoints; redefine it from the shelf when libvirt lost it. None when it is gone for good.
+
+    Raises:
+        libvirt.libvirtError: VIR_ERR_CHECKPOINT_INCONSISTENT when it had to be redefined and its bitmap is broken.
+    """
+    known = _lookup(domain, name)
+    if known is not None:
+        return known
+    xml = shelf.read(vm, name)
+    if xml is None:
+        return None
+    flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
+    if domain.isActive():
+        flags |= libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
+    return domain.checkpointCreateXML(standalone_checkpoint(xml), flags)
+
+
+def delete(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str) -> None:
+    """Delete one of our checkpoints with its bitmaps, whichever half of it still exists."""
+    require_ours(name)
+    xml = shelf.read(vm, name)
+    checkpoint = _lookup(domain, name) or _redefine(domain, xml)
+    if checkpoint is not None:
+        xml = xml or checkpoint.getXMLDesc()
+        if domain.isActive():
+            _delete_live(domain, checkpoint, xml)
+        else:
+            _delete_offline(domain, checkpoint, name, xml)
+    shelf.forget(vm, name)
+
+
+def why_unusable(
+    domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str, targets: frozenset[str]
+) -> str | None:
+    """Say why changes since a checkpoint cannot be asked for these disks; None when they can, as far as is known."""
+    try:
+        checkpoint = find(domain, shelf, vm, name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT:
+            raise
+        return f"change tracking is broken: {said(error)}"
+    if checkpoint is None:
+        return f"checkpoint {name} is gone"
+    missing = sorted(targets - checkpoint_disks(checkpoint.getXMLDesc()))
+    return f"{', '.join(missing)} is not part of checkpoint {name}" if missing else None
+
+
+def _lookup(domain: libvirt.virDomain, name: str) -> libvirt.virDomainCheckpoint | None:
+    try:
+        return domain.checkpointLookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
+            raise
+        return None
+
+
+def _redefine(
+    domain: libvirt.virDomain, xml: str | None, only: str | None = None
+) -> libvirt.virDomainCheckpoint | None:
+    if xml is None:
+        return None
+    return domain.checkpointCreateXML(standalone_checkpoint(xml, only), libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
+
+
+def _delete_live(domain: libvirt.virDomain, checkpoint: libvirt.virDomainCheckpoint, xml: str) -> None:
+    """Delete; when a bitmap is missing on one disk, remove those of the others one by one."""
+    try:
+        checkpoint.delete()
+    except libvirt.libvirtError:
+        if not domain.isActive():
+            raise
+        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+        for target in sorted(checkpoint_disks(xml)):
+            single = _redefine(domain, xml, target)
+            if single is not None:
+                _delete_or_forget(single)
+
+
+def _delete_or_forget(checkpoint: libvirt.virDomainCheckpoint) -> None:
+    try:
+        checkpoint.delete()
+    except libvirt.libvirtError:
+        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+
+
+def _delete_offline(domain: libvirt.virDomain, checkpoint: libvirt.virDomainCheckpoint, name: str, xml: str) -> None:
+    """Remove the bitmaps of a VM that is off: libvirt cannot, qemu-img can; its image lock keeps a start out."""
+    wanted = checkpoint_disks(xml)
+    for disk in parse_disks(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+        if disk.target in wanted and disk.path is not None:
+            command = ["qemu-img", "bitmap", "--remove", "-f", "qcow2", disk.path, name]
+            subprocess.run(command, check=False, capture_output=True, timeout=_TOOL_LIMIT)
+    checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)

@@ -1,0 +1,332 @@
+"""The facade over libvirt: everything the agent asks of the local hypervisor."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import libvirt
+import structlog
+
+from vmreplica.hypervisor import backup, checkpoints, policies
+from vmreplica.hypervisor.abilities import Abilities, parse_abilities
+from vmreplica.hypervisor.backup import BackupJob, Export
+from vmreplica.hypervisor.checkpoints import CheckpointShelf
+from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connection
+from vmreplica.hypervisor.events import Watcher, Watchers
+from vmreplica.hypervisor.inspection import inspect
+from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.probe import bridges, usable_domain_type
+from vmreplica.hypervisor.views import DomainBrief, DomainView
+from vmreplica.model.errors import Corrupt, NotFound
+from vmreplica.model.ids import VmId
+from vmreplica.model.policy import Policy
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+class Hypervisor:
+    """The local libvirt. Thread-safe; every call has a time limit, and a restarted libvirtd is found again.
+
+    Every method may raise TimedOut (``libvirt-timeout``), Unreachable (``libvirt-gone``), HypervisorError
+    (``libvirt-refused``, ``vm-busy``) and, when it is given a VM, NotFound (``vm-unknown``).
+
+    Args:
+        uri: libvirt URI.
+        runtime_dir: for sockets and scratch images of backup jobs; QEMU's user must be able to pass through it.
+        state_dir: for kept checkpoint documents; ``runtime_dir`` when None.
+    """
+
+    def __init__(self, uri: str, runtime_dir: Path, state_dir: Path | None = None) -> None:
+        self._files = JobFiles(runtime_dir)
+        self._shelf = CheckpointShelf(state_dir or runtime_dir)
+        self._watchers = Watchers()
+        self._connection = Connection(uri, self._register)
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._connection.close()
+
+    # -- domains -----------------------------------------------------------------------------------------------
+
+    def domains(self) -> list[DomainBrief]:
+        """List all domains, by name."""
+        briefs = self._connection.call(
+            "list the VMs", lambda raw: [_brief(domain) for domain in raw.listAllDomains()], repeatable=True
+        )
+        return sorted(briefs, key=lambda brief: brief.name)
+
+    def find(self, name_or_uuid: str) -> DomainBrief:
+        """Find a domain by its name or UUID.
+
+        Raises:
+            NotFound: there is none; the hint has close names (``vm-unknown``).
+        """
+        known = self.domains()
+        for brief in known:
+            if name_or_uuid in (brief.name, brief.vm):
+                return brief
+        near = difflib.get_close_matches(name_or_uuid, [brief.name for brief in known])
+        hint = f"did you mean {', '.join(near)}?" if near else "virsh list --all names the VMs of this host"
+        raise NotFound("vm-unknown", f"there is no VM {name_or_uuid} on this host", hint=hint)
+
+    def inspect(self, vm: VmId) -> DomainView:
+        """Look at a domain's definition and disks."""
+        return self._connection.call(
+            f"inspect {vm}", lambda raw: inspect(raw, raw.lookupByUUIDString(vm)), repeatable=True
+        )
+
+    def exists(self, vm: VmId) -> bool:
+        """Tell whether a domain is known here."""
+        return any(brief.vm == vm for brief in self.domains())
+
+    def running(self, vm: VmId) -> bool:
+        """Tell whether a domain has a running QEMU; False for an unknown one."""
+        return any(brief.vm == vm and brief.active for brief in self.domains())
+
+    def watch(self, callback: Watcher) -> Callable[[], None]:
+        """Call ``callback(vm, event)`` on lifecycle events: started, stopped, shutdown, undefined and so on.
+
+        It runs in a thread of its own and may call back. Events while libvirtd is away are lost; after a new
+        connection the event ``reconnected`` comes with an empty VM.
+
+        Returns:
+            a function that ends it.
+        """
+        end = self._watchers.add(callback)
+        self._connection.call("listen for events", lambda _raw: None, repeatable=True)
+        return end
+
+    # -- policy ------------------------------------------------------------------------------------------------
+
+    def policy(self, vm: VmId) -> Policy | None:
+        """Read a VM's policy from its metadata.
+
+        Raises:
+            Corrupt: the metadata makes no sense (``policy-unreadable``).
+        """
+        return self._with(vm, "read the policy", policies.read_policy)
+
+    def set_policy(self, vm: VmId, policy: Policy | None) -> None:
+        """Write or remove a VM's policy, for now and for its next start."""
+        self._with(vm, "write the policy", lambda domain: policies.write_policy(domain, policy))
+
+    def policies(self) -> dict[VmId, Policy]:
+        """Read the policies of all VMs; unreadable ones are logged and left out."""
+        found, broken = self.policy_survey()
+        for vm, error in broken.items():
+            _log.warning("a policy is unreadable", vm=vm, code=error.code, error=error.message, hint=error.hint)
+        return found
+
+    def policy_survey(self) -> tuple[dict[VmId, Policy], dict[VmId, Corrupt]]:
+        """Read the policies of all VMs, and what is wrong with those that cannot be read."""
+        return self._connection.call("read all policies", policies.survey, repeatable=True)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def checkpoints(self, vm: VmId) -> list[str]:
+        """List the names of all checkpoints that libvirt knows, foreign ones too."""
+        return self._with(vm, "list the checkpoints", checkpoints.names)
+
+    def delete_checkpoint(self, vm: VmId, name: str) -> None:
+        """Delete a checkpoint of ours with its bitmaps, in whatever half state it is; nothing left is fine.
+
+        Raises:
+            BadRequest: the checkpoint is foreign (``checkpoint-foreign``).
+        """
+        self._with(
+            vm,
+            f"delete checkpoint {name}",
+            lambda domain: checkpoints.delete(domain, self._shelf, vm, name),
+            limit=LONG_LIMIT,
+        )
+
+    def checkpoint_usable(self, vm: VmId, name: str, targets: Sequence[str]) -> str | None:
+        """Say why changes since a checkpoint cannot be asked for these disks; None when they can.
+
+        A checkpoint that libvirt lost is redefined on the way. A bitmap broken by a crash shows in begin_backup.
+        """
+        return self._with(
+            vm,
+            f"look at checkpoint {name}",
+            lambda domain: checkpoints.why_unusable(domain, self._shelf, vm, name, frozenset(targets)),
+        )
+
+    # -- backup jobs -------------------------------------------------------------------------------------------
+
+    def begin_backup(
+        self,
+        vm: VmId,
+        *,
+        checkpoint: str,
+        base: str | None = None,
+        targets: Sequence[str] = (),
+        bases: Mapping[str, str | None] | None = None,
+    ) -> BackupJob:
+        """Freeze a view of the disks at one instant and serve it over NBD; makes the checkpoint of that instant.
+
+        Args:
+            vm: a running or paused VM.
+            checkpoint: a new name of ours.
+            base: earlier checkpoint of ours since which changes are asked; None for whole disks.
+            targets: the disks.
+            bases: instead of ``base`` and ``targets``: each disk with its own base, None for a whole copy.
+
+        Raises:
+            Conflict: ``vm-not-running``, ``backup-job-running``, ``too-many-checkpoints``.
+            BadRequest: ``disk-unknown``, ``checkpoint-foreign``.
+            HypervisorError: ``checkpoint-broken``: the base's bitmap is lost; make a whole copy.
+            NoSpace: no room for scratch.
+        """
+        wanted = dict.fromkeys(targets, base) if bases is None else dict(bases)
+
+        def begin(raw: libvirt.virConnect) -> dict[str, Export]:
+            domain = raw.lookupByUUIDString(vm)
+            plan = backup.Plan(vm, domain.name(), checkpoint, wanted)
+            return backup.begin(domain, plan, self._shelf, self._files)
+
+        exports = self._connection.call(f"begin the backup of {vm}", begin, limit=LONG_LIMIT)
+        return BackupJob(vm, checkpoint, exports, self, self._files)
+
+    def attach_backup(self, vm: VmId, checkpoint: str) -> BackupJob | None:
+        """Find our still-running job of a checkpoint again, after the agent was restarted."""
+
+        def attach(domain: libvirt.virDomain) -> dict[str, Export] | None:
+            job = backup.running(domain)
+            if job is None or job.socket != self._files.socket(vm, checkpoint):
+                return None
+            return backup.exports_of(domain, job.socket, job.bitmaps)
+
+        exports = self._with(vm, "find the backup job", attach)
+        return None if exports is None else BackupJob(vm, checkpoint, exports, self, self._files)
+
+    def end_backup(self, vm: VmId) -> None:
+        """End the running backup job if it is ours, and remove all leftovers of our jobs on this VM."""
+
+        def end(domain: libvirt.virDomain) -> None:
+            job = backup.running(domain)
+            if job is not None and self._files.is_ours(vm, job):
+                backup.abort(domain, domain.name())
+            self._files.sweep(vm)
+
+        self._with(vm, "end the backup job", end, limit=LONG_LIMIT)
+
+    def sweep(self, vm: VmId) -> None:
+        """Remove scratch images and sockets of dead jobs; a running job of ours keeps its own."""
+
+        def sweep(domain: libvirt.virDomain) -> None:
+            job = backup.running(domain)
+            if job is None or not self._files.is_ours(vm, job):
+                self._files.sweep(vm)
+
+        self._with(vm, "sweep up after backup jobs", sweep)
+
+    def end_job(self, vm: VmId, checkpoint: str) -> None:
+        """End one job of ours, known by its checkpoint; for BackupJob."""
+
+        def end(domain: libvirt.virDomain) -> None:
+            job = backup.running(domain)
+            if job is not None and job.socket == self._files.socket(vm, checkpoint):
+                backup.abort(domain, domain.name())
+
+        try:
+            self._with(vm, "end the backup job", end, limit=LONG_LIMIT)
+        except NotFound:
+            _log.info("the VM of an ended backup job is gone", vm=vm)
+        self._files.remove(vm, checkpoint)
+
+    def job_alive(self, vm: VmId, checkpoint: str) -> bool:
+        """Tell whether this very job of ours runs; for BackupJob."""
+
+        def alive(domain: libvirt.virDomain) -> bool:
+            job = backup.running(domain)
+            return job is not None and job.socket == self._files.socket(vm, checkpoint)
+
+        try:
+            return self._with(vm, "look at the backup job", alive)
+        except NotFound:
+            return False
+
+    # -- failover ----------------------------------------------------------------------------------------------
+
+    def abilities(self, arch: str = "x86_64") -> Abilities:
+        """Tell what this host offers to VMs: keyword arguments for ``definition.build``."""
+        domain_type = usable_domain_type()
+
+        def ask(raw: libvirt.virConnect) -> Abilities:
+            networks = frozenset(network.name() for network in raw.listAllNetworks() if network.isActive())
+            return parse_abilities(
+                raw.getDomainCapabilities(None, arch, None, domain_type),
+                raw.getCapabilities(),
+                domain_type=domain_type,
+                networks=networks,
+                bridges=bridges(),
+            )
+
+        return self._connection.call("ask what this host offers", ask, repeatable=True)
+
+    def usable_domain_type(self) -> str:
+        """Tell ``kvm`` or, where /dev/kvm is missing or does not really work, ``qemu``."""
+        return usable_domain_type()
+
+    def define(self, xml: str) -> DomainBrief:
+        """Define a domain, not started with the host.
+
+        Raises:
+            Conflict: another VM has its name (``vm-exists``).
+        """
+
+        def define(raw: libvirt.virConnect) -> DomainBrief:
+            domain = raw.defineXML(xml)
+            domain.setAutostart(0)
+            return _brief(domain)
+
+        return self._connection.call("define a VM", define, repeatable=True)
+
+    def start(self, vm: VmId) -> None:
+        """Start a defined VM; one that runs already is left running."""
+        self._with(vm, "start the VM", lambda domain: None if domain.isActive() else _ignore(domain.create()),
+                   limit=LONG_LIMIT)  # fmt: skip
+
+    def stop(self, vm: VmId) -> None:
+        """Pull a VM's plug; one that is off already is fine."""
+        self._with(vm, "stop the VM", lambda domain: _ignore(domain.destroy()) if domain.isActive() else None,
+                   limit=LONG_LIMIT)  # fmt: skip
+
+    def undefine(self, vm: VmId) -> None:
+        """Remove a VM's definition with all libvirt keeps about it; its disks stay."""
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        )
+        self._with(vm, "undefine the VM", lambda domain: _ignore(domain.undefineFlags(flags)))
+        self._shelf.forget_all(vm)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _with(self, vm: VmId, what: str, work: Callable[[libvirt.virDomain], T], *, limit: float = DEFAULT_LIMIT) -> T:
+        """Run an act on one domain that may safely be done twice."""
+        return self._connection.call(
+            f"{what} of {vm}", lambda raw: work(raw.lookupByUUIDString(vm)), repeatable=True, limit=limit
+        )
+
+    def _register(self, raw: libvirt.virConnect) -> None:
+        def on_event(
+            _raw: libvirt.virConnect, domain: libvirt.virDomain, event: int, _detail: int, _opaque: object
+        ) -> None:
+            if self._connection.is_current(raw):
+                self._watchers.tell(domain.UUIDString(), event)
+
+        raw.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_event, None)
+
+
+def _brief(domain: libvirt.virDomain) -> DomainBrief:
+    return DomainBrief(domain.UUIDString(), domain.name(), bool(domain.isActive()))
+
+
+def _ignore(_result: int) -> None:
+    return None

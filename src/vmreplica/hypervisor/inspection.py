@@ -1,0 +1,48 @@
+"""A close look at one domain: its definition, and its disks with the reason why one cannot be replicated."""
+
+import contextlib
+from dataclasses import replace
+
+import libvirt
+
+from vmreplica.hypervisor.disks import DiskElement, parse_disks, qcow2_version, reason_ineligible
+from vmreplica.hypervisor.views import DiskView, DomainView
+
+
+def inspect(raw: libvirt.virConnect, domain: libvirt.virDomain) -> DomainView:
+    """Look at a domain; the disks are those it has now, the definition is the one of its next start."""
+    active = bool(domain.isActive())
+    inactive_xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    current_xml = domain.XMLDesc() if active else inactive_xml
+    return DomainView(
+        vm=domain.UUIDString(),
+        name=domain.name(),
+        active=active,
+        autostart=bool(domain.isPersistent()) and bool(domain.autostart()),
+        definition=inactive_xml,
+        disks=tuple(_view(raw, domain, disk) for disk in parse_disks(current_xml)),
+    )
+
+
+def _view(raw: libvirt.virConnect, domain: libvirt.virDomain, disk: DiskElement) -> DiskView:
+    disk = _with_volume_path(raw, disk)
+    size = 0
+    if disk.path is not None:
+        with contextlib.suppress(libvirt.libvirtError):
+            size = domain.blockInfo(disk.target)[0]
+    version = qcow2_version(disk.path) if disk.path is not None and disk.format == "qcow2" else None
+    reason = reason_ineligible(disk, version)
+    return DiskView(disk.target, disk.device, disk.format, disk.path, size, reason)
+
+
+def _with_volume_path(raw: libvirt.virConnect, disk: DiskElement) -> DiskElement:
+    if disk.volume is None:
+        return disk
+    pool, volume = disk.volume
+    try:
+        path = raw.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in {libvirt.VIR_ERR_NO_STORAGE_POOL, libvirt.VIR_ERR_NO_STORAGE_VOL}:
+            raise
+        return disk
+    return replace(disk, path=path)

@@ -1,0 +1,68 @@
+"""What this host can really do, found out by trying: hardware virtualisation, and its bridges."""
+
+import functools
+import os
+import platform
+import selectors
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+_OVERRIDE: Final = "VMREPLICA_DOMAIN_TYPE"
+_LIMIT: Final = 5.0
+_SIGN_OF_LIFE: Final = b"SeaBIOS"
+_QEMU_PATHS: Final = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
+_MACHINE: Final = (
+    "-accel", "kvm", "-cpu", "host", "-machine", "pc", "-m", "16", "-nodefaults", "-no-user-config",
+    "-display", "none", "-serial", "none", "-monitor", "none",
+    "-chardev", "stdio,id=life", "-device", "isa-debugcon,iobase=0x402,chardev=life",
+)  # fmt: skip
+
+
+@functools.cache
+def usable_domain_type() -> str:
+    """Tell ``kvm`` or ``qemu``: asked once, by letting the firmware of a tiny machine say its first word.
+
+    /dev/kvm may open and yet run no guest, as in nested sandboxes. The environment variable VMREPLICA_DOMAIN_TYPE
+    overrides the answer.
+    """
+    forced = os.environ.get(_OVERRIDE)
+    if forced in {"kvm", "qemu"}:
+        return forced
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "qemu"
+    if platform.machine() != "x86_64":
+        return "kvm"
+    binary = next((path for path in _QEMU_PATHS if shutil.which(path)), None)
+    return "kvm" if binary is not None and _firmware_speaks(binary) else "qemu"
+
+
+def _firmware_speaks(binary: str) -> bool:
+    with subprocess.Popen(
+        [binary, *_MACHINE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as machine:
+        try:
+            return machine.stdout is not None and _says(machine.stdout.fileno(), _SIGN_OF_LIFE)
+        finally:
+            machine.kill()
+
+
+def _says(descriptor: int, wanted: bytes) -> bool:
+    heard, deadline = b"", time.monotonic() + _LIMIT
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while wanted not in heard:
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                return False
+            chunk = os.read(descriptor, 4096)
+            if not chunk:
+                return False
+            heard += chunk
+    return True
+
+
+def bridges() -> frozenset[str]:
+    """List the Linux and Open vSwitch-free bridges of this host."""
+    return frozenset(place.parent.name for place in Path("/sys/class/net").glob("*/bridge"))
