@@ -1,0 +1,137 @@
+"""Building an image's tables behind its data: L2, L1, refcounts, and last the header (docs/design/format.md).
+
+The data parts of all segments stand in the file already. Memory is bounded: one L2 table, the L1 table, and two bytes
+per host cluster of the file.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from vmreplica.model.units import CLUSTER
+from vmreplica.qcow2.head import DATA_START, KIND_ZSTD, Records
+from vmreplica.qcow2.layout import (
+    COPIED,
+    READS_ZERO,
+    REFCOUNTS,
+    UNALLOCATED,
+    Batch,
+    Header,
+    count_frames,
+    l1_entries_of,
+    l2_tables,
+    round_up,
+    table_clusters,
+)  # fmt: skip
+from vmreplica.qcow2.rawio import pwrite_all
+
+#: Entries in a whole table are written big-endian.
+BIG64, BIG16 = np.dtype(">u8"), np.dtype(">u2")
+
+
+@dataclass(frozen=True, slots=True)
+class TablesResult:
+    """An image's size in bytes, and the xxh3-128 (hex) of all its tables and its header."""
+
+    file_bytes: int
+    digest: str
+
+
+def write_tables(fd: int, *, size: int, data_end: int, records: Iterable[Records], backing: str | None) -> TablesResult:
+    """Make a valid image of a file that holds data.
+
+    Args:
+        fd: the file, open for writing; anything behind ``data_end`` in it is dropped.
+        size: of the disk, in bytes.
+        data_end: where the data ends; it begins at DATA_START and has no gaps.
+        records: of all segments in order.
+        backing: name of the backing file as it shall stand in the header.
+
+    Raises:
+        Corrupt: ``index-order``.
+        OSError: also when the file system is full; the file has no header then, and the call may be repeated.
+    """
+    os.ftruncate(fd, data_end)
+    tail = _Tail(fd, round_up(data_end))
+    counts = np.zeros(tail.offset // CLUSTER, np.uint16)
+    l1 = np.zeros(l1_entries_of(size), np.uint64)
+    batches = _placed(records, counts, keep_zeroes=backing is not None)
+    for number, entries, _said in l2_tables(batches, READS_ZERO if backing is not None else UNALLOCATED):
+        l1[number] = tail.append(entries.astype(BIG64).tobytes()) | COPIED
+    l1_offset = tail.append(l1.astype(BIG64).tobytes())
+    refcount_offset, refcount_clusters = _write_refcounts(tail, counts)
+    os.fdatasync(fd)
+    header = Header(
+        size=size,
+        l1_offset=l1_offset,
+        l1_entries=len(l1),
+        refcount_offset=refcount_offset,
+        refcount_clusters=refcount_clusters,
+        backing=backing,
+    ).pack()
+    pwrite_all(fd, header, 0)
+    os.fsync(fd)
+    tail.hasher.update(header)
+    return TablesResult(tail.offset, tail.hasher.hexdigest())
+
+
+class _Tail:
+    """The end of a file: appends whole clusters, and hashes what it appended."""
+
+    def __init__(self, fd: int, offset: int) -> None:
+        self._fd = fd
+        self.offset = offset
+        self.hasher = xxhash.xxh3_128()
+
+    def append(self, data: bytes) -> int:
+        """Append a table, padded to a cluster; tell its offset."""
+        data = data.ljust(round_up(len(data)), b"\0")
+        pwrite_all(self._fd, data, self.offset)
+        self.hasher.update(data)
+        self.offset += len(data)
+        return self.offset - len(data)
+
+
+def _placed(records: Iterable[Records], counts: npt.NDArray[np.uint16], *, keep_zeroes: bool) -> Iterator[Batch]:
+    """Give each compressed cluster its place in the gapless data, and count it there."""
+    position = DATA_START
+    counts[0] = 1
+    for batch in records:
+        zstd = batch["kind"] == KIND_ZSTD
+        lengths = batch["length"][zstd].astype(np.int64)
+        ends = position + np.cumsum(lengths)
+        count_frames(counts, ends - lengths, ends, 1)
+        position += int(lengths.sum())
+        kept = batch if keep_zeroes else batch[zstd]
+        if len(kept):
+            yield kept, ends - lengths
+
+
+def _write_refcounts(tail: _Tail, counts: npt.NDArray[np.uint16]) -> tuple[int, int]:
+    """Append refcount blocks and table, which count themselves too; tell the table's offset and clusters."""
+    blocks, table = fit_refcounts(tail.offset // CLUSTER)
+    total = tail.offset // CLUSTER + blocks + table
+    start = tail.offset
+    for block in range(blocks):
+        low = block * REFCOUNTS
+        values = np.zeros(REFCOUNTS, BIG16)
+        values[: max(0, min(REFCOUNTS, total - low))] = 1
+        known = counts[low : low + REFCOUNTS]
+        values[: len(known)] = known
+        tail.append(values.tobytes())
+    places = np.arange(blocks, dtype=np.uint64) * np.uint64(CLUSTER) + np.uint64(start)
+    return tail.append(places.astype(BIG64).tobytes()), table
+
+
+def fit_refcounts(clusters: int) -> tuple[int, int]:
+    """Tell how many refcount blocks and refcount table clusters cover so many clusters and themselves."""
+    blocks = table = 0
+    while True:
+        needed = -(-(clusters + blocks + table) // REFCOUNTS)
+        if (needed, table_clusters(needed)) == (blocks, table):
+            return blocks, table
+        blocks, table = needed, table_clusters(needed)

@@ -1,0 +1,72 @@
+"""qemu-img, run with time limits: checks, overlays, and what an image says about itself."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from vmreplica.model.errors import Corrupt, HypervisorError, TimedOut
+
+_QUICK = 30.0
+_CHECK = 3600.0
+_DAMAGED, _LEAKS = 2, 3
+
+
+def qemu_img_check(path: Path, *, seconds: float = _CHECK) -> None:
+    """Check an image's tables as QEMU sees them.
+
+    Raises:
+        Corrupt: ``image-damaged``: broken tables or leaked clusters.
+        HypervisorError: ``qemu-img-failed``.
+        TimedOut: ``qemu-img-timeout``.
+    """
+    run = _run(["check", "-U", "--output=json", "-f", "qcow2", str(path.absolute())], seconds)
+    if run.returncode in {_DAMAGED, _LEAKS}:
+        raise Corrupt("image-damaged", f"qemu-img check finds {path} damaged: {run.stdout.strip()}")
+    _must_succeed(run, f"check {path}")
+
+
+def create_overlay(path: Path, backing: Path, size: int) -> None:
+    """Make an empty writable qcow2 overlay.
+
+    Args:
+        path: of the new file.
+        backing: the qcow2 image it starts from.
+        size: of the disk, in bytes.
+
+    Raises:
+        HypervisorError: ``qemu-img-failed``.
+        TimedOut: ``qemu-img-timeout``.
+    """
+    source = ["-F", "qcow2", "-b", str(backing.absolute())]
+    run = _run(["create", "-q", "-f", "qcow2", *source, str(path.absolute()), str(size)], _QUICK)
+    _must_succeed(run, f"create {path} over {backing}")
+
+
+def image_info(path: Path) -> dict[str, Any]:
+    """Tell what ``qemu-img info --output=json`` tells of one image, not of its backing files.
+
+    Raises:
+        HypervisorError: ``qemu-img-failed``.
+        TimedOut: ``qemu-img-timeout``.
+    """
+    run = _run(["info", "-U", "--output=json", "-f", "qcow2", str(path.absolute())], _QUICK)
+    _must_succeed(run, f"info {path}")
+    info: dict[str, Any] = json.loads(run.stdout)
+    return info
+
+
+def _run(arguments: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TimedOut("qemu-img-timeout", f"qemu-img {arguments[0]} took longer than {seconds:.0f} s") from error
+    except FileNotFoundError as error:
+        raise HypervisorError(
+            "qemu-img-failed", "qemu-img is not installed", hint="apt install qemu-utils", kind="operator"
+        ) from error
+
+
+def _must_succeed(run: subprocess.CompletedProcess[str], what: str) -> None:
+    if run.returncode != 0:
+        raise HypervisorError("qemu-img-failed", f"qemu-img {what} failed: {run.stderr.strip()}")
