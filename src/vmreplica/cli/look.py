@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _REFRESH: Final = 2.0
 
 OptionalVm = Annotated[
-    str | None, typer.Argument(metavar="[VM]", help="Only this VM, by name or UUID, in detail.", show_default=False)
+    str | None, typer.Argument(metavar="VM", help="Only this VM, by name or UUID, in detail.", show_default=False)
 ]
 
 

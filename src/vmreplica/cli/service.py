@@ -28,7 +28,7 @@ def agent(
     as_json: AsJson = False,  # noqa: ARG001 - errors are shown accordingly by reporting()
 ) -> None:
     """Run the agent."""
-    from vmreplica.agent.main import run  # noqa: PLC0415 - slow to import
+    from vmreplica.api.daemon import run  # noqa: PLC0415 - slow to import
 
     run(config)
 
