@@ -32,6 +32,10 @@ COMPRESSED_OFFSET_BITS: Final = 54
 SECTOR_BITS: Final = 9
 CLUSTER_BITS: Final = 16
 
+#: Tables are big-endian in the file.
+BIG64: Final = np.dtype(">u8")
+BIG16: Final = np.dtype(">u2")
+
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Batch = tuple[Records, I64]

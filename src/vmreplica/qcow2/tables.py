@@ -15,6 +15,8 @@ import xxhash
 from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2.head import DATA_START, KIND_ZSTD, Records
 from vmreplica.qcow2.layout import (
+    BIG16,
+    BIG64,
     COPIED,
     READS_ZERO,
     REFCOUNTS,
@@ -28,9 +30,6 @@ from vmreplica.qcow2.layout import (
     table_clusters,
 )  # fmt: skip
 from vmreplica.qcow2.rawio import pwrite_all
-
-#: Entries in a whole table are written big-endian.
-BIG64, BIG16 = np.dtype(">u8"), np.dtype(">u2")
 
 
 @dataclass(frozen=True, slots=True)

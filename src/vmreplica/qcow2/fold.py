@@ -1,0 +1,226 @@
+"""Folding a point's image into the image below it, verbatim (docs/design/format.md, "Folding").
+
+``prepare_fold`` adds to the base's file and changes nothing that its header leads to: until the header it
+returns is written by ``switch``, the base is the same image as before, and ``undo`` cuts the file back.
+``reclaim`` gives the space of what was superseded back to the file system afterwards. Each of them may be
+repeated after a crash.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vmreplica.model.units import CLUSTER
+from vmreplica.qcow2.head import KIND_ZSTD, Records, SegmentHead
+from vmreplica.qcow2.index import read_heads
+from vmreplica.qcow2.layout import (
+    BIG16,
+    BIG64,
+    COMPRESSED,
+    COPIED,
+    I64,
+    OFFSET_MASK,
+    REFCOUNTS,
+    U64,
+    UNALLOCATED,
+    Batch,
+    Header,
+    described,
+    l1_entries_of,
+    l2_tables,
+    table_clusters,
+)
+from vmreplica.qcow2.rawio import copy_range, punch, pwrite_all
+from vmreplica.qcow2.reader import Image
+from vmreplica.qcow2.space import HostSpace, free_runs
+
+_BLOCK: Final = 4096
+_SECTOR: Final = 512
+_DEAD_BATCH: Final = 65536
+_BUFFER: Final = 1 << 20
+
+
+def prepare_fold(base: Path, overlay: Path, index: Path, dead: Path, *, size: int, check: Callable[[], None]) -> bytes:
+    """Add an overlay's data and new tables to its base's file.
+
+    Args:
+        base: image without a backing file.
+        overlay: image over it.
+        index: of the overlay.
+        dead: file to write which host ranges of the base are superseded, for ``reclaim``.
+        size: of the overlay's disk in bytes; not less than that of the base's.
+        check: called often; raises what shall stop the work.
+
+    Returns:
+        The header that makes the base equal to the overlay.
+
+    Raises:
+        Corrupt: ``image-damaged``, ``index-damaged``, ``index-order``.
+        OSError: also when the file system is full.
+    """
+    with _opened(base, os.O_RDWR) as fd, _opened(overlay, os.O_RDONLY) as source, dead.open("wb") as gone:
+        fold = _Fold(Image(fd, base), fd, size)
+        with index.open("rb", buffering=_BUFFER) as heads:
+            batches = _placed(fold, heads, source, overlay, check)
+            for number, entries, said in l2_tables(batches, UNALLOCATED):
+                fold.merge(number, entries, said, gone)
+        header = fold.finish()
+        gone.flush()
+        os.fsync(gone.fileno())
+        os.fsync(fd)
+    return header
+
+
+def switch(base: Path, header: bytes) -> None:
+    """Write the prepared header: from here on the base has the overlay's content."""
+    with _opened(base, os.O_RDWR) as fd:
+        pwrite_all(fd, header.ljust(_BLOCK, b"\0"), 0)
+        os.fsync(fd)
+
+
+def undo(base: Path, size: int) -> None:
+    """Cut what was prepared off a base's file, which had so many bytes before."""
+    with _opened(base, os.O_RDWR) as fd:
+        os.ftruncate(fd, size)
+        _punch_free(fd, base)
+        os.fsync(fd)
+
+
+def reclaim(image: Path, dead: Path) -> None:
+    """Punch what was superseded out of a folded image, as far as whole blocks of the file system go."""
+    with _opened(image, os.O_RDWR) as fd, dead.open("rb") as gone:
+        while raw := gone.read(_DEAD_BATCH * 16):
+            for start, end in np.frombuffer(raw, np.int64).reshape(-1, 2).tolist():
+                # A descriptor tells the end rounded up to a sector: the next frame may begin in that sector.
+                low, high = -(-start // _BLOCK) * _BLOCK, (end - _SECTOR + 1) // _BLOCK * _BLOCK
+                if low < high:
+                    punch(fd, low, high - low)
+        _punch_free(fd, image)
+
+
+def _punch_free(fd: int, path: Path) -> None:
+    image = Image(fd, path)
+    starts, lengths = free_runs(image.refcounts(0))
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        punch(fd, start * CLUSTER, length * CLUSTER)
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class _Fold:
+    """The new state of a base, built beside the old one. Memory: L1, refcounts (2 bytes per host cluster)."""
+
+    def __init__(self, image: Image, fd: int, size: int) -> None:
+        self._image, self._fd, self._size = image, fd, size
+        self.space = HostSpace(image.refcounts(REFCOUNTS), image.bytes // CLUSTER)
+        self._l1 = np.zeros(max(l1_entries_of(size), len(image.l1)), np.uint64)
+        self._l1[: len(image.l1)] = image.l1
+
+    def place(self, lengths: I64, source: int, start: int, path: Path, room: "_Room") -> I64:
+        """Copy frames that stand one after the other in a source from ``start`` on; tell their new offsets."""
+        placed = np.zeros(len(lengths), np.int64)
+        done = 0
+        while done < len(lengths):
+            ends = np.cumsum(lengths[done:])
+            fitting = int(np.searchsorted(ends, room.end - room.start, "right"))
+            if not fitting:
+                room.start, room.end = self.space.data_run(max(CLUSTER * 2, int(ends[-1])))
+                continue
+            ends = ends[:fitting]
+            used = int(ends[-1])
+            placed[done : done + fitting] = room.start + ends - lengths[done : done + fitting]
+            copy_range(source, self._fd, start=start, to=room.start, size=used, path=path)
+            room.start, start, done = room.start + used, start + used, done + fitting
+        self.space.count(placed, placed + lengths, 1)
+        return placed
+
+    def merge(self, number: int, entries: U64, said: npt.NDArray[np.bool_], gone: BinaryIO) -> None:
+        """Write a new L2 table: the base's, but the overlay's where that says something."""
+        old = self._image.l2(number)
+        replaced = old[said & ((old & np.uint64(COMPRESSED)) != 0)]
+        starts, ends = described(replaced)
+        self.space.count(starts, ends, -1)
+        gone.write(np.stack([starts, ends], axis=1).tobytes())
+        merged = np.where(said, entries, old)
+        if self._l1[number]:
+            self.space.drop_table(int(self._l1[number]) & OFFSET_MASK, 1)
+        self._l1[number] = self._write(merged) | COPIED if merged.any() else 0
+
+    def finish(self) -> bytes:
+        """Write the L1 table and all counts that changed; give the header that leads to them."""
+        self.space.drop_table(self._image.header.l1_offset, self._image.l1_clusters)
+        l1_offset = self._write(self._l1)
+        refcount_offset, refcount_clusters = self._write_refcounts()
+        os.ftruncate(self._fd, self.space.clusters * CLUSTER)
+        return Header(
+            size=self._size,
+            l1_offset=l1_offset,
+            l1_entries=len(self._l1),
+            refcount_offset=refcount_offset,
+            refcount_clusters=refcount_clusters,
+        ).pack()
+
+    def _write(self, table: U64) -> int:
+        clusters = table_clusters(len(table))
+        offset = self.space.table(clusters)
+        pwrite_all(self._fd, table.astype(BIG64).tobytes().ljust(clusters * CLUSTER, b"\0"), offset)
+        return offset
+
+    def _write_refcounts(self) -> tuple[int, int]:
+        """Move the changed refcount blocks; moving one changes counts, so until none is left over."""
+        space, header = self.space, self._image.header
+        space.drop_table(header.refcount_offset, header.refcount_clusters)
+        # Each block covers far more clusters than all blocks of these tables: one more is always enough.
+        blocks = -(-(space.clusters + REFCOUNTS // 2) // REFCOUNTS) + 1
+        blocks = max(blocks, int(np.flatnonzero(self._image.refcount_table)[-1]) + 1)
+        table = np.zeros(table_clusters(blocks) * (CLUSTER // 8), np.uint64)
+        known = min(len(table), len(self._image.refcount_table))
+        table[:known] = self._image.refcount_table[:known]
+        offset = space.table(table_clusters(blocks))
+        moved: set[int] = set()
+        while waiting := space.dirty - moved:
+            for block in sorted(waiting):
+                if table[block]:
+                    space.drop_table(int(table[block]), 1)
+                table[block] = space.table(1)
+                moved.add(block)
+        for block in sorted(moved):
+            self._write_block(block, int(table[block]))
+        pwrite_all(self._fd, table.astype(BIG64).tobytes(), offset)
+        return offset, table_clusters(blocks)
+
+    def _write_block(self, block: int, offset: int) -> None:
+        values = np.zeros(REFCOUNTS, BIG16)
+        known = self.space.counts[block * REFCOUNTS : min((block + 1) * REFCOUNTS, self.space.clusters)]
+        values[: len(known)] = known
+        pwrite_all(self._fd, values.tobytes(), offset)
+
+
+class _Room:
+    """The free run that data is being put into: [start, end) in bytes."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.end = 0
+
+
+def _placed(fold: _Fold, heads: BinaryIO, source: int, path: Path, check: Callable[[], None]) -> Iterator[Batch]:
+    """Copy each segment's data into the base and tell where its compressed clusters are now."""
+    room = _Room()
+    entries: Iterator[tuple[SegmentHead, Records]] = read_heads(heads)
+    for head, records in entries:
+        check()
+        lengths = records["length"][records["kind"] == KIND_ZSTD].astype(np.int64)
+        yield records, fold.place(lengths, source, head.data_offset, path, room)
