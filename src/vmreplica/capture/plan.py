@@ -1,0 +1,117 @@
+"""From extents, as an NBD server tells them, to cluster-aligned reads: pure, streaming, never the whole map at once."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from vmreplica.model.errors import HypervisorError
+from vmreplica.model.units import CLUSTER, MiB
+
+#: Most guest bytes of one read.
+READ_BYTES: Final = 2 * MiB
+READ_CLUSTERS: Final = READ_BYTES // CLUSTER
+#: A server whose extents advance by less than a sector says nothing.
+_SECTOR: Final = 512
+
+
+class Extent(NamedTuple):
+    """Guest bytes ``start`` to ``end`` of which a server said the same."""
+
+    start: int
+    end: int
+    flags: int
+
+
+class Run(NamedTuple):
+    """``length`` guest clusters from ``first`` on: to be read, or known to be of no interest (clean, or zero)."""
+
+    first: int
+    length: int
+    wanted: bool
+
+    @property
+    def end(self) -> int:
+        """First cluster behind it."""
+        return self.first + self.length
+
+
+#: Asks a server for (length, flags) pairs from a byte offset on, for about so many bytes.
+Fetch = Callable[[int, int], Sequence[tuple[int, int]]]
+
+
+def walk_extents(fetch: Fetch, start: int, end: int, *, step: int, what: str) -> Iterator[Extent]:
+    """Ask for extents request by request; they come ascending, without gaps, and clipped to the range.
+
+    A server may answer for less than it was asked, or for more.
+
+    Args:
+        fetch: one request.
+        start: byte offset.
+        end: byte offset behind the last.
+        step: bytes asked for at once.
+        what: names the disk, for errors.
+
+    Raises:
+        HypervisorError: ``backup-extents-broken``; the server does not get on.
+    """
+    position = start
+    while position < end:
+        asked = min(step, end - position)
+        reached = position
+        for length, flags in fetch(position, asked):
+            following = min(reached + length, position + asked)
+            if following > reached:
+                yield Extent(reached, following, flags)
+            reached = following
+        if reached < min(position + _SECTOR, end):
+            raise HypervisorError(
+                "backup-extents-broken",
+                f"{what}: the backup export does not tell its extents at byte {position}",
+                hint="the next cycle tries again; `virsh domjobinfo` shows whether the backup job still runs",
+            )
+        position = reached
+
+
+def cluster_runs(extents: Iterable[Extent], wanted: Callable[[int], bool], first: int, end: int) -> Iterator[Run]:
+    """Round extents to clusters: a cluster is wanted when any byte of it is.
+
+    Args:
+        extents: ascending, not overlapping.
+        wanted: judges the flags of an extent.
+        first: cluster where the runs begin.
+        end: cluster behind the last.
+
+    Returns:
+        Runs that cover ``first`` to ``end`` without gaps, in order.
+    """
+    position = first
+    for extent in extents:
+        if not wanted(extent.flags):
+            continue
+        begins = max(position, extent.start // CLUSTER)
+        ends = min(end, -(-extent.end // CLUSTER))
+        if begins >= ends:
+            continue
+        if begins > position:
+            yield Run(position, begins - position, wanted=False)
+        yield Run(begins, ends - begins, wanted=True)
+        position = ends
+    if position < end:
+        yield Run(position, end - position, wanted=False)
+
+
+def reads(runs: Iterable[Run], most: int = READ_CLUSTERS) -> Iterator[Run]:
+    """Cut and join wanted runs into reads of at most so many clusters; the others pass as they are, all in order."""
+    first, count = 0, 0
+    for run in runs:
+        if count and not (run.wanted and run.first == first + count):
+            yield Run(first, count, wanted=True)
+            count = 0
+        if not run.wanted:
+            yield run
+            continue
+        first, count = (first, count + run.length) if count else (run.first, run.length)
+        while count >= most:
+            yield Run(first, most, wanted=True)
+            first, count = first + most, count - most
+    if count:
+        yield Run(first, count, wanted=True)

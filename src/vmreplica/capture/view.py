@@ -1,0 +1,120 @@
+"""One disk of a frozen view: which of its clusters matter, and their content."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import nbd
+
+from vmreplica.capture.connection import Connection, Export
+from vmreplica.capture.plan import READ_BYTES, READ_CLUSTERS, Run, cluster_runs, walk_extents
+from vmreplica.model.errors import HypervisorError
+from vmreplica.model.units import CLUSTER, GiB
+from vmreplica.qcow2.frames import encode
+from vmreplica.qcow2.head import clusters_of
+
+_BITMAP: Final = "qemu:dirty-bitmap:"
+_ALLOCATION_STEP: Final = GiB
+#: Bitmaps are in memory and quickly asked; a request must stay below 4 GiB.
+_BITMAP_STEP: Final = 4 * GiB - CLUSTER
+_DIRTY: Final = 1
+
+
+class DiskView:
+    """What is to be read of a disk; for one thread, except ``frames``.
+
+    Args:
+        export: the disk.
+        what: names disk and VM, for errors.
+        size: the size that the point was opened with, in bytes.
+        stopped: tells whether to give up.
+        delta: go by the export's bitmap; else the whole disk.
+
+    Raises:
+        HypervisorError: ``backup-export-lost``, ``backup-bitmap-missing``, or ``disk-resized``.
+    """
+
+    def __init__(self, export: Export, what: str, size: int, stopped: Callable[[], bool], *, delta: bool) -> None:
+        self._export = export
+        self._what = what
+        self._size = size
+        self._stopped = stopped
+        self._delta = delta
+        self._clusters = clusters_of(size)
+        self._allocation: Connection | None = None
+        self._readers = threading.local()
+        if delta:
+            self._bitmap = self._connect_bitmap()
+
+    def runs(self, first: int) -> Iterator[Run]:
+        """Tell from a cluster on what is data and what reads as zeroes, in order; clean clusters are left out."""
+        if not self._delta:
+            yield from self._allocated(first, self._clusters)
+            return
+        for run in self._changed(first):
+            # Asking costs a round trip: for a small run it is cheaper to read and to see the zeroes then.
+            if run.length < READ_CLUSTERS:
+                yield run
+            else:
+                yield from self._allocated(run.first, run.end)
+
+    def weigh(self, first: int) -> tuple[int, int]:
+        """Measure the work: guest bytes that matter before a cluster, and in all.
+
+        For a delta these are the changed bytes, for a whole disk the allocated ones, so that equal steps take about
+        equal time. It costs one walk through the map, in memory of QEMU.
+        """
+        before = total = 0
+        for run in self._changed(0) if self._delta else self._allocated(0, self._clusters):
+            if run.wanted:
+                total += run.length
+                before += max(0, min(run.end, first) - run.first)
+        return before * CLUSTER, total * CLUSTER
+
+    def weight(self, run: Run) -> int:
+        """Tell what a run counts in the measure of ``weigh``."""
+        return run.length * CLUSTER if self._delta or run.wanted else 0
+
+    def frames(self, run: Run, level: int) -> list[bytes | None]:
+        """Read and compress a run of at most READ_CLUSTERS; None for a cluster of zeroes. Any thread."""
+        if not hasattr(self._readers, "connection"):
+            self._readers.connection = self._connect()
+            self._readers.buffer = memoryview(bytearray(READ_BYTES))
+        offset = run.first * CLUSTER
+        chunk = self._readers.buffer[: min(run.length * CLUSTER, self._size - offset)]
+        self._readers.connection.read_into(chunk, offset)
+        return encode(chunk, level)
+
+    def _changed(self, first: int) -> Iterator[Run]:
+        extents = walk_extents(self._bitmap.extents, first * CLUSTER, self._size, step=_BITMAP_STEP, what=self._what)
+        runs = cluster_runs(extents, lambda flags: bool(flags & _DIRTY), first, self._clusters)
+        return (run for run in runs if run.wanted)
+
+    def _allocated(self, first: int, end: int) -> Iterator[Run]:
+        if self._allocation is None:
+            self._allocation = self._connect(nbd.CONTEXT_BASE_ALLOCATION)
+        if not self._allocation.has_context():
+            return iter([Run(first, end - first, wanted=True)])
+        stop = min(end * CLUSTER, self._size)
+        extents = walk_extents(self._allocation.extents, first * CLUSTER, stop, step=_ALLOCATION_STEP, what=self._what)
+        return cluster_runs(extents, lambda flags: not flags & nbd.STATE_ZERO, first, end)
+
+    def _connect_bitmap(self) -> Connection:
+        connection = self._connect(f"{_BITMAP}{self._export.bitmap}")
+        if not connection.has_context():
+            raise HypervisorError(
+                "backup-bitmap-missing",
+                f"{self._what}: the frozen view has no dirty bitmap {self._export.bitmap}",
+                hint="the next cycle checks the checkpoint and resynchronises if it is broken",
+            )
+        return connection
+
+    def _connect(self, context: str | None = None) -> Connection:
+        connection = Connection(self._export, self._what, self._stopped, context=context)
+        if connection.size != self._size:
+            raise HypervisorError(
+                "disk-resized",
+                f"{self._what} has {connection.size} bytes now, the point was opened with {self._size}",
+                hint="the next cycle begins a new point with the new size",
+            )
+        return connection

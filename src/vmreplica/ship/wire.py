@@ -1,0 +1,30 @@
+"""What shipping needs of the way to a replica: a peer over HTTPS, or a directory."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from vmreplica.model.ids import DiskTarget, PointId, VmId
+from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary
+
+
+class Wire(Protocol):
+    """Thread-safe; every method is idempotent, and returns when what it did is durable."""
+
+    def open_point(self, opening: PointOpening) -> IncomingPoint:
+        """Begin a point, or find it again with the segments that are held."""
+        ...
+
+    def put_segment(
+        self,
+        vm: VmId,
+        point: PointId,
+        target: DiskTarget,
+        number: int,
+        buffers: Sequence[bytes | memoryview],
+    ) -> None:
+        """Send a segment, given as buffers that stand one behind the other."""
+        ...
+
+    def complete(self, vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:
+        """Publish a point whose segments are all there."""
+        ...
