@@ -22,6 +22,22 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
 SOURCES: Final = ROOT / "src" / "vmreplica"
 _NOTE: Final = "Made from the code by `scripts/reference.py`; do not edit.\n"
+_COMMANDS_INTRO: Final = (
+    "Every command that talks to the agent takes `--json` (one JSON document on standard output; errors as "
+    '`{"error": {"code": ..., "kind": ..., "status": ..., "message": ..., "hint": ...}}`) and `--socket PATH` (or '
+    "`VMREPLICA_SOCKET`). Exit codes: [errors](errors.md); 130 when Ctrl-C ended the watching of a task, which "
+    "itself goes on.\n"
+)
+_CONFIGURATION_INTRO: Final = (
+    "One TOML file, by default `/etc/vmreplica/agent.toml`. Every key has a default: an empty file is valid. An "
+    "unknown key or a wrong value is refused at start, naming the file and the key. Sizes are numbers of bytes or "
+    "texts such as `512M` and `20GiB`. See `packaging/agent.toml.example`.\n"
+)
+_ERRORS_INTRO: Final = (
+    "Each error has a stable code, a message and a hint. `transient` errors pass by themselves or with another "
+    "try, `operator` ones need a person, `permanent` ones a different request. `...` stands for a name, path or "
+    "number.\n"
+)
 _FAMILIES: Final = {family.__name__: family for family in errors.VmReplicaError.__subclasses__()}
 
 
@@ -57,12 +73,7 @@ def commands_page() -> str:
     parts = [
         "# Commands\n",
         _NOTE,
-        (
-            "Every command that talks to the agent takes `--json` (one JSON document on standard output; errors as "
-            '`{"error": {"code": ..., "kind": ..., "status": ..., "message": ..., "hint": ...}}`) and `--socket PATH` '
-            "(or `VMREPLICA_SOCKET`). Exit codes: [errors](errors.md); 130 when Ctrl-C ended the watching of a task, "
-            "which itself goes on.\n"
-        ),
+        _COMMANDS_INTRO,
     ]
     parts += [_command(command, context) for context, command in _leaves(root, context)]
     return "\n".join(parts)
@@ -110,11 +121,7 @@ def configuration_page() -> str:
     parts = [
         "# Configuration of the agent\n",
         _NOTE,
-        (
-            "One TOML file, by default `/etc/vmreplica/agent.toml`. Every key has a default: an empty file is valid. An "
-            "unknown key or a wrong value is refused at start, naming the file and the key. Sizes are numbers of bytes or "
-            "texts such as `512M` and `20GiB`. See `packaging/agent.toml.example`.\n"
-        ),
+        _CONFIGURATION_INTRO,
     ]
     for name, section in Config.model_fields.items():
         shape = section.annotation
@@ -189,11 +196,7 @@ def errors_page(sources: Path) -> str:
         (
             "# Errors\n",
             _NOTE,
-            (
-                "Each error has a stable code, a message and a hint. `transient` errors pass by themselves or with another "
-                "try, `operator` ones need a person, `permanent` ones a different request. `...` stands for a name, path or "
-                "number.\n"
-            ),
+            _ERRORS_INTRO,
             "## Families\n",
             _table(("family", "meaning", "exit code", "HTTP status", "kind"), families),
             "## Codes\n",
