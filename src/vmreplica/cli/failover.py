@@ -5,20 +5,21 @@ from typing import Annotated
 import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
-from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes, usage_text
-from vmreplica.cli.output import confirm, make_request, read_report, reporting, show, show_answer
+from vmreplica.cli.commands import add_command
+from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
+from vmreplica.cli.output import confirm, make_request, read_report, show, show_answer
 
 
 def register(app: typer.Typer) -> None:
     """Add this command to the command line."""
-    app.command(
-        help=usage_text(
-            "On the replica: start the copy of a VM whose primary is gone.",
-            "vmreplica failover web --dry-run",
-            "vmreplica failover web",
-            "vmreplica failover web --point 20261122T031500Z-5f3a90c1 --yes --json",
-        )
-    )(reporting(failover))
+    add_command(
+        app,
+        failover,
+        "On the replica: start the copy of a VM whose primary is gone.",
+        "vmreplica failover web --dry-run",
+        "vmreplica failover web",
+        "vmreplica failover web --point 20261122T031500Z-5f3a90c1 --yes --json",
+    )
 
 
 def failover(

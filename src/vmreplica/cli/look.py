@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from vmreplica.cli.client import AgentClient, vm_path
-from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, usage_text
-from vmreplica.cli.output import console, error_text, read_report, reporting, show, show_answer
+from vmreplica.cli.commands import add_command
+from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument
+from vmreplica.cli.output import console, error_text, read_report, show, show_answer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,20 +23,16 @@ OptionalVm = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command(
-        help=usage_text(
-            "Show how replication is doing: state, health and age of the newest recovery point of each VM.",
-            "vmreplica status",
-            "vmreplica status web --watch",
-            "vmreplica status --json | jq -r '.relationships[] | [.name, .health.level, .point_age] | @tsv'",
-        )
-    )(reporting(status))
-    app.command(help=usage_text("List the recovery points of a VM, newest first.", "vmreplica points web"))(
-        reporting(points)
+    add_command(
+        app,
+        status,
+        "Show how replication is doing: state, health, age of the newest recovery point.",
+        "vmreplica status",
+        "vmreplica status web --watch",
+        "vmreplica status --json | jq -r '.relationships[] | [.name, .health.level, .point_age] | @tsv'",
     )
-    app.command(help=usage_text("List the last replication cycles of a VM.", "vmreplica history web --limit 5"))(
-        reporting(history)
-    )
+    add_command(app, points, "List the recovery points of a VM, newest first.", "vmreplica points web")
+    add_command(app, history, "List the last replication cycles of a VM.", "vmreplica history web --limit 5")
 
 
 def status(

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import typer
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _Parameters = ParamSpec("_Parameters")
 _Report = TypeVar("_Report", bound="BaseModel")
-_WIDE = 200
+_WIDE: Final = 200
+#: The exit code after Ctrl-C, as shells give it.
+INTERRUPTED: Final = 130
 
 
 def reporting(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
@@ -26,6 +28,9 @@ def reporting(command: Callable[_Parameters, None]) -> Callable[_Parameters, Non
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         try:
             command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("\nInterrupted; what was asked of the agent may still be done: vmreplica status", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             from vmreplica.model.errors import VmReplicaError  # noqa: PLC0415 - needed on failure only
 

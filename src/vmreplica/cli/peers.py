@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from vmreplica.cli.client import LONG, AgentClient, peer_path
-from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, PeerArgument, SocketPath, Yes, usage_text
-from vmreplica.cli.output import confirm, make_request, read_report, reporting, show, show_answer, show_done
+from vmreplica.cli.commands import add_command
+from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, PeerArgument, SocketPath, Yes
+from vmreplica.cli.output import confirm, make_request, read_report, show, show_answer, show_done
 
 
 def make_app() -> typer.Typer:
@@ -14,29 +15,28 @@ def make_app() -> typer.Typer:
     app = typer.Typer(
         help="Pair this host with others.", rich_markup_mode=None, no_args_is_help=True, add_completion=False
     )
-    app.command(
-        help=usage_text(
-            "Make a pairing token for another host; good once, for 15 minutes.",
-            "vmreplica peer invite",
-            "vmreplica peer invite --for backup1 --json",
-        )
-    )(reporting(invite))
-    app.command(
-        help=usage_text(
-            "Pair with the host that made a token, in both directions.", "vmreplica peer join eyJ2ZXJzaW9uIjoxLCJob3..."
-        )
-    )(reporting(join))
-    app.command("list", help=usage_text("List paired hosts.", "vmreplica peer list"))(reporting(list_peers))
-    app.command(
-        "test",
-        help=usage_text(
-            "Measure the connection to a paired host: certificate, clocks, round trip, throughput, free space.",
-            "vmreplica peer test backup1",
-        ),
-    )(reporting(measure))
-    app.command(help=usage_text("Forget a paired host; it can no longer connect.", "vmreplica peer remove backup1"))(
-        reporting(remove)
+    add_command(
+        app,
+        invite,
+        "Make a pairing token for another host; good once, for 15 minutes.",
+        "vmreplica peer invite",
+        "vmreplica peer invite --for backup1 --json",
     )
+    add_command(
+        app,
+        join,
+        "Pair with the host that made a token, in both directions.",
+        "vmreplica peer join eyJ2ZXJzaW9uIjoxLCJob3...",
+    )
+    add_command(app, list_peers, "List paired hosts.", "vmreplica peer list", name="list")
+    add_command(
+        app,
+        measure,
+        "Measure the connection to a paired host: certificate, clocks, speed, free space.",
+        "vmreplica peer test backup1",
+        name="test",
+    )
+    add_command(app, remove, "Forget a paired host; it can no longer connect.", "vmreplica peer remove backup1")
     return app
 
 

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
-from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes, usage_text
-from vmreplica.cli.output import confirm, make_request, read_report, reporting, show_answer, show_document, show_done
+from vmreplica.cli.commands import add_command
+from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
+from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
 from vmreplica.model.units import parse_duration
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it is done, or return at once.")]
@@ -14,33 +15,29 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress unti
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command(
-        help=usage_text(
-            "Protect a VM: copy it to a paired host and go on copying what changes.",
-            "vmreplica enable web --to backup1",
-            "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
-        )
-    )(reporting(enable))
-    app.command(
-        help=usage_text(
-            "Stop protecting a VM; its copy is kept unless --delete-copy is given.",
-            "vmreplica disable web",
-            "vmreplica disable web --delete-copy --yes",
-        )
-    )(reporting(disable))
-    app.command(help=usage_text("Begin no replication cycle of a VM until it is resumed.", "vmreplica pause web"))(
-        reporting(pause)
+    add_command(
+        app,
+        enable,
+        "Protect a VM: copy it to a paired host and go on copying what changes.",
+        "vmreplica enable web --to backup1",
+        "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
     )
-    app.command(help=usage_text("Go on replicating a paused VM.", "vmreplica resume web"))(reporting(resume))
-    app.command(
-        help=usage_text("Run a replication cycle now.", "vmreplica sync web", "vmreplica sync web --no-wait --json")
-    )(reporting(sync))
-    app.command(
-        help=usage_text(
-            "On the replica: say which network of this host stands for which of the primary after a failover.",
-            "vmreplica networks web --map lan=br0 --map dmz=br7",
-        )
-    )(reporting(networks))
+    add_command(
+        app,
+        disable,
+        "Stop protecting a VM; its copy is kept unless --delete-copy is given.",
+        "vmreplica disable web",
+        "vmreplica disable web --delete-copy --yes",
+    )
+    add_command(app, pause, "Begin no replication cycle of a VM until it is resumed.", "vmreplica pause web")
+    add_command(app, resume, "Go on replicating a paused VM.", "vmreplica resume web")
+    add_command(app, sync, "Run a replication cycle now.", "vmreplica sync web", "vmreplica sync web --no-wait --json")
+    add_command(
+        app,
+        networks,
+        "On the replica: say which of its networks stands for which of the primary's.",
+        "vmreplica networks web --map lan=br0 --map dmz=br7",
+    )
 
 
 def enable(

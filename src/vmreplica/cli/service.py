@@ -6,19 +6,20 @@ from typing import Annotated
 import typer
 
 from vmreplica import __version__
-from vmreplica.cli.options import AsJson, usage_text
-from vmreplica.cli.output import reporting, show_document
+from vmreplica.cli.commands import add_command
+from vmreplica.cli.options import AsJson
+from vmreplica.cli.output import show_document
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command(
-        help=usage_text(
-            "Run the agent of this host in the foreground, as its service does.",
-            "vmreplica agent --config /etc/vmreplica/agent.toml",
-        )
-    )(reporting(agent))
-    app.command(help=usage_text("Show the version.", "vmreplica version --json"))(reporting(version))
+    add_command(
+        app,
+        agent,
+        "Run the agent of this host in the foreground, as its service does.",
+        "vmreplica agent --config /etc/vmreplica/agent.toml",
+    )
+    add_command(app, version, "Show the version.", "vmreplica version --json")
 
 
 def agent(

@@ -8,14 +8,13 @@ from typing import Final, Protocol
 import typer
 
 from vmreplica.cli.client import AgentClient
-from vmreplica.cli.output import console, printable, read_report, show_document
+from vmreplica.cli.output import INTERRUPTED, console, printable, read_report, show_document
 from vmreplica.model.errors import Internal, VmReplicaError, from_problem
 from vmreplica.model.report import Progress, TaskReport
 from vmreplica.model.units import format_duration, format_size
 
 _POLL: Final = 0.5
 _LINE_EVERY: Final = 10.0
-_INTERRUPTED: Final = 130
 
 
 class _Display(Protocol):
@@ -77,7 +76,7 @@ def _stopped_watching(task: TaskReport, vm: str, *, as_json: bool) -> None:
         show_document(task.model_dump(mode="json"))
     else:
         typer.echo(f"\nNo longer watching; the work goes on: vmreplica status {printable(vm)}", err=True)
-    raise typer.Exit(_INTERRUPTED)
+    raise typer.Exit(INTERRUPTED)
 
 
 def _display(vm: str) -> _Display:
