@@ -71,6 +71,7 @@ class Agent:
         stages = Stages(
             hypervisor=self._hypervisor,
             spool=Spool(paths.state_dir / "spool", limits.spool_cap),
+            spool_dir=paths.state_dir / "spool",
             limits=_transfer_limits(config),
         )
         self._runner = Runner(

@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -45,6 +46,7 @@ class Stages:
 
     hypervisor: Hypervisor
     spool: Spool
+    spool_dir: Path
     limits: TransferLimits
 
 
@@ -198,7 +200,7 @@ class Cycle:
     def _begin(self, step: Capture) -> None:
         self._capture = step
         require_free(self._stages.limits.scratch_dir, self._stages.limits.min_free, "a backup job's scratch space")
-        require_free(self._stages.spool.path, self._stages.limits.min_free, "the spool")
+        require_free(self._stages.spool_dir, self._stages.limits.min_free, "the spool")
         if not step.bases:
             raise Conflict(
                 "no-eligible-disks",
@@ -243,9 +245,10 @@ class Cycle:
         try:
             return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
         except Conflict as error:
-            # A job of ours that no spool knows is left from a crash: ours to end. A foreign one stays.
-            if error.code != "backup-job-running" or not self._hypervisor.end_backup(self._vm):
+            # A job of ours that no spool knows is left from a crash and is ended; a foreign one stays, and is met again.
+            if error.code != "backup-job-running":
                 raise
+            self._hypervisor.end_backup(self._vm)
             return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
 
     def _read_and_ship(self, point: SpoolPoint, job: BackupJob) -> PointSummary:

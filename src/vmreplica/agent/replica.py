@@ -59,6 +59,8 @@ class ReplicaSide:
                 _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
             self._upkeep.put(replica.record.vm)
         self._thread.start()
+        # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
+        self._asking.submit(self._warm_up)
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
@@ -192,6 +194,12 @@ class ReplicaSide:
 
     def _runs_there(self, owner: HostId, vm: VmId) -> bool:
         return self._clients.to(owner).runs_here(vm).runs
+
+    def _warm_up(self) -> None:
+        try:
+            self._hypervisor.abilities()
+        except VmReplicaError as error:
+            _log.warning("cannot ask what this host offers", why=error.message)
 
     def _keep_chains(self) -> None:
         while (vm := self._upkeep.get()) is not None:

@@ -50,9 +50,7 @@ def execute(
     """
     _refuse_existing(replica, hypervisor)
     before("fence")
-    hold = replica.hold(plan.point, "failover", f"{plan.name} runs from this point")
-    replica.update(failover=FailoverRecord(point=plan.point, hold=hold, started=False))
-    replica.move(Event.FAIL_OVER)
+    _fence(replica, plan)
     try:
         before("layer")
         _make_layer(replica, plan.point)
@@ -115,6 +113,17 @@ def _refuse_running(name: str, answer: PrimaryAnswer) -> None:
         )
 
 
+def _fence(replica: Replica, plan: FailoverPlan) -> None:
+    """Hold the point, then persist the state in which nothing more is received."""
+    hold = replica.hold(plan.point, "failover", f"{plan.name} runs from this point")
+    try:
+        replica.update(failover=FailoverRecord(point=plan.point, hold=hold, started=False))
+        replica.move(Event.FAIL_OVER)
+    except BaseException:
+        replica.release(hold)
+        raise
+
+
 def _make_layer(replica: Replica, point: PointId) -> None:
     replica.remove_run_layer()
     replica.run_dir.mkdir(mode=0o711)
@@ -132,7 +141,7 @@ def _definition(replica: Replica, hypervisor: Hypervisor, point: PointId) -> Bui
         replica.definition(point),
         disks=disks,
         network_map=replica.record.network_map,
-        host=hypervisor.host_abilities(),
+        **hypervisor.abilities(),
     )
 
 
@@ -140,6 +149,7 @@ def _started(replica: Replica) -> None:
     record = replica.record
     if record.failover is None:
         raise VmReplicaError("failover-record-missing", f"{record.name} has no failover record")
+    # The epoch first: killed in between, the state still says that this must be finished.
     replica.update(epoch=record.epoch + 1, failover=record.failover.model_copy(update={"started": True}))
     replica.move(Event.STARTED)
     _log.info("failed over", vm=record.vm, name=record.name, point=record.failover.point, epoch=record.epoch + 1)
