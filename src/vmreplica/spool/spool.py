@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from pydantic import ValidationError
 
-from vmreplica.fsio import publish_bytes, remove_tree
+from vmreplica.fsio import no_space, publish_bytes, remove_tree
 from vmreplica.model.errors import Conflict, Corrupt
 from vmreplica.model.ids import VmId
 from vmreplica.model.point import PointOpening
@@ -56,9 +56,10 @@ class Spool:
                 raise Conflict("point-pending", f"{opening.name} still has the point {pending} in the spool")
             directory = self._directory / opening.vm / opening.point
             try:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                publish_bytes(directory / OPENING, opening.model_dump_json().encode(), durable=False)
-                point = SpoolPoint(directory, opening, self._room, self._gone)
+                with no_space(self._directory):
+                    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    publish_bytes(directory / OPENING, opening.model_dump_json().encode(), durable=False)
+                    point = SpoolPoint(directory, opening, self._room, self._gone)
             except BaseException:
                 remove_tree(directory)
                 raise
