@@ -115,7 +115,7 @@ def networks(
     """Map networks."""
     from vmreplica.api.requests import NetworksRequest  # noqa: PLC0415 - slow to import
 
-    body = make_request(NetworksRequest, networks=_mapping(mapping))
+    body = make_request(NetworksRequest, networks=parse_mapping(mapping))
     answer = AgentClient(socket).send("PUT", vm_path(vm, "networks"), body)
     if as_json:
         show_answer(answer)
@@ -154,7 +154,12 @@ def _seconds(every: str) -> int:
         ) from error
 
 
-def _mapping(pairs: list[str]) -> dict[str, str]:
+def parse_mapping(pairs: list[str]) -> dict[str, str]:
+    """Read FROM=TO pairs; the first equals sign divides.
+
+    Raises:
+        BadRequest: a pair lacks a side, or a network is named twice.
+    """
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
 
     mapping: dict[str, str] = {}
