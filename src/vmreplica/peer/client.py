@@ -15,7 +15,7 @@ from vmreplica.model.report import PeerTest, PointsReport
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import format_size
 from vmreplica.peer.book import Peer
-from vmreplica.peer.identity import Identity
+from vmreplica.peer.identity import Identity, trusting_only
 from vmreplica.peer.measuring import measure
 from vmreplica.peer.transport import Answer, Buffer, Connections
 from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, RunsHere
@@ -62,6 +62,7 @@ class PeerClient:
             name=peer.name,
             addresses=peer.addresses,
             context=self._context,
+            anonymous=lambda: trusting_only(peer.ca_pem),
             server_name=peer.host_id,
             connect_timeout=connect_timeout,
         )

@@ -50,7 +50,7 @@ def decode(text: str) -> Token:
 
 
 def _checksum(payload: str) -> str:
-    return hashlib.sha256(f"{_PREFIX}.{payload}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{_PREFIX}.{payload}".encode(errors="replace")).hexdigest()[:8]
 
 
 def _unreadable(why: str) -> BadRequest:

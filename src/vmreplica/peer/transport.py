@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from vmreplica.model.errors import Refused, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.units import KiB, MiB
-from vmreplica.peer.wire import split_address
+from vmreplica.peer.wire import PREFIX, split_address
 
 Buffer = bytes | bytearray | memoryview
 
@@ -55,7 +55,6 @@ class Connection(http.client.HTTPConnection):
         super().__init__(host, port)
         self.address = address
         self.leaf = b""
-        self.used = False
         self._context = context
         self._server_name = server_name
         self._connect_timeout = connect_timeout
@@ -97,6 +96,7 @@ class Connections:
         name: what people call the peer.
         addresses: where it may be reached.
         context: the TLS context to use, asked for each new connection.
+        anonymous: one that shows no certificate, if the other does: to find out whether ours is refused.
         server_name: the host id that its certificate must carry.
         connect_timeout: seconds for connecting and shaking hands with one address.
     """
@@ -107,12 +107,14 @@ class Connections:
         name: str,
         addresses: Sequence[str],
         context: Callable[[], ssl.SSLContext],
+        anonymous: Callable[[], ssl.SSLContext] | None = None,
         server_name: str,
         connect_timeout: float,
     ) -> None:
         self._name = name
         self._addresses = tuple(addresses)
         self._context = context
+        self._anonymous = anonymous
         self._server_name = server_name
         self._connect_timeout = connect_timeout
         self._lock = threading.Lock()
@@ -149,24 +151,51 @@ class Connections:
             Refused: one of the two hosts does not accept the other's certificate.
         """
         request = _Request(method, path, body, content_type, timeout)
-        connection = self._take()
-        try:
-            return self._use(connection, request)
-        except Unreachable:
-            if not connection.used:
-                raise
-        self.close()
-        return self._use(self._connect(), request)
+        idle = self._take_idle()
+        if idle is not None:
+            try:
+                return self._use(idle, request)
+            except Unreachable:
+                self.close()
+        return self._use_fresh(request)
 
-    def _take(self) -> Connection:
+    def _take_idle(self) -> Connection | None:
         while True:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                return self._connect()
-            if not connection.went_stale():
+            if connection is None or not connection.went_stale():
                 return connection
             connection.close()
+
+    def _use_fresh(self, request: _Request) -> Answer:
+        connection = self._connect()
+        try:
+            return self._use(connection, request)
+        except Unreachable as error:
+            raise self._refusal(connection.address) or error from error.__cause__
+
+    def _refusal(self, address: str) -> Refused | None:
+        """Find out whether a connection ended because our certificate was refused.
+
+        In TLS 1.3 the client has finished its handshake when the server looks at the certificate, and the server may
+        hang up without a word. So ask for what needs no certificate, once with and once without ours.
+        """
+        if self._anonymous is None or self._answers(address, self._context):
+            return None
+        if not self._answers(address, self._anonymous):
+            return None
+        return _refused_us(f"{self._name}: {address}", "it hangs up when it sees it")
+
+    def _answers(self, address: str, context: Callable[[], ssl.SSLContext]) -> bool:
+        connection = Connection(address, context(), self._server_name, self._connect_timeout)
+        try:
+            connection.connect()
+            _talk(connection, _Request("GET", f"{PREFIX}/ca", (), "", self._connect_timeout))
+        except (VmReplicaError, OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+        return True
 
     def _connect(self) -> Connection:
         context = self._context()
@@ -209,7 +238,6 @@ class Connections:
     def _give_back(self, connection: Connection, done: bool) -> None:
         with self._lock:
             if done and connection.sock is not None and len(self._idle) < _MAX_IDLE:
-                connection.used = True
                 self._idle.append(connection)
                 return
         connection.close()
@@ -256,9 +284,13 @@ def failure_of(error: OSError | http.client.HTTPException, address: str, timeout
         return Refused("peer-certificate-unexpected", text, hint=f"check address and clocks, or {_PAIR_AGAIN}")
     reason = str(getattr(error, "reason", None) or "")
     if isinstance(error, ssl.SSLError) and "ALERT" in reason and any(word in reason for word in _REFUSING_ALERTS):
-        text = f"{address} does not accept the certificate of this host ({reason.lower()})"
-        return Refused("peer-certificate-refused", text, hint=f"check the clocks of both hosts, or {_PAIR_AGAIN}")
+        return _refused_us(address, reason.lower())
     return Unreachable("peer-unreachable", f"{address}: {_reason(error)}", hint=_CHECK_LINE)
+
+
+def _refused_us(address: str, how: str) -> Refused:
+    text = f"{address} does not accept the certificate of this host ({how})"
+    return Refused("peer-certificate-refused", text, hint=f"check the clocks of both hosts, or {_PAIR_AGAIN}")
 
 
 def _reason(error: Exception) -> str:
