@@ -1,7 +1,6 @@
 """Pull-mode backup jobs: a frozen view of all disks at one instant, served over a unix socket."""
 
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from vmreplica.hypervisor.backup_xml import (
     render_checkpoint,
 )
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
+from vmreplica.hypervisor.disks import parse_disks
 from vmreplica.hypervisor.faults import said
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.model.errors import BadRequest, Conflict, HypervisorError, TimedOut
@@ -150,9 +150,6 @@ def abort(domain: libvirt.virDomain, name: str) -> None:
     Raises:
         TimedOut: QEMU does not let go of the job.
     """
-    stats = domain.jobStats()
-    if stats.get(libvirt.VIR_DOMAIN_JOB_OPERATION) != libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
-        return
     domain.abortJob()
     deadline, step = time.monotonic() + _END_LIMIT, _END_STEP
     while running(domain) is not None:
@@ -166,12 +163,11 @@ def abort(domain: libvirt.virDomain, name: str) -> None:
         step = min(step * 1.5, _END_LONGEST_STEP)
 
 
-def _live_definition(domain: libvirt.virDomain, plan: Plan) -> ET.Element:
+def _live_definition(domain: libvirt.virDomain, plan: Plan) -> str:
     if not domain.isActive():
         raise vm_not_running(plan.name)
-    live = fromstring(domain.XMLDesc(), forbid_dtd=True)
-    present = {target.get("dev") for target in live.iterfind("devices/disk/target")}
-    missing = sorted(set(plan.bases) - present)
+    live = domain.XMLDesc()
+    missing = sorted(set(plan.bases) - {disk.target for disk in parse_disks(live)})
     if missing or not plan.bases:
         raise BadRequest(
             "disk-unknown",
@@ -215,9 +211,9 @@ def checkpoint_broken(name: str, reason: str) -> HypervisorError:
     )
 
 
-def _qemu_owner(live: ET.Element) -> tuple[int, int] | None:
+def _qemu_owner(live: str) -> tuple[int, int] | None:
     """Find the uid and gid of a running domain's QEMU: the DAC label ``+uid:+gid``."""
-    for label in live.iterfind("seclabel[@model='dac']/label"):
+    for label in fromstring(live, forbid_dtd=True).iterfind("seclabel[@model='dac']/label"):
         uid, _, gid = (label.text or "").replace("+", "").partition(":")
         if uid.isdecimal() and gid.isdecimal():
             return int(uid), int(gid)

@@ -8,6 +8,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Final, TypeVar
 
 import libvirt
@@ -53,6 +54,7 @@ class Connection:
         *,
         repeatable: bool = False,
         limit: float = DEFAULT_LIMIT,
+        if_late: Callable[[T], None] | None = None,
     ) -> T:
         """Run libvirt calls in a worker thread and wait for them.
 
@@ -61,32 +63,28 @@ class Connection:
             work: is given the connection; may call libvirt several times.
             repeatable: doing it twice harms nothing, so a lost connection is worth one more try.
             limit: seconds for the whole of ``work``.
+            if_late: undoes a result that nobody waits for any more.
 
         Raises:
             TimedOut: no answer in time (``libvirt-timeout``).
             Unreachable: libvirt is not there, or went away in the middle (``libvirt-gone``).
             VmReplicaError: what ``work`` raised; libvirt's own errors are translated.
         """
-        raw = self._open(limit)
-        try:
-            return self._limited(what, lambda: work(raw), limit)
-        except libvirt.libvirtError as error:
-            if not is_connection_lost(error, raw):
-                raise translate(error, what) from error
-            self._drop(raw)
-            if not repeatable:
-                raise libvirt_gone(self.uri, what, error) from error
-        except TimedOut:
-            self._drop(raw)
-            raise
-        raw = self._open(limit)
-        try:
-            return self._limited(what, lambda: work(raw), limit)
-        except libvirt.libvirtError as error:
-            if is_connection_lost(error, raw):
+        tries = 2 if repeatable else 1
+        while True:
+            tries -= 1
+            raw = self._open(limit)
+            try:
+                return self._limited(what, lambda raw=raw: work(raw), limit, if_late)  # type: ignore[misc]
+            except TimedOut:
                 self._drop(raw)
-                raise libvirt_gone(self.uri, what, error) from error
-            raise translate(error, what) from error
+                raise
+            except libvirt.libvirtError as error:
+                if not is_connection_lost(error, raw):
+                    raise translate(error, what) from error
+                self._drop(raw)
+                if not tries:
+                    raise libvirt_gone(self.uri, what, error) from error
 
     def is_current(self, raw: libvirt.virConnect) -> bool:
         """Tell whether events of this connection still count; a replaced one may speak for a while."""
@@ -106,6 +104,7 @@ class Connection:
         try:
             if self._raw is None:
                 self._raw = self._connect(limit)
+                self._lost_at = float("-inf")
             return self._raw
         finally:
             self._lock.release()
@@ -114,18 +113,17 @@ class Connection:
         _start_event_loop()
         while True:
             try:
-                raw = self._limited("connect to libvirt", lambda: libvirt.open(self.uri), limit)
-                break
+                return self._limited("connect to libvirt", self._prepared, limit)
             except libvirt.libvirtError as error:
                 if time.monotonic() > self._lost_at + _RESTART_PATIENCE:
                     raise libvirt_gone(self.uri, "connect to libvirt", error) from error
                 time.sleep(_RETRY_STEP)
-        self._limited("register for events", lambda: self._prepare(raw), limit)
-        return raw
 
-    def _prepare(self, raw: libvirt.virConnect) -> None:
+    def _prepared(self) -> libvirt.virConnect:
+        raw = libvirt.open(self.uri)
         raw.setKeepAlive(*_KEEPALIVE)
         self._on_open(raw)
+        return raw
 
     def _drop(self, raw: libvirt.virConnect) -> None:
         with self._lock:
@@ -133,28 +131,32 @@ class Connection:
                 self._raw = None
                 self._lost_at = time.monotonic()
 
-    def _limited(self, what: str, work: Callable[[], T], limit: float) -> T:
+    def _limited(self, what: str, work: Callable[[], T], limit: float, if_late: Callable[[T], None] | None = None) -> T:
         if not self._slots.acquire(timeout=limit):
             raise _late(what, limit)
-        results: list[T] = []
-        failures: list[BaseException] = []
-        done = threading.Event()
+        outcome: Future[T] = Future()
+        threading.Thread(target=self._run, args=(work, outcome, if_late), name="libvirt-call", daemon=True).start()
+        try:
+            return outcome.result(limit)
+        except TimeoutError:
+            if outcome.cancel():
+                raise _late(what, limit) from None
+            return outcome.result()
 
-        def run() -> None:
-            try:
-                results.append(work())
-            except BaseException as error:  # noqa: BLE001 - handed to the waiting thread as it is
-                failures.append(error)
-            finally:
-                self._slots.release()
-                done.set()
-
-        threading.Thread(target=run, name="libvirt-call", daemon=True).start()
-        if not done.wait(limit):
-            raise _late(what, limit)
-        if failures:
-            raise failures[0]
-        return results[0]
+    def _run(self, work: Callable[[], T], outcome: "Future[T]", if_late: Callable[[T], None] | None) -> None:
+        """Do the work in a thread of its own; whoever waited may have given up meanwhile."""
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - handed to the waiting thread as it is
+            if outcome.set_running_or_notify_cancel():
+                outcome.set_exception(error)
+        else:
+            if outcome.set_running_or_notify_cancel():
+                outcome.set_result(result)
+            elif if_late is not None:
+                if_late(result)
+        finally:
+            self._slots.release()
 
 
 def _late(what: str, limit: float) -> TimedOut:

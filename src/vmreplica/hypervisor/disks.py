@@ -1,6 +1,7 @@
 """Which disks can be replicated, and why the others cannot: judged from the domain XML and the image's header."""
 
 import contextlib
+import struct
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Final
 from defusedxml.ElementTree import fromstring
 
 _QCOW2_MAGIC: Final = b"QFI\xfb"
+#: Magic, version, and behind the backing file's place and the cluster bits the size.
+_HEAD: Final = struct.Struct(">4sI16xQ")
 _OLDEST_WITH_BITMAPS: Final = 3
 
 
@@ -89,10 +92,21 @@ def _findings(disk: DiskElement) -> list[tuple[bool, str]]:
     ]
 
 
-def qcow2_version(path: str) -> int | None:
-    """Read the version from a qcow2 header; None when the file cannot be read or is no qcow2."""
+@dataclass(frozen=True, slots=True)
+class Qcow2Head:
+    """The start of a qcow2 header: ``size`` is the guest's, in bytes."""
+
+    version: int
+    size: int
+
+
+def qcow2_head(path: str | None) -> Qcow2Head | None:
+    """Read a qcow2 header, live images too; None when the file cannot be read here or is no qcow2."""
+    if path is None:
+        return None
     with contextlib.suppress(OSError), Path(path).open("rb") as image:
-        head = image.read(8)
-        if head[:4] == _QCOW2_MAGIC:
-            return int.from_bytes(head[4:8], "big")
+        head = image.read(_HEAD.size)
+        if len(head) == _HEAD.size and head[:4] == _QCOW2_MAGIC:
+            _magic, version, size = _HEAD.unpack(head)
+            return Qcow2Head(version, size)
     return None

@@ -18,7 +18,7 @@ from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
 from vmreplica.hypervisor.views import DomainBrief, DomainView
-from vmreplica.model.errors import Corrupt, NotFound
+from vmreplica.model.errors import Corrupt, NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.policy import Policy
 
@@ -187,7 +187,15 @@ class Hypervisor:
             plan = backup.Plan(vm, domain.name(), checkpoint, wanted)
             return backup.begin(domain, plan, self._shelf, self._files)
 
-        exports = self._connection.call(f"begin the backup of {vm}", begin, limit=LONG_LIMIT)
+        def undo(_exports: dict[str, Export]) -> None:
+            _log.warning("a backup job began too late: ended again", vm=vm, checkpoint=checkpoint)
+            try:
+                self.end_job(vm, checkpoint)
+                self.delete_checkpoint(vm, checkpoint)
+            except VmReplicaError as error:
+                _log.warning("could not end it", vm=vm, checkpoint=checkpoint, code=error.code, error=error.message)
+
+        exports = self._connection.call(f"begin the backup of {vm}", begin, limit=LONG_LIMIT, if_late=undo)
         return BackupJob(vm, checkpoint, exports, self, self._files)
 
     def attach_backup(self, vm: VmId, checkpoint: str) -> BackupJob | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import libvirt
 
-from vmreplica.hypervisor.disks import DiskElement, parse_disks, qcow2_version, reason_ineligible
+from vmreplica.hypervisor.disks import DiskElement, parse_disks, qcow2_head, reason_ineligible
 from vmreplica.hypervisor.views import DiskView, DomainView
 
 
@@ -26,13 +26,17 @@ def inspect(raw: libvirt.virConnect, domain: libvirt.virDomain) -> DomainView:
 
 def _view(raw: libvirt.virConnect, domain: libvirt.virDomain, disk: DiskElement) -> DiskView:
     disk = _with_volume_path(raw, disk)
-    size = 0
+    head = qcow2_head(disk.path) if disk.format == "qcow2" else None
+    size = head.size if head is not None else _asked_size(domain, disk)
+    reason = reason_ineligible(disk, head.version if head is not None else None)
+    return DiskView(disk.target, disk.device, disk.format, disk.path, size, reason)
+
+
+def _asked_size(domain: libvirt.virDomain, disk: DiskElement) -> int:
     if disk.path is not None:
         with contextlib.suppress(libvirt.libvirtError):
-            size = domain.blockInfo(disk.target)[0]
-    version = qcow2_version(disk.path) if disk.path is not None and disk.format == "qcow2" else None
-    reason = reason_ineligible(disk, version)
-    return DiskView(disk.target, disk.device, disk.format, disk.path, size, reason)
+            return domain.blockInfo(disk.target)[0]
+    return 0
 
 
 def _with_volume_path(raw: libvirt.virConnect, disk: DiskElement) -> DiskElement:
