@@ -111,6 +111,7 @@ def heal(host: HostArgument, other: OtherArgument, directory: LabDir = None, as_
 def slow(
     host: HostArgument,
     other: OtherArgument,
+    *,
     mbit: Annotated[float, typer.Option(help="Bandwidth of each direction, Mbit/s.")] = 1000.0,
     ms: Annotated[float, typer.Option(help="Delay of each direction, milliseconds.")] = 0.0,
     directory: LabDir = None,
@@ -163,6 +164,7 @@ def agent_kill(host: HostArgument, directory: LabDir = None, as_json: AsJson = F
 def guest_add(
     host: HostArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    *,
     disks: Annotated[int, typer.Option(help="Number of disks.")] = 1,
     size: Annotated[str, typer.Option(help="Size of each disk.")] = "64M",
     fill: Annotated[str, typer.Option(help="Ordinary system files to put on the first disk.")] = "0",

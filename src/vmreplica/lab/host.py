@@ -1,12 +1,13 @@
 """One host of the lab: namespaces with a private libvirtd and an agent in them."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +28,6 @@ _START_LIMIT: Final = 30.0
 _STOP_LIMIT: Final = 30.0
 _TICK: Final = 0.05
 _KVM: Final = Path("/dev/kvm")
-#: Where KVM does not really work, libvirt must not believe that it does.
-_WITHOUT_KVM: Final = {"/dev/null": str(_KVM)}
 #: Runs the product with the very interpreter and package that the lab runs with.
 VMREPLICA: Final = (sys.executable, "-m", "vmreplica.cli")
 
@@ -80,8 +79,9 @@ class Host:
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF)
         if not layout.agent_config.exists():
             layout.agent_config.write_text(agent_toml(layout))
-        binds = {**layout.binds, **({} if self.domain_type == "kvm" or not _KVM.exists() else _WITHOUT_KVM)}
-        self.namespace.start(binds=binds, hidden=[str(path) for path in self._others])
+        self.namespace.start(
+            binds=layout.binds, hidden=[str(path) for path in self._others], read_only=self._without_kvm()
+        )
         self.namespace.ip_batch(
             f"address add {layout.address}/32 dev lo",
             *(line for name in NETWORKS for line in (f"link add br-{name} type bridge", f"link set br-{name} up")),
@@ -265,6 +265,14 @@ class Host:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
+    def _without_kvm(self) -> dict[str, str]:
+        """Put a file that nobody can open in the way of /dev/kvm where it does not really work: libvirt would use it."""
+        if self.domain_type == "kvm" or not _KVM.exists():
+            return {}
+        nothing = self.layout.dir / "no-kvm"
+        nothing.touch()
+        return {str(nothing): str(_KVM)}
+
     def _find(self, *words: str) -> int | None:
         for pid in self.namespace.processes() if self.up else ():
             try:
@@ -297,10 +305,8 @@ def _empty(directory: Path) -> None:
 
 
 def _listen(fd: int, heard: bytearray) -> str:
-    try:
+    with contextlib.suppress(BlockingIOError):
         heard += os.read(fd, 65536)
-    except BlockingIOError:
-        pass
     return heard.decode(errors="replace")
 
 

@@ -1,4 +1,4 @@
-"""The guest's boot disk: the distribution's kernel and busybox in an initramfs, started by syslinux from a FAT partition.
+"""The guest's boot disk: the distribution's kernel and busybox in an initramfs, started by syslinux from FAT.
 
 Needs no compiler, no loop device and no network. The result is kept in a cache, named after the kernel's version and
 the hash of everything that goes into it.

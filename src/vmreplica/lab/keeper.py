@@ -1,4 +1,4 @@
-"""Becomes the first process of a host's namespaces: mounts, then sleeps for ever, reaping orphans. Killing it ends the host.
+"""Becomes the first process of a host's namespaces: mounts, then sleeps, reaping orphans. Its death ends the host.
 
 Run as a script, with one JSON argument, by ``unshare``; imports nothing of the product, for it starts once per host and
 holds no memory afterwards: it turns into ``sleep``.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def mount(*argv: str) -> None:
-    """Run mount(8)."""
+    """Call the program mount."""
     subprocess.run(["mount", *argv], check=True)
 
 
@@ -30,6 +30,9 @@ def main() -> None:
         mount("-t", "tmpfs", "-o", "size=4k,mode=0555", "tmpfs", hidden)
     for source, target in spec["binds"].items():
         mount("--bind", source, target)
+    for source, target in spec["read_only"].items():
+        mount("--bind", source, target)
+        mount("-o", "remount,bind,ro", target)
     subprocess.run(["hostname", spec["name"]], check=False)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # Ignored over exec: the kernel then reaps the orphans that end here, or libvirt would wait for its dead QEMUs.

@@ -247,7 +247,7 @@ class Lab:
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _start_all(self) -> None:
-        self._middle.start(binds={}, hidden=[])
+        self._middle.start(binds={}, hidden=[], read_only={})
         for link in self._links.values():
             link.create()
         for host in self.hosts:

@@ -67,7 +67,7 @@ class HostLayout:
 
     @property
     def libvirt_socket(self) -> Path:
-        """libvirtd's socket."""
+        """The socket of libvirtd."""
         return self.run / "libvirt" / "libvirt-sock"
 
     @property

@@ -38,19 +38,26 @@ class Namespace:
     lab: Path
     name: str
 
-    def start(self, *, binds: Mapping[str, str], hidden: Sequence[str]) -> None:
+    def start(self, *, binds: Mapping[str, str], hidden: Sequence[str], read_only: Mapping[str, str]) -> None:
         """Make the namespaces.
 
         Args:
             binds: directories that appear over others inside.
             hidden: directories that look empty inside.
+            read_only: files that appear over others inside and cannot be opened for writing, not even by root.
 
         Raises:
             Refused: the machine does not allow it (code ``lab-namespace-failed``).
         """
         self._pid_file.unlink(missing_ok=True)
         self._pid_file.parent.mkdir(parents=True, exist_ok=True)
-        spec = {"name": self.name, "binds": dict(binds), "hidden": list(hidden), "pid_file": str(self._pid_file)}
+        spec = {
+            "name": self.name,
+            "binds": dict(binds),
+            "hidden": list(hidden),
+            "read_only": dict(read_only),
+            "pid_file": str(self._pid_file),
+        }
         log = self._pid_file.with_suffix(".log")
         with log.open("w") as said:
             subprocess.run(
@@ -150,7 +157,7 @@ def is_alive(pid: int) -> bool:
 
 def all_pids() -> Iterator[int]:
     """Yield all process ids of the machine."""
-    yield from (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    yield from (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
 def _mark_of(lab: Path) -> bytes:

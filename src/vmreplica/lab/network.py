@@ -5,8 +5,8 @@
     host a                  middle                    host b
     [to-b] ==veth== [a-b]--(bridge or relay)--[b-a] ==veth== [to-a]
 
-A cut takes the bridge down: both hosts keep their carrier and their neighbour's address, frames just vanish. A host that
-crashes takes only its own pair of interfaces with it, so the others see silence, as after a power cut.
+A cut takes the bridge down: both hosts keep their carrier and their neighbour's address, frames just vanish. A host
+that crashes takes only its own pair of interfaces with it, so the others see silence, as after a power cut.
 """
 
 import contextlib

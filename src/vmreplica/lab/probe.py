@@ -1,7 +1,7 @@
 """Can this machine really run a guest under KVM? Asked by running instructions, with a time limit.
 
-In nested sandboxes /dev/kvm may open and still not run a guest, or run it a hundred times slower than software emulation,
-which starts the probe's boot sector in half a second.
+In nested sandboxes /dev/kvm may open and still not run a guest, or run it a hundred times slower than software
+emulation, which starts the probe's boot sector in half a second.
 """
 
 import tempfile

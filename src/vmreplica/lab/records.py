@@ -1,8 +1,8 @@
-"""The records that the lab's guest writes, read from images: which was last, is one missing or torn, do the disks agree.
+"""The records of the lab's guest, read from images: which was last, is one missing or torn, do the disks agree.
 
-The guest writes record n to vda, then to vdb and so on, each with fsync, and only then record n + 1. Therefore disks taken
-at one instant differ by at most one record, and an earlier disk is never behind a later one. Records lie in a ring of
-``SLOTS`` slots, so the newest ``SLOTS`` of them can be checked.
+The guest writes record n to vda, then to vdb and so on, each with fsync, and only then record n + 1. Therefore disks
+taken at one instant differ by at most one record, and an earlier disk is never behind a later one. Records lie in a ring
+of ``SLOTS`` slots, so the newest ``SLOTS`` of them can be checked.
 """
 
 import hashlib
@@ -72,6 +72,18 @@ def check_records(images: Sequence[Path]) -> RecordsReport:
     return summarise([_check_image(image) for image in images])
 
 
+def last_record_before(image: Path, moment: float) -> int:
+    """Tell the newest record on an image that the guest's clock dates before a moment, 0 when there is none.
+
+    Args:
+        image: as for ``check_records``.
+        moment: seconds since 1970; the guest's clock has whole seconds.
+    """
+    ring = _read_ring(image)
+    heads = (_HEAD.match(ring, slot * RECORD) for slot in range(SLOTS))
+    return max((int(head[3]) for head in heads if head is not None and int(head[5]) < moment), default=0)
+
+
 def summarise(disks: Sequence[DiskRecords]) -> RecordsReport:
     """Put the findings on the disks together."""
     numbers = [disk.last for disk in disks]
@@ -115,10 +127,14 @@ def record_number(record: bytes) -> int | None:
 
 
 def _check_image(image: Path) -> DiskRecords:
+    return parse_ring(_read_ring(image), str(image))
+
+
+def _read_ring(image: Path) -> bytes:
     if not image.exists():
         raise BadRequest("lab-image-unknown", f"there is no image {image}")
     boots = _read(image, 0, _SECTOR)[-2:] == _BOOT_SIGNATURE
-    return parse_ring(_read(image, BOOT_DISK_RING if boots else DATA_DISK_RING, RING), str(image))
+    return _read(image, BOOT_DISK_RING if boots else DATA_DISK_RING, RING)
 
 
 def _read(image: Path, offset: int, length: int) -> bytes:

@@ -1,7 +1,7 @@
 """A slow line in user space: forwards frames between two interfaces with a bandwidth and a delay of its own.
 
-Run as a script inside the middle namespace, because kernels of small machines lack netem and tbf. Frames are carried with
-their virtio-net header, so segmentation and checksum offloads stay intact. Modest accuracy is enough.
+Run as a script inside the middle namespace, because kernels of small machines lack netem and tbf. Frames are carried
+with their virtio-net header, so segmentation and checksum offloads stay intact. Modest accuracy is enough.
 """
 
 import dataclasses
