@@ -33,7 +33,7 @@ def socket(agent: SmallAgent, tmp_path: Path) -> Iterator[Path]:
 
 
 def environment(socket: Path) -> dict[str, str]:
-    return {**os.environ, "VMREPLICA_SOCKET": str(socket), "TERM": "xterm", "COLUMNS": "150"}
+    return {**os.environ, "VMREPLICA_SOCKET": str(socket), "TERM": "xterm"}
 
 
 def run(socket: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -45,8 +45,9 @@ def run(socket: Path, *args: str) -> subprocess.CompletedProcess[str]:
 class Terminal:
     """The command line on a terminal of its own."""
 
-    def __init__(self, socket: Path, *args: str) -> None:
-        self.process, self._fd = _on_terminal([*COMMAND, *args], environment(socket))
+    def __init__(self, socket: Path, *args: str, columns: int = 150) -> None:
+        env = {**environment(socket), "COLUMNS": str(columns)}
+        self.process, self._fd = _on_terminal([*COMMAND, *args], env)
         self.text = ""
 
     def expect(self, text: str) -> None:
@@ -135,6 +136,12 @@ def test_on_a_terminal_health_has_a_colour(socket: Path) -> None:
     terminal = Terminal(socket, "status")
     assert terminal.end() == 0
     assert "\x1b[32mnormal" in terminal.text
+
+
+def test_on_a_narrow_terminal_a_points_id_stays_in_one_piece(socket: Path) -> None:
+    terminal = Terminal(socket, "points", "web", columns=70)
+    assert terminal.end() == 0
+    assert NEW in terminal.text
 
 
 @pytest.mark.parametrize(("keys", "code", "done"), [("y\n", 0, True), ("n\n", 4, False), ("\n", 4, False)])

@@ -48,12 +48,12 @@ async def start_api(agent: AgentFacade, socket: Path, *, grace: float = 10.0) ->
         BadRequest: the path cannot be a socket.
     """
     lock = _lock(socket)
+    runner = web.AppRunner(make_app(agent), access_log=None, shutdown_timeout=grace)
     try:
-        listening = _listen(socket)
-        runner = web.AppRunner(make_app(agent), access_log=None, shutdown_timeout=grace)
         await runner.setup()
-        await web.SockSite(runner, listening).start()
+        await web.SockSite(runner, _listen(socket)).start()
     except BaseException:
+        await runner.cleanup()
         os.close(lock)
         raise
     return ApiServer(socket, runner, lock)

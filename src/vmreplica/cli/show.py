@@ -54,7 +54,7 @@ def points_view(report: PointsReport) -> RenderableType:
     for point in report.points:
         table.add_row(
             point.point,
-            _clock(point.instant),
+            f"{point.instant.astimezone():%Y-%m-%d %H:%M:%S}",
             point.kind,
             point.consistency,
             " ".join(disk.target for disk in point.disks),
@@ -74,7 +74,7 @@ def history_view(report: HistoryReport) -> RenderableType:
     for cycle in report.cycles:
         outcome = Text(cycle.outcome, style="green" if cycle.outcome == "published" else "yellow")
         table.add_row(
-            _clock(cycle.started),
+            f"{cycle.started.astimezone():%Y-%m-%d %H:%M:%S}",
             cycle.kind,
             printable(cycle.reason),
             outcome,
@@ -252,7 +252,8 @@ def _clock(instant: dt.datetime) -> str:
 def _table(columns: Sequence[str]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # On a narrow terminal everything may be folded but what is copied into the next command.
+        table.add_column(column, overflow="fold", no_wrap=column == "point")
     return table
 
 
