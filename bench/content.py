@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MiB = 1 << 20
+#: Disks, and the lab that uses them, on a file system that keeps what is written (``/tmp`` may be memory).
+WORKING = Path("build/bench").absolute()
 
 
 def _files(top: Path) -> Iterator[tuple[str, Path, int]]:
@@ -55,3 +57,14 @@ def make_system_disk(image: Path, *, size: int, used: int, top: Path = Path("/us
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         raw.unlink(missing_ok=True)
+
+
+def system_disk(*, size: int, used: int) -> Path:
+    """Give such a disk from the working directory, made at the first use."""
+    image = WORKING / f"system-{size // MiB}-{used // MiB}.qcow2"
+    if not image.exists():
+        WORKING.mkdir(parents=True, exist_ok=True)
+        unfinished = image.with_suffix(".new")
+        make_system_disk(unfinished, size=size, used=used)
+        unfinished.rename(image)
+    return image

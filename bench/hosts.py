@@ -30,6 +30,10 @@ class Host(Protocol):
         """Run a ``vmreplica`` command with ``--json`` and return its document."""
         ...
 
+    def network_table(self) -> str:
+        """Give /proc/net/dev as it is on this host."""
+        ...
+
     def agent_pid(self) -> int:
         """Tell the process id of this host's agent."""
         ...
@@ -94,8 +98,7 @@ def virsh(host: Host, *arguments: PathLike) -> str:
 
 def sent_bytes(host: Host) -> int:
     """Count all bytes that the host's network interfaces but the loopback have sent so far."""
-    table = subprocess.run(host.argv("cat", "/proc/net/dev"), check=True, capture_output=True, text=True).stdout
-    rows = (line.split(":") for line in table.splitlines()[2:])
+    rows = (line.split(":") for line in host.network_table().splitlines()[2:])
     return sum(int(values.split()[8]) for name, values in rows if name.strip() != "lo")
 
 

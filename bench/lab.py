@@ -1,0 +1,90 @@
+"""The lab's hosts as the bench sees them: two hosts, paired, with an agent each."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.hosts import PathLike
+from vmreplica.lab.guest import GuestSpec
+from vmreplica.lab.host import Host as LabHost
+from vmreplica.lab.lab import Lab
+
+GiB = 1 << 30
+
+
+class BenchHost:
+    """A host of the lab."""
+
+    def __init__(self, host: LabHost) -> None:
+        self.lab_host = host
+        self.name = host.name
+        self.address = host.address
+        self.libvirt_uri = host.layout.uri
+        self.scratch = host.layout.dir / "bench"
+        self.scratch.mkdir()
+
+    def argv(self, *command: PathLike) -> list[str]:
+        """Enter network and mounts only: a command in a process namespace of its own could not be measured."""
+        keeper = str(self.lab_host.namespace.pid)
+        return ["nsenter", "-t", keeper, "-n", "-m", "--", *(str(part) for part in command)]
+
+    def vmreplica(self, *arguments: str) -> dict[str, Any]:
+        """Run the product's command line and read its JSON."""
+        done = self.lab_host.vmreplica(*arguments, "--json", timeout=1800, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"vmreplica {' '.join(arguments)} on {self.name}: {done.stdout}{done.stderr}")
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def network_table(self) -> str:
+        """Give /proc/net/dev as it is on this host."""
+        return Path(f"/proc/{self.lab_host.namespace.pid}/net/dev").read_text()
+
+    def agent_pid(self) -> int:
+        """Tell the agent's process id on this machine."""
+        pid = self.lab_host.agent_pid
+        if pid is None:
+            raise RuntimeError(f"the agent of host {self.name} does not run")
+        return pid
+
+
+@dataclass(frozen=True, slots=True)
+class BenchLab:
+    """Two paired hosts."""
+
+    primary: BenchHost
+    replica: BenchHost
+
+    def add_guest(self, name: str, *, content: Path | None = None) -> Path:
+        """Start an idle guest on the primary; with content, as its second disk ``vdb``, a copy of that image.
+
+        Returns:
+            The image of its last disk.
+        """
+        host = self.primary.lab_host
+        guest = host.add_guest(GuestSpec(name=name, disks=2 if content else 1, idle=True), start=False)
+        if content is not None:
+            shutil.copyfile(content, guest.images[1])
+        guest.start()
+        guest.wait_booted()
+        return guest.images[-1]
+
+
+@contextmanager
+def two_hosts() -> Iterator[BenchLab]:
+    """Make a lab for one run, and take it down whatever happens."""
+    # Not below the working directory: unix sockets want short names. Not in /tmp, which may be memory.
+    folder = tempfile.mkdtemp(prefix="vmr-bench-", dir="/var/tmp")
+    lab = Lab.up(Path(folder), hosts=2)
+    try:
+        primary, replica = (BenchHost(host) for host in lab.hosts)
+        token = replica.vmreplica("peer", "invite")["token"]
+        primary.vmreplica("peer", "join", token)
+        yield BenchLab(primary, replica)
+    finally:
+        lab.down()

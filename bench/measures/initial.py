@@ -1,0 +1,76 @@
+"""Initial replication of a disk of ordinary system files, beside nbdcopy over TLS of the same disk."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.backup import disks
+from bench.content import system_disk
+from bench.hosts import sent_bytes
+from bench.lab import BenchLab
+from bench.peers.nbdcopy import Copied, TlsCopy
+from bench.report import Measure, measure, middle, spread
+
+MiB = 1 << 20
+_GUEST = "initial"
+
+
+@dataclass(frozen=True, slots=True)
+class _Replicated:
+    seconds: float
+    wire_bytes: int
+
+
+def run(lab: BenchLab, *, quick: bool) -> Measure:
+    """Replicate the disk anew several times, in turns with the peer."""
+    size, used, repetitions = (1024 * MiB, 512 * MiB, 3) if quick else (2048 * MiB, 1536 * MiB, 5)
+    lab.add_guest(_GUEST, content=system_disk(size=size, used=used))
+    peer = TlsCopy(lab.primary, lab.replica)
+    ours: list[_Replicated] = []
+    theirs: list[Copied] = []
+    for number in range(repetitions):
+        for our_turn in (True, False) if number % 2 else (False, True):
+            if our_turn:
+                ours.append(_replicate(lab))
+            else:
+                theirs.append(peer.copy_disk(_GUEST, "vdb", size))
+    our_seconds, their_seconds = ([one.seconds for one in series] for series in (ours, theirs))
+    our_bytes, their_bytes = (middle([one.wire_bytes for one in series]) for series in (ours, theirs))
+    return measure(
+        ours={
+            "seconds": middle(our_seconds),
+            "all_seconds": spread(our_seconds),
+            "wire_bytes": int(our_bytes),
+            "disk_bytes": size,
+            "used_bytes": used,
+        },
+        peer="nbdcopy_tls",
+        theirs={
+            "seconds": middle(their_seconds),
+            "all_seconds": spread(their_seconds),
+            "wire_bytes": int(their_bytes),
+        },
+        ratio=middle(our_seconds) / middle(their_seconds),
+        goal=1.0,
+        wire_ratio=our_bytes / their_bytes,
+        wire_goal=0.5,
+    )
+
+
+def _replicate(lab: BenchLab) -> _Replicated:
+    before = sent_bytes(lab.primary)
+    lab.primary.vmreplica("enable", _GUEST, "--to", lab.replica.name, "--every", "24h", "--exclude-disk", "vda")
+    sent = sent_bytes(lab.primary) - before
+    cycle = lab.primary.vmreplica("history", _GUEST, "--limit", "1")["cycles"][0]
+    if cycle["outcome"] != "published" or cycle["kind"] != "initial":
+        raise RuntimeError(f"the initial replication was not published: {cycle}")
+    _require_equal(lab, cycle["point"])
+    lab.primary.vmreplica("disable", _GUEST, "--delete-copy", "--yes")
+    return _Replicated(cycle["seconds"], sent)
+
+
+def _require_equal(lab: BenchLab, point: str) -> None:
+    """A fast copy that is no copy does not count."""
+    (image,) = Path(lab.replica.lab_host.layout.store).glob(f"*/points/{point}/vdb.qcow2")
+    source = disks(lab.primary, _GUEST)["vdb"]
+    subprocess.run(["qemu-img", "compare", "-q", "-U", source, image], check=True)
