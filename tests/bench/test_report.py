@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from bench.report import machine, measure, middle, table, with_left_out
 
 pytestmark = pytest.mark.main_job
