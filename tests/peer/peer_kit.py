@@ -157,16 +157,19 @@ class Host:
         self.invitations = Invitations(state / "invitations.json", self.clock)
         self.service = make_service(self)
         self.address = ""
+        self.idle_limit = 30.0
 
     @contextlib.contextmanager
-    def serve(self) -> Iterator["Host"]:
-        """Answer on a free port of loopback until the block ends."""
+    def serve(self, port: int = 0) -> Iterator["Host"]:
+        """Answer on a port of loopback (0: a free one) until the block ends."""
         started: list[tuple[PeerServer, asyncio.Event]] = []
         ready = threading.Event()
 
         async def run() -> None:
-            app = make_app(self.identity, self.book, self.invitations, ["127.0.0.1:1"], self.service)
-            server = await start_server(app, self.identity, "127.0.0.1", 0, grace=1.0)
+            app = make_app(
+                self.identity, self.book, self.invitations, ["127.0.0.1:1"], self.service, idle_limit=self.idle_limit
+            )
+            server = await start_server(app, self.identity, "127.0.0.1", port, grace=1.0)
             stop = asyncio.Event()
             started.append((server, stop))
             self.loop = asyncio.get_running_loop()

@@ -25,7 +25,7 @@ IDLE_LIMIT: Final = 30.0
 class BodySlots:
     """Memory for segment bodies: at most four buffers, used again and again. Belongs to one event loop."""
 
-    def __init__(self, idle_limit: float = IDLE_LIMIT) -> None:
+    def __init__(self, idle_limit: float) -> None:
         self._idle_limit = idle_limit
         self._all = asyncio.Semaphore(MAX_BODIES)
         self._of_one: dict[str, asyncio.Semaphore] = collections.defaultdict(

@@ -1,5 +1,6 @@
 """Certificates of hosts: a CA per host, one leaf issued by it. Pure: bytes in, bytes out, "now" is given."""
 
+import base64
 import datetime as dt
 import hashlib
 import secrets
@@ -115,6 +116,30 @@ def issued_by(leaf_der: bytes, ca: x509.Certificate) -> bool:
     except _BROKEN:
         return False
     return True
+
+
+def sign(key: Key, data: bytes) -> str:
+    """Sign bytes; base64."""
+    return base64.b64encode(key.sign(data, ec.ECDSA(hashes.SHA256()))).decode()
+
+
+def require_signature(ca: x509.Certificate, data: bytes, signature: str) -> None:
+    """Check that bytes were signed with the key of a CA.
+
+    Raises:
+        Refused: they were not.
+    """
+    key = ca.public_key()
+    try:
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise TypeError("only EC keys are used")
+        key.verify(base64.b64decode(signature, validate=True), data, ec.ECDSA(hashes.SHA256()))
+    except _BROKEN as error:
+        raise Refused(
+            "ca-not-owned",
+            "the joining host has not proved that the CA certificate it shows is its own",
+            hint="pair again: vmreplica peer invite",
+        ) from error
 
 
 def expiry_of(leaf_der: bytes) -> dt.datetime:

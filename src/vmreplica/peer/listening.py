@@ -20,6 +20,11 @@ BOOK: Final = web.AppKey("book", PeerBook)
 
 #: Seconds an idle connection stays open; also the limit for a request's head to arrive.
 _KEEP_ALIVE: Final = 75.0
+#: Seconds for the TLS handshake and for its goodbye.
+_HANDSHAKE: Final = 15.0
+_GOODBYE: Final = 2.0
+#: Seconds in which aborted connections are really closed.
+_LAST_MOMENT: Final = 0.05
 #: Seconds that running requests get when the agent stops.
 _GRACE: Final = 5.0
 #: Bytes of a body that may wait unread per connection, half of it before reading goes on.
@@ -30,21 +35,30 @@ _RENEWAL_CHECK: Final = 3600.0
 class PeerServer:
     """A listening server. Made by ``start_server``; stop it in the same event loop."""
 
-    def __init__(self, runner: web.AppRunner, renewal: asyncio.Task[None]) -> None:
+    def __init__(self, runner: web.AppRunner, listener: asyncio.Server, renewal: asyncio.Task[None]) -> None:
         self._runner = runner
+        self._listener = listener
         self._renewal = renewal
 
     @property
     def port(self) -> int:
         """The port it listens on, also when it was asked for any (0)."""
-        return int(self._runner.addresses[0][1])
+        return int(self._listener.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Stop listening, give running requests five seconds, close all connections."""
+        """Stop listening, give running requests some seconds, close all connections."""
+        self._listener.close()
         self._renewal.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._renewal
+        server = self._runner.server
+        open_still = [handler.transport for handler in server.connections] if server else []
         await self._runner.cleanup()
+        # TLS says goodbye and waits for an answer; whoever has not given it by now is not waited for.
+        for transport in open_still:
+            if transport is not None:
+                transport.abort()
+        await asyncio.sleep(_LAST_MOMENT)
 
 
 async def start_server(
@@ -74,7 +88,7 @@ async def start_server(
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, ssl_context=context).start()
+        listener = await _listen(runner, context, host, port)
     except OSError as error:
         await runner.cleanup()
         raise Conflict(
@@ -82,7 +96,22 @@ async def start_server(
             f"cannot listen on {host or 'all addresses'}, port {port}: {error.strerror or error}",
             hint="set `listen` under [agent] to a free address of this host",
         ) from error
-    return PeerServer(runner, asyncio.create_task(_renew(identity, context)))
+    return PeerServer(runner, listener, asyncio.create_task(_renew(identity, context)))
+
+
+async def _listen(runner: web.AppRunner, context: ssl.SSLContext, host: str | None, port: int) -> asyncio.Server:
+    protocol = runner.server
+    if protocol is None:
+        raise RuntimeError("the runner was not set up")
+    return await asyncio.get_running_loop().create_server(
+        protocol,
+        host,
+        port,
+        ssl=context,
+        ssl_handshake_timeout=_HANDSHAKE,
+        ssl_shutdown_timeout=_GOODBYE,
+        reuse_address=True,
+    )
 
 
 async def _renew(identity: Identity, context: ssl.SSLContext, every: float = _RENEWAL_CHECK) -> None:

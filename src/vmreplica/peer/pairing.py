@@ -5,7 +5,9 @@ import ssl
 from collections.abc import Sequence
 from http.client import HTTPException
 
-from vmreplica.model.errors import Refused, Unreachable, VmReplicaError
+from pydantic import TypeAdapter, ValidationError
+
+from vmreplica.model.errors import BadRequest, Refused, Unreachable, VmReplicaError
 from vmreplica.model.units import format_duration
 from vmreplica.peer import certificates
 from vmreplica.peer import token as token_text
@@ -14,7 +16,7 @@ from vmreplica.peer.client import CONNECT_TIMEOUT, READ_TIMEOUT, read_answer, re
 from vmreplica.peer.identity import Clock, Identity, trusting_only, utc_now
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.transport import Connection, Connections, failure_of
-from vmreplica.peer.wire import MAX_PEM, PREFIX, PairAnswer, PairRequest
+from vmreplica.peer.wire import MAX_PEM, PREFIX, Addresses, PairAnswer, PairRequest, proof_text
 
 __all__ = ["Invitations", "accept", "join"]
 
@@ -29,13 +31,15 @@ def accept(
     Nothing is told, and the invitation is not used up, before its secret was checked.
 
     Raises:
-        Refused: as ``Invitations.redeem``; or the host is this one.
+        Refused: as ``Invitations.redeem``; the host is this one; or it shows another's CA (``ca-not-owned``).
         Conflict: another host has its name.
         BadRequest: its CA certificate is unusable.
     """
     invitations.check(wanted.secret, wanted.name)
     now = utc_now()
-    host_id = certificates.host_id_of(certificates.read_ca(wanted.ca_pem, now))
+    ca = certificates.read_ca(wanted.ca_pem, now)
+    certificates.require_signature(ca, proof_text(identity.host_id, wanted.secret), wanted.proof)
+    host_id = certificates.host_id_of(ca)
     _require_other_host(identity, host_id)
     _require_free_name(identity, book, wanted.name, host_id)
     invitations.redeem(wanted.secret, wanted.name)
@@ -67,7 +71,11 @@ def join(
     _require_free_name(identity, book, invitation.name, invitation.host_id)
     address, ca_pem = _find_host(invitation, clock())
     request = PairRequest(
-        secret=invitation.secret, name=identity.name, ca_pem=identity.ca_pem, addresses=tuple(my_addresses)
+        secret=invitation.secret,
+        name=identity.name,
+        ca_pem=identity.ca_pem,
+        proof=identity.sign(proof_text(invitation.host_id, invitation.secret)),
+        addresses=_valid(my_addresses),
     )
     answer = _ask(invitation, address, ca_pem, request)
     peer = Peer(
@@ -178,6 +186,17 @@ def _ask(invitation: token_text.Token, address: str, ca_pem: str, request: PairR
             timeout=READ_TIMEOUT,
         )
     return read_answer(PairAnswer, require_success(answer, invitation.name), invitation.name)
+
+
+def _valid(addresses: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return TypeAdapter[tuple[str, ...]](Addresses).validate_python(tuple(addresses))
+    except ValidationError as error:
+        raise BadRequest(
+            "address-invalid",
+            f"the addresses of this host: {error.errors(include_url=False)[0]['msg']}",
+            hint="set `advertise` under [agent] to addresses by which peers reach this host",
+        ) from None
 
 
 def _merged(first: str, *others: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.shape import Shape
 from vmreplica.peer import params
 from vmreplica.peer.access import Access
-from vmreplica.peer.bodies import MAX_BODIES, BodySlots, discard, read_shape
+from vmreplica.peer.bodies import IDLE_LIMIT, MAX_BODIES, BodySlots, discard, read_shape
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.listening import BOOK, PeerServer, start_server
@@ -41,7 +41,13 @@ _CALLER: Final = web.RequestKey("caller", Peer)
 
 
 def make_app(
-    identity: Identity, book: PeerBook, invitations: Invitations, addresses: Sequence[str], service: PeerService
+    identity: Identity,
+    book: PeerBook,
+    invitations: Invitations,
+    addresses: Sequence[str],
+    service: PeerService,
+    *,
+    idle_limit: float = IDLE_LIMIT,
 ) -> web.Application:
     """Make the application that ``start_server`` serves.
 
@@ -51,13 +57,14 @@ def make_app(
         invitations: what a host that wants to be paired must show.
         addresses: where peers reach this host, told to those who join.
         service: what is done for peers.
+        idle_limit: seconds without a byte before the sender of a segment is given up.
     """
     app = web.Application(middlewares=[_problems, _authorise(Access(book))])
     app[BOOK] = book
     pool = _Pool()
     app.cleanup_ctx.append(pool.closing)
     _Pairing(identity, book, invitations, tuple(addresses), pool).add_to(app)
-    _Routes(service, pool).add_to(app)
+    _Routes(service, pool, BodySlots(idle_limit)).add_to(app)
     return app
 
 
@@ -111,10 +118,10 @@ class _Pairing:
 class _Routes:
     """Requests of paired hosts, each one call of the service."""
 
-    def __init__(self, service: PeerService, pool: _Pool) -> None:
+    def __init__(self, service: PeerService, pool: _Pool, slots: BodySlots) -> None:
         self._service = service
         self._pool = pool
-        self._slots = BodySlots()
+        self._slots = slots
 
     def add_to(self, app: web.Application) -> None:
         app.add_routes(

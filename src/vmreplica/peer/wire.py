@@ -75,7 +75,14 @@ class PairRequest(Shape):
     secret: Annotated[str, Field(min_length=1, max_length=128)]
     name: HostName
     ca_pem: Annotated[str, Field(max_length=MAX_PEM)]
+    #: What the key of this CA signed: ``proof_text`` (base64, ECDSA with SHA-256). A CA certificate alone is public.
+    proof: Annotated[str, Field(max_length=256)]
     addresses: Addresses
+
+
+def proof_text(inviting: HostId, secret: str) -> bytes:
+    """Spell what a joining host signs, so that nobody can be paired in another's name."""
+    return f"vmreplica pair {inviting} {secret}".encode(errors="replace")
 
 
 class PairAnswer(Shape):
