@@ -1,7 +1,9 @@
 """Running the machine's tools: always with a time limit, and with an error that names the command."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -50,11 +52,8 @@ def run(
         TimedOut: it took longer (code ``lab-command-timeout``).
         HypervisorError: it failed (code ``lab-command-failed``).
     """
-    environment = {**os.environ, "PATH": search_path()}
     try:
-        done = subprocess.run(
-            argv, input=stdin or "", env=environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        done = _collect(argv, stdin or "", timeout)
     except subprocess.TimeoutExpired as error:
         raise TimedOut("lab-command-timeout", f"{_spell(argv)} took longer than {timeout:.0f} s") from error
     except FileNotFoundError as error:
@@ -65,6 +64,11 @@ def run(
             "lab-command-failed", f"{_spell(argv)} failed with {done.returncode}: {said}", kind="operator"
         )
     return done
+
+
+def tool_environment() -> dict[str, str]:
+    """Give the environment for the machine's tools."""
+    return {**os.environ, "PATH": search_path()}
 
 
 def require_root() -> None:
@@ -95,6 +99,21 @@ def require_tools() -> None:
             f"the lab needs programs that are not installed: {', '.join(missing)}",
             hint=f"apt-get install {packages}",
         )
+
+
+def _collect(argv: Sequence[str], stdin: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    # A group of its own, so that a command given up dies with the children it has in a host's namespaces.
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        env=tool_environment(), start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, err = process.communicate(stdin, timeout)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
 def _spell(argv: Sequence[str]) -> str:

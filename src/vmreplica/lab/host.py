@@ -1,6 +1,7 @@
 """One host of the lab: namespaces with a private libvirtd and an agent in them."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from vmreplica.lab.commands import run
+from vmreplica.lab.commands import run, tool_environment
 from vmreplica.lab.guest import Guest, GuestSpec, domain_xml, last_announced, make_images, wait_for_text
 from vmreplica.lab.layout import (
     LIBVIRTD_CONF,
@@ -154,12 +155,21 @@ class Host:
         """Run the product's command line on the host; it talks to the host's agent."""
         return self.exec([*VMREPLICA, *args], timeout=timeout, check=check)
 
+    def ask(self, *args: str, timeout: float = 120.0) -> dict[str, Any]:
+        """Run the product's command line on the host with ``--json`` and give its document.
+
+        Raises:
+            HypervisorError: the command failed (code ``lab-command-failed``).
+        """
+        answer: dict[str, Any] = json.loads(self.vmreplica(*args, "--json", timeout=timeout).stdout)
+        return answer
+
     def background(self, argv: Sequence[str], log: Path) -> None:
         """Start a command on the host that outlives the caller; what it prints goes to a file."""
         with log.open("ab") as said:
             subprocess.run(
                 ["setsid", "--fork", *self.namespace.enter(argv)],
-                stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=True,
+                stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=True, env=tool_environment(),
             )  # fmt: skip
 
     # --- the agent --------------------------------------------------------------------------------------------
@@ -266,7 +276,7 @@ class Host:
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _without_kvm(self) -> dict[str, str]:
-        """Put a file that nobody can open in the way of /dev/kvm where it does not really work: libvirt would use it."""
+        """Put a file that nobody can write to before /dev/kvm where it does not really work: libvirt would use it."""
         if self.domain_type == "kvm" or not _KVM.exists():
             return {}
         nothing = self.layout.dir / "no-kvm"

@@ -238,6 +238,21 @@ class Lab:
         if self.file.agents:
             host.start_agent()
 
+    def pair(self, one: str, other: str) -> None:
+        """Pair two hosts' agents, as a person does: an invitation from one, joined on the other."""
+        token = self.host(one).ask("peer", "invite")["token"]
+        self.host(other).ask("peer", "join", token)
+
+    def restore(self) -> None:
+        """Bring a maltreated lab back: all hosts up, all lines whole, all agents running if the lab has agents."""
+        for host in self.hosts:
+            if not host.up:
+                self.start(host.name)
+        for one, other in itertools.combinations(self.file.hosts, 2):
+            self.heal(one, other)
+        for host in self.hosts if self.file.agents else ():
+            host.start_agent()
+
     def status(self) -> LabStatus:
         """Tell what a script needs to know."""
         return LabStatus(

@@ -1,8 +1,8 @@
 """The records of the lab's guest, read from images: which was last, is one missing or torn, do the disks agree.
 
 The guest writes record n to vda, then to vdb and so on, each with fsync, and only then record n + 1. Therefore disks
-taken at one instant differ by at most one record, and an earlier disk is never behind a later one. Records lie in a ring
-of ``SLOTS`` slots, so the newest ``SLOTS`` of them can be checked.
+taken at one instant differ by at most one record, and an earlier disk is never behind a later one. Records lie in a
+ring of ``SLOTS`` slots, so the newest ``SLOTS`` of them can be checked.
 """
 
 import hashlib
