@@ -201,7 +201,7 @@ class Host:
         return PeerClient(self.identity, self.book.by_id(other.identity.host_id), **limits)
 
 
-def raw_connection(host: Host, context: ssl.SSLContext | None = None) -> HTTPConnection:
+def raw_connection(host: Host, context: ssl.SSLContext | None = None, *, named: bool = True) -> HTTPConnection:
     """Connect to a host's server without our client: for requests that it would never send."""
     if context is None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -210,7 +210,7 @@ def raw_connection(host: Host, context: ssl.SSLContext | None = None) -> HTTPCon
     name, port = host.address.split(":")
     connection = HTTPConnection(name, int(port))
     raw = socket.create_connection((name, int(port)), 10)
-    connection.sock = context.wrap_socket(raw, server_hostname=host.identity.host_id)
+    connection.sock = context.wrap_socket(raw, server_hostname=host.identity.host_id if named else None)
     return connection
 
 

@@ -1,5 +1,8 @@
 """Who is let in: certificates, real and forged, over real connections."""
 
+import asyncio
+import contextlib
+import datetime as dt
 import json
 import ssl
 from collections.abc import Iterator
@@ -12,7 +15,8 @@ from peer_kit import OFFER, OTHER_VM, POINT, VM, Host, code_of, raw_connection
 
 from vmreplica.peer import certificates
 from vmreplica.peer.book import Peer
-from vmreplica.peer.identity import trusting_only, utc_now
+from vmreplica.peer.identity import Identity, trusting_only, utc_now
+from vmreplica.peer.listening import _renew
 
 pytestmark = pytest.mark.main_job
 
@@ -30,8 +34,8 @@ def beta(tmp_path: Path, alpha: Host) -> Host:
     return host
 
 
-def _ask(host: Host, path: str, context: ssl.SSLContext | None = None) -> tuple[int, str]:
-    connection = raw_connection(host, context)
+def _ask(host: Host, path: str, context: ssl.SSLContext | None = None, *, named: bool = True) -> tuple[int, str]:
+    connection = raw_connection(host, context, named=named)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -150,13 +154,47 @@ def test_another_host_at_the_peer_s_address_is_not_talked_to(alpha: Host, beta: 
             assert code_of(client.hello) == "peer-certificate-unexpected"
 
 
-def test_a_renewed_certificate_is_shown_on_new_connections(alpha: Host, beta: Host) -> None:
-    with beta.client_of(alpha) as client:
-        before = client.measure().certificate_expires
-        beta.identity._leaf_ends = alpha.identity._leaf_ends = utc_now()
-        assert beta.identity.refresh()
-        assert client.hello().name == "alpha"
-        assert beta.identity.leaf_ends >= before
+def test_a_renewed_certificate_is_shown_by_a_server_that_goes_on(tmp_path: Path) -> None:
+    ahead = [dt.timedelta()]
+    identity = Identity.load_or_create(tmp_path, "alpha", clock=lambda: utc_now() + ahead[0])
+
+    async def run() -> tuple[bytes, bytes]:
+        context = identity.server_context()
+        before = _shown_by(context)
+        renewal = asyncio.create_task(_renew(identity, context, 0.01))
+        ahead[0] = dt.timedelta(days=320)
+        async with asyncio.timeout(10):
+            while _shown_by(context) == before:  # noqa: ASYNC110 - the renewal tells nobody
+                await asyncio.sleep(0.01)
+        renewal.cancel()
+        return before, _shown_by(context)
+
+    before, after = asyncio.run(run())
+    assert certificates.expiry_of(after) - certificates.expiry_of(before) > dt.timedelta(days=300)
+
+
+def _shown_by(context: ssl.SSLContext) -> bytes:
+    """Shake hands with a server's context in memory and tell the certificate that it shows."""
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname = False
+    anyone.verify_mode = ssl.CERT_NONE
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = anyone.wrap_bio(to_client, to_server)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return client.getpeercert(True) or b""
+
+
+def test_a_new_peer_that_names_no_server_in_its_handshake_is_let_in(alpha: Host, tmp_path: Path) -> None:
+    gamma = Host(tmp_path / "gamma", "gamma")
+    alpha.book.add(
+        Peer(name="gamma", host_id=gamma.identity.host_id, addresses=(), ca_pem=gamma.identity.ca_pem, paired=utc_now())
+    )
+    context = gamma.identity.client_context(alpha.identity.ca_pem)
+    context.check_hostname = False
+    assert _ask(alpha, "/peer/v1/nothing", context, named=False) == (404, "request-unknown")
 
 
 def test_tls_1_2_is_refused(alpha: Host) -> None:

@@ -3,13 +3,16 @@
 import datetime as dt
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from peer_kit import Host, Relay, code_of
 
 from vmreplica.model.errors import Conflict, Refused, Unreachable
+from vmreplica.peer import certificates
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.identity import utc_now
 from vmreplica.peer.pairing import join
@@ -181,27 +184,39 @@ def test_nobody_is_paired_with_somebody_else_s_ca(alpha: Host, beta: Host, tmp_p
     assert _join(beta, token) == "no error", "the token was used up by the refusal"
 
 
-class _Cutting(PeerBook):
-    """A book that ends all connections right after a host was written down."""
+def test_a_ca_that_imitates_a_peer_s_is_refused(alpha: Host, beta: Host, tmp_path: Path) -> None:
+    gamma = Host(tmp_path / "gamma", "gamma")
+    gamma.joins(alpha)
+    real = x509.load_pem_x509_certificate(gamma.identity.ca_pem.encode())
+    key, _ = certificates.make_ca("beta", utc_now())
+    copy = (
+        x509.CertificateBuilder(real.issuer, real.subject, key.public_key(), 7, utc_now(), real.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    beta.identity._ca_key, beta.identity.ca_pem = key, certificates.pem_of(copy)
+    assert _join(beta, alpha.invite()) == "ca-not-owned"
 
-    def __init__(self, path: Path, cut: Callable[[], None]) -> None:
-        super().__init__(path)
-        self._cut = cut
+
+class _Cutting(PeerBook):
+    """A book that cuts a wire right after a host was written down."""
+
+    wire: Relay | None = None
 
     def add(self, peer: Peer) -> None:
         super().add(peer)
-        self._cut()
+        if self.wire:
+            self.wire.cut()
 
 
 def test_a_lost_answer_is_told_and_a_new_token_heals(beta: Host, tmp_path: Path) -> None:
     alpha = Host(tmp_path / "alpha", "alpha")
-    wires: list[Relay] = []
-    alpha.book = _Cutting(alpha.state / "peers.json", lambda: [wire.cut() for wire in wires])
+    book = alpha.book = _Cutting(alpha.state / "peers.json")
     with alpha.serve(), Relay(alpha.address) as wire:
-        wires.append(wire)
+        book.wire = wire
         assert _join(beta, alpha.invite(wire.address)) == "peer-unreachable"
         assert (len(alpha.book.all()), len(beta.book.all())) == (1, 0)
-        wires.clear()
+        book.wire = None
         assert _join(beta, alpha.invite(wire.address)) == "no error"
 
 

@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import hashlib
 import secrets
+from collections.abc import Iterable
 from typing import Final
 
 from cryptography import x509
@@ -140,6 +141,16 @@ def require_signature(ca: x509.Certificate, data: bytes, signature: str) -> None
             "the joining host has not proved that the CA certificate it shows is its own",
             hint="pair again: vmreplica peer invite",
         ) from error
+
+
+def require_unlike(ca: x509.Certificate, others: Iterable[str]) -> None:
+    """Check that a CA does not bear another one's subject: OpenSSL would take the one for the other.
+
+    Raises:
+        Refused: it does.
+    """
+    if any(x509.load_pem_x509_certificate(pem.encode()).subject == ca.subject for pem in others):
+        raise Refused("ca-not-owned", "the joining host shows a CA certificate with the subject of another host's")
 
 
 def expiry_of(leaf_der: bytes) -> dt.datetime:

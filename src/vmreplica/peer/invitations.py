@@ -91,12 +91,11 @@ class Invitations:
 
     def _find(self, secret: str, name: HostName) -> _Pending:
         self._limit_guessing()
-        pending = self._pending.get(_hash(secret))
-        refusal = _refusal(pending, name, self._clock())
-        if pending is None or refusal is not None:
+        try:
+            return _usable(self._pending.get(_hash(secret)), name, self._clock())
+        except Refused:
             self._failures.append(self._clock())
-            raise refusal or _unknown()
-        return pending
+            raise
 
     def _limit_guessing(self) -> None:
         full = len(self._failures) == _MAX_FAILURES
@@ -138,20 +137,16 @@ def _token(
         ) from None
 
 
-def _refusal(pending: _Pending | None, name: HostName, now: dt.datetime) -> Refused | None:
+def _usable(pending: _Pending | None, name: HostName, now: dt.datetime) -> _Pending:
     if pending is None:
-        return _unknown()
+        raise Refused("token-unknown", "this host has not given out this token, or long ago", hint=_AGAIN)
     if pending.used:
-        return Refused("token-used", "this token was used before; each is good once", hint=_AGAIN)
+        raise Refused("token-used", "this token was used before; each is good once", hint=_AGAIN)
     if now >= pending.expires:
-        return Refused("token-expired", f"this token expired at {pending.expires.isoformat()}", hint=_AGAIN)
+        raise Refused("token-expired", f"this token expired at {pending.expires.isoformat()}", hint=_AGAIN)
     if pending.for_name not in {None, name}:
-        return Refused("token-for-another-host", f"this token is for {pending.for_name}, not for {name}", hint=_AGAIN)
-    return None
-
-
-def _unknown() -> Refused:
-    return Refused("token-unknown", "this host has not given out this token, or long ago", hint=_AGAIN)
+        raise Refused("token-for-another-host", f"this token is for {pending.for_name}, not for {name}", hint=_AGAIN)
+    return pending
 
 
 def _hash(secret: str) -> str:

@@ -42,6 +42,8 @@ def accept(
     host_id = certificates.host_id_of(ca)
     _require_other_host(identity, host_id)
     _require_free_name(identity, book, wanted.name, host_id)
+    others = (peer.ca_pem for peer in book.all() if peer.host_id != host_id)
+    certificates.require_unlike(ca, [identity.ca_pem, *others])
     invitations.redeem(wanted.secret, wanted.name)
     book.add(Peer(name=wanted.name, host_id=host_id, addresses=wanted.addresses, ca_pem=wanted.ca_pem, paired=now))
     return PairAnswer(name=identity.name, host_id=identity.host_id, addresses=tuple(addresses))

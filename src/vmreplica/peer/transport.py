@@ -294,6 +294,8 @@ def _refused_us(address: str, how: str) -> Refused:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLEOFError):
+        return "the connection ended"
     if isinstance(error, ssl.SSLError):
         return f"no agent speaks TLS there ({error.reason or error})"
     if isinstance(error, TimeoutError):
