@@ -245,7 +245,7 @@ class Cycle:
         try:
             return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
         except Conflict as error:
-            # A job of ours that no spool knows is left from a crash and is ended; a foreign one stays, and is met again.
+            # A job of ours that no spool knows is left from a crash and is ended; a foreign one is met again.
             if error.code != "backup-job-running":
                 raise
             self._hypervisor.end_backup(self._vm)
