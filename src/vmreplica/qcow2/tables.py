@@ -7,6 +7,7 @@ per host cluster of the file.
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,10 @@ from vmreplica.qcow2.layout import (
 from vmreplica.qcow2.rawio import pwrite_all
 
 
+#: Longer than any header with its extensions and backing name.
+_HEADER_BYTES: Final = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class TablesResult:
     """An image's size in bytes, and the xxh3-128 (hex) of all its tables and its header."""
@@ -54,6 +59,7 @@ def write_tables(fd: int, *, size: int, data_end: int, records: Iterable[Records
         Corrupt: ``index-order``.
         OSError: also when the file system is full; the file has no header then, and the call may be repeated.
     """
+    pwrite_all(fd, bytes(_HEADER_BYTES), 0)
     os.ftruncate(fd, data_end)
     tail = _Tail(fd, round_up(data_end))
     counts = np.zeros(tail.offset // CLUSTER, np.uint16)

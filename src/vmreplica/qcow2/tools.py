@@ -26,19 +26,20 @@ def qemu_img_check(path: Path, *, seconds: float = _CHECK) -> None:
     _must_succeed(run, f"check {path}")
 
 
-def create_overlay(path: Path, backing: Path, size: int) -> None:
+def create_overlay(path: Path, backing: Path | str, size: int) -> None:
     """Make an empty writable qcow2 overlay.
 
     Args:
         path: of the new file.
-        backing: the qcow2 image it starts from.
+        backing: the qcow2 image it starts from, as it shall stand in the file: a relative name is relative to
+            the new file's directory.
         size: of the disk, in bytes.
 
     Raises:
         HypervisorError: ``qemu-img-failed``.
         TimedOut: ``qemu-img-timeout``.
     """
-    source = ["-F", "qcow2", "-b", str(backing.absolute())]
+    source = ["-F", "qcow2", "-b", str(backing)]
     run = _run(["create", "-q", "-f", "qcow2", *source, str(path.absolute()), str(size)], _QUICK)
     _must_succeed(run, f"create {path} over {backing}")
 

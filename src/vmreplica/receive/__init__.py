@@ -1,0 +1,9 @@
+"""What a replica answers to its primaries: who may do what, and when; the repository does it.
+
+Knows the repository and the protocol's shapes. Knows nothing of HTTP, certificates (the caller says which host asks),
+libvirt or schedules.
+"""
+
+from vmreplica.receive.receiver import Receiver
+
+__all__ = ["Receiver"]

@@ -1,0 +1,191 @@
+"""The receiving side of the protocol, on top of the repository. Implements ``peer.service.PeerService``."""
+
+from collections.abc import Callable
+from typing import Final
+
+from vmreplica.model.errors import Conflict, NotFound, Refused
+from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId
+from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
+from vmreplica.model.policy import ReplicaOffer
+from vmreplica.model.report import PointsReport
+from vmreplica.model.states import RECEIVING, Event, State
+from vmreplica.peer.wire import Hello, RunsHere
+from vmreplica.repository import Replica, Repository
+
+_PAUSABLE: Final = frozenset({State.WAITING, State.REPLICATING})
+
+
+class Receiver:
+    """Authorises by owner, state and epoch. Thread-safe.
+
+    Args:
+        repository: what is held here.
+        hello: tells who this host is.
+        runs_here: tells whether a VM that this host protects runs here, if the asking host holds its replica.
+        on_published: called after each publication, in the thread of the request.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        hello: Callable[[], Hello],
+        runs_here: Callable[[HostId, VmId], RunsHere],
+        on_published: Callable[[VmId, PointSummary], None],
+    ) -> None:
+        self._repository = repository
+        self._hello = hello
+        self._runs_here = runs_here
+        self._on_published = on_published
+
+    def hello(self) -> Hello:
+        """Tell who this host is and how it stands."""
+        return self._hello()
+
+    def offer(self, peer: HostId, vm: VmId, offer: ReplicaOffer) -> Position:
+        """Accept a relationship, or a change of its policy.
+
+        Raises:
+            Refused: ``replica-of-another-host``.
+            Conflict: ``stale-epoch``, ``replica-not-receiving``.
+            NoSpace: the store's reserve is used up.
+        """
+        replica = self._repository.create(vm, peer, offer)
+        _take_epoch(replica, offer.epoch)
+        state = replica.record.state
+        if offer.paused and state in _PAUSABLE:
+            replica.move(Event.PAUSE)
+        elif not offer.paused and state is State.PAUSED:
+            replica.move(Event.RESUME)
+        elif state not in _PAUSABLE | {State.PAUSED}:
+            raise _not_receiving(replica)
+        return replica.position()
+
+    def position(self, peer: HostId, vm: VmId) -> Position:
+        """Tell what is held of a VM.
+
+        Raises:
+            Refused: ``not-your-replica``.
+        """
+        return self._own(peer, vm).position()
+
+    def remove(self, peer: HostId, vm: VmId, *, delete_copy: bool) -> None:
+        """Dissolve a relationship: delete all points, or keep them and take no more.
+
+        What does not exist, or belongs to another host, is gone for this one already.
+
+        Raises:
+            Conflict: ``replica-in-use``: the VM runs here on its replica.
+        """
+        try:
+            replica = self._own(peer, vm)
+        except Refused:
+            return
+        if delete_copy:
+            self._repository.remove(vm)
+            return
+        incoming = replica.position().incoming
+        if incoming is not None:
+            replica.abandon(incoming.point)
+        if replica.record.state in _PAUSABLE:
+            replica.move(Event.PAUSE)
+
+    def points(self, peer: HostId, vm: VmId) -> PointsReport:
+        """List recovery points, newest first.
+
+        Raises:
+            Refused: ``not-your-replica``.
+        """
+        replica = self._own(peer, vm)
+        return PointsReport(vm=vm, name=replica.record.name, points=tuple(replica.points()))
+
+    def open_point(self, peer: HostId, opening: PointOpening) -> IncomingPoint:
+        """Begin a point, or find it again with the segments it holds.
+
+        Raises:
+            Refused: ``not-your-replica``.
+            Conflict: ``stale-epoch``, ``replica-not-receiving``, and those of ``Replica.open_point``.
+            BadRequest, NoSpace: see ``Replica.open_point``.
+        """
+        replica = self._own(peer, opening.vm)
+        _take_epoch(replica, opening.epoch)
+        _require_receiving(replica)
+        replica.update(name=opening.name, interval=opening.interval, keep=opening.keep)
+        return replica.open_point(opening)
+
+    def put_segment(  # noqa: PLR0917 - in the order of the request's path
+        self, peer: HostId, vm: VmId, point: PointId, target: DiskTarget, number: int, body: memoryview
+    ) -> None:
+        """Make a segment durable.
+
+        Raises:
+            Refused: ``not-your-replica``.
+            Conflict: ``replica-not-receiving``, and those of ``Replica.put_segment``.
+            Corrupt, NotFound, NoSpace: see ``Replica.put_segment``.
+        """
+        replica = self._own(peer, vm)
+        _require_receiving(replica)
+        replica.put_segment(point, target, number, body)
+
+    def complete(self, peer: HostId, vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:
+        """Publish a point whose segments are all here.
+
+        Raises:
+            Refused: ``not-your-replica``.
+            Conflict: ``replica-not-receiving``, and those of ``Replica.complete``.
+            BadRequest, Corrupt, NoSpace: see ``Replica.complete``.
+        """
+        replica = self._own(peer, vm)
+        _require_receiving(replica)
+        summary = replica.complete(point, closing)
+        self._on_published(vm, summary)
+        return summary
+
+    def abandon(self, peer: HostId, vm: VmId, point: PointId) -> None:
+        """Throw away a point under construction.
+
+        Raises:
+            Refused: ``not-your-replica``.
+        """
+        self._own(peer, vm).abandon(point)
+
+    def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
+        """Tell whether a VM of the caller's relationship runs here, and its epoch."""
+        return self._runs_here(peer, vm)
+
+    def _own(self, peer: HostId, vm: VmId) -> Replica:
+        """Give the replica of a VM if this host sends it; the same answer for a foreign one as for none."""
+        try:
+            replica = self._repository.replica(vm)
+        except NotFound:
+            replica = None
+        if replica is None or replica.record.owner != peer:
+            raise Refused(
+                "not-your-replica",
+                f"this host holds no replica of {vm} that the calling host sends",
+                hint="protect the VM again: `vmreplica enable VM --to PEER`",
+            )
+        return replica
+
+
+def _take_epoch(replica: Replica, epoch: int) -> None:
+    record = replica.record
+    if epoch < record.epoch:
+        raise Conflict(
+            "stale-epoch",
+            f"{record.name} was failed over: this host is at epoch {record.epoch}, the caller at {epoch}",
+            hint="decide which side survives before the VM is started or replicated there",
+        )
+    if epoch > record.epoch:
+        replica.update(epoch=epoch)
+
+
+def _require_receiving(replica: Replica) -> None:
+    if replica.record.state not in RECEIVING:
+        raise _not_receiving(replica)
+
+
+def _not_receiving(replica: Replica) -> Conflict:
+    record = replica.record
+    hint = f"vmreplica resume {record.name}" if record.state is State.PAUSED else "vmreplica status, on the replica"
+    return Conflict("replica-not-receiving", f"the replica of {record.name} is {record.state}", hint=hint)

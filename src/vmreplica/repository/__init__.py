@@ -1,0 +1,12 @@
+"""Store two: what a replica holds of each VM, in plain files (docs/design/format.md, "Repository").
+
+Knows files, points, chains, holds and retention. Knows nothing of peers and who may ask, of libvirt, or of capture;
+``receive`` decides who may write, ``failover`` what runs. The files are the truth: everything here can be read back
+after a crash, and a point that is listed is readable.
+"""
+
+from vmreplica.repository.record import FailoverRecord, Hold, ReplicaRecord
+from vmreplica.repository.replica import Replica
+from vmreplica.repository.store import Repository
+
+__all__ = ["FailoverRecord", "Hold", "Replica", "ReplicaRecord", "Repository"]

@@ -1,0 +1,130 @@
+"""Published points: reading their manifests, and the pure decision what retention does next."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from vmreplica.model.errors import Corrupt
+from vmreplica.model.ids import PointId, VmId
+from vmreplica.model.point import DiskSpec, Manifest, PointSummary
+from vmreplica.repository.layout import Layout, allocated_bytes, read_shape
+from vmreplica.repository.record import FoldRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A published point and the space its files take, in bytes."""
+
+    manifest: Manifest
+    stored_bytes: int
+
+    @property
+    def id(self) -> PointId:
+        """Its id; sorts by time."""
+        return self.manifest.point
+
+    def summary(self, holds: tuple[str, ...]) -> PointSummary:
+        """Describe it for lists."""
+        manifest = self.manifest
+        return PointSummary(
+            point=manifest.point,
+            parent=manifest.parent,
+            kind=manifest.kind,
+            consistency=manifest.consistency,
+            instant=manifest.instant,
+            published=manifest.published,
+            checkpoint=manifest.checkpoint,
+            disks=tuple(DiskSpec(target=disk.target, size=disk.size) for disk in manifest.disks),
+            guest_bytes=manifest.guest_bytes,
+            wire_bytes=manifest.wire_bytes,
+            stored_bytes=self.stored_bytes,
+            holds=holds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The oldest point goes: folded into ``into``, or deleted when nothing stands on it."""
+
+    oldest: Point
+    into: Point | None
+
+
+def next_step(points: Sequence[Point], keep: int, held: Callable[[PointId], bool]) -> Step | None:
+    """Decide what retention does next.
+
+    Args:
+        points: oldest first.
+        keep: how many shall stay.
+        held: tells whether a point must stay with everything it stands on.
+
+    Returns:
+        None when there is nothing to do, or a hold forbids it.
+    """
+    if len(points) <= max(1, keep):
+        return None
+    oldest, second = points[0], points[1]
+    chain = [oldest.id]
+    for point in points[1:]:
+        if point.manifest.parent != chain[-1]:
+            break
+        chain.append(point.id)
+    if any(held(point) for point in chain):
+        return None
+    return Step(oldest, second if second.id in chain else None)
+
+
+def load_points(layout: Layout, vm: VmId) -> tuple[list[Point], list[str]]:
+    """Read all published points, oldest first, and complaints about those that are not readable.
+
+    While a fold is past its commit, the older of its points is gone and the other one is readable at every step,
+    though its manifest does not yet describe its files.
+    """
+    fold = read_shape(layout.fold, FoldRecord) if layout.fold.exists() else None
+    switching = fold if fold is not None and fold.stage == "commit" else None
+    points: dict[PointId, Point] = {}
+    complaints: list[str] = []
+    for directory in sorted(path for path in layout.points.iterdir() if not path.name.startswith(".")):
+        name = directory.name
+        if switching and name == switching.base:
+            continue
+        try:
+            point = load_point(layout, vm, name, settled=not (switching and name == switching.point))
+        except Corrupt as error:
+            complaints.append(error.message)
+            continue
+        parent = point.manifest.parent
+        if parent is None or parent in points or (switching and parent == switching.base):
+            points[point.id] = point
+        else:
+            complaints.append(f"point {name} stands on point {parent}, which is not readable")
+    return list(points.values()), complaints
+
+
+def load_point(layout: Layout, vm: VmId, name: str, *, settled: bool = True) -> Point:
+    """Read one point's manifest and check it against its files.
+
+    Args:
+        layout: of the replica.
+        vm: whose point it must be.
+        name: of its directory.
+        settled: False while a fold changes its files.
+
+    Raises:
+        Corrupt: ``record-damaged`` or ``point-damaged``.
+    """
+    manifest = read_shape(layout.points / name / "manifest.json", Manifest)
+    if (manifest.vm, manifest.point) != (vm, name):
+        raise Corrupt("point-damaged", f"the manifest in {layout.points / name} is of another point")
+    for disk in manifest.disks:
+        image = layout.image(manifest.point, disk.target)
+        if disk.file != image.name:
+            raise Corrupt("point-damaged", f"the manifest of point {name} names the file {disk.file!r}")
+        if not image.is_file() or (settled and image.stat().st_size != disk.file_bytes):
+            raise Corrupt("point-damaged", f"{image} is missing or has not {disk.file_bytes} bytes")
+    return measured(layout, Point(manifest, 0))
+
+
+def measured(layout: Layout, point: Point) -> Point:
+    """Measure the space of a point's images."""
+    images = [layout.image(point.id, disk.target) for disk in point.manifest.disks]
+    return replace(point, stored_bytes=sum(allocated_bytes(image) for image in images))

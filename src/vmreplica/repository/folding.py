@@ -1,0 +1,189 @@
+"""Folding the oldest point into the next one, all its disks together, in steps that survive a crash.
+
+``fold.json`` says where it stands. While everything new is written beside what is valid, its stage is ``prepare``, and
+a crash or an error undoes it. From ``commit`` on it is rolled forward, and each step may be repeated:
+
+1. the older point's manifest goes, with it the point from every list; its files stay, the next point stands on them;
+2. each base image is switched over: now it has the content of the next point, which reads the same through its own
+   image as before; then it is renamed over that image;
+3. space is given back, the manifest of the next point says that it stands alone;
+4. the older point's directory and ``fold.json`` go.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import xxhash
+
+from vmreplica.fsio import fsync_dir, remove_tree, require_free
+from vmreplica.model.ids import DiskTarget
+from vmreplica.model.point import DiskManifest, Manifest
+from vmreplica.model.units import CLUSTER, MiB
+from vmreplica.qcow2.fold import prepare_fold, reclaim, switch, undo
+from vmreplica.qcow2.layout import REFCOUNTS
+from vmreplica.repository.layout import Layout, allocated_bytes, read_shape, store_errors, write_shape
+from vmreplica.repository.record import FoldDisk, FoldRecord
+
+#: Called with the name of each step before it is done; may raise to stop it.
+StepHook = Callable[[str], None]
+
+_SLACK: Final = 16 * MiB
+
+
+def fold(layout: Layout, base: Manifest, point: Manifest, *, check: Callable[[], None], before: StepHook) -> Manifest:
+    """Fold ``base`` into ``point``, its child.
+
+    Args:
+        layout: of the replica.
+        base: the oldest point.
+        point: the one that stands on it.
+        check: called often until the commit; raises what shall stop the work.
+        before: observer of steps.
+
+    Returns:
+        The new manifest of ``point``.
+
+    Raises:
+        NoSpace: nothing has changed.
+        Corrupt: an image or index is damaged; nothing has changed.
+    """
+    shared = _shared(base, point)
+    _require_room(layout, base, point, shared)
+    sizes = {target: layout.image(base.point, target).stat().st_size for target in shared}
+    record = FoldRecord(
+        base=base.point,
+        point=point.point,
+        stage="prepare",
+        disks=tuple(FoldDisk(target=target, base_bytes=sizes[target]) for target in shared),
+    )
+    write_shape(layout.fold, record)
+    try:
+        with store_errors(layout.fold):
+            record = _prepare(layout, record, point, check=check, before=before)
+        before("commit")
+        write_shape(layout.fold, record)
+    except Exception:
+        _undo(layout, record)
+        raise
+    return _roll_forward(layout, record, before)
+
+
+def recover_fold(layout: Layout) -> None:
+    """Finish or undo a fold that was interrupted; nothing happens when none was.
+
+    Raises:
+        VmReplicaError: it cannot be done now; it may be tried again.
+    """
+    if not layout.fold.exists():
+        return
+    record = read_shape(layout.fold, FoldRecord)
+    if record.stage == "prepare":
+        _undo(layout, record)
+    else:
+        _roll_forward(layout, record, lambda _step: None)
+
+
+def _shared(base: Manifest, point: Manifest) -> list[DiskTarget]:
+    below = {disk.target for disk in base.disks}
+    return [disk.target for disk in point.disks if disk.target in below]
+
+
+def _require_room(layout: Layout, base: Manifest, point: Manifest, shared: list[DiskTarget]) -> None:
+    needed = _SLACK
+    for target in shared:
+        image = layout.image(base.point, target)
+        needed += allocated_bytes(layout.image(point.point, target))
+        needed += (image.stat().st_size // CLUSTER // REFCOUNTS + 2) * CLUSTER
+    require_free(layout.root, needed, f"folding point {base.point} into {point.point}")
+
+
+def _prepare(
+    layout: Layout, record: FoldRecord, point: Manifest, *, check: Callable[[], None], before: StepHook
+) -> FoldRecord:
+    base = {disk.target: disk for disk in read_shape(layout.manifest(record.base), Manifest).disks}
+    sizes = {disk.target: disk.size for disk in point.disks}
+    disks = []
+    for disk in record.disks:
+        before(f"prepare {disk.target}")
+        index = layout.index(record.point, disk.target)
+        if index.stat().st_size or base[disk.target].size != sizes[disk.target]:
+            header = prepare_fold(
+                layout.image(record.base, disk.target),
+                layout.image(record.point, disk.target),
+                index,
+                layout.dead(record.base, disk.target),
+                size=sizes[disk.target],
+                check=check,
+            )
+            changes = {"header": header.hex(), "digest": xxhash.xxh3_128_hexdigest(header)}
+        else:
+            changes = {"digest": base[disk.target].tables_digest}
+        disks.append(disk.model_copy(update=changes))
+    return record.model_copy(update={"stage": "commit", "disks": tuple(disks)})
+
+
+def _undo(layout: Layout, record: FoldRecord) -> None:
+    with store_errors(layout.fold):
+        for disk in record.disks:
+            undo(layout.image(record.base, disk.target), disk.base_bytes)
+            layout.dead(record.base, disk.target).unlink(missing_ok=True)
+        layout.fold.unlink()
+        fsync_dir(layout.root)
+
+
+def _roll_forward(layout: Layout, record: FoldRecord, before: StepHook) -> Manifest:
+    with store_errors(layout.fold):
+        before("hide")
+        if layout.point(record.base).is_dir():
+            layout.manifest(record.base).unlink(missing_ok=True)
+            fsync_dir(layout.point(record.base))
+        for disk in record.disks:
+            _switch(layout, record, disk, before)
+        fsync_dir(layout.point(record.point))
+        before("reclaim")
+        for disk in record.disks:
+            _reclaim(layout, record, disk)
+        before("manifest")
+        manifest = _standing_alone(layout, record)
+        write_shape(layout.manifest(record.point), manifest)
+        before("remove")
+        remove_tree(layout.point(record.base))
+        fsync_dir(layout.points)
+        before("end")
+        layout.fold.unlink(missing_ok=True)
+        fsync_dir(layout.root)
+    return manifest
+
+
+def _switch(layout: Layout, record: FoldRecord, disk: FoldDisk, before: StepHook) -> None:
+    image = layout.image(record.base, disk.target)
+    if not image.exists():
+        return  # it was renamed before a crash
+    before(f"switch {disk.target}")
+    if disk.header is not None:
+        switch(image, bytes.fromhex(disk.header))
+    before(f"rename {disk.target}")
+    image.replace(layout.image(record.point, disk.target))
+
+
+def _reclaim(layout: Layout, record: FoldRecord, disk: FoldDisk) -> None:
+    dead = layout.dead(record.base, disk.target)
+    if dead.exists():
+        reclaim(layout.image(record.point, disk.target), dead)
+
+
+def _standing_alone(layout: Layout, record: FoldRecord) -> Manifest:
+    manifest = read_shape(layout.manifest(record.point), Manifest)
+    digests = {disk.target: disk.digest for disk in record.disks}
+    disks = tuple(
+        _folded(layout, manifest, disk, digests[disk.target]) if disk.target in digests else disk
+        for disk in manifest.disks
+    )
+    return manifest.model_copy(update={"parent": None, "folded": True, "disks": disks})
+
+
+def _folded(layout: Layout, manifest: Manifest, disk: DiskManifest, digest: str) -> DiskManifest:
+    """Describe an image that is the base's file now; its index and its segments' digests are of the past."""
+    layout.index(manifest.point, disk.target).unlink(missing_ok=True)
+    size = layout.image(manifest.point, disk.target).stat().st_size
+    return disk.model_copy(update={"file_bytes": size, "tables_digest": digest})

@@ -1,0 +1,64 @@
+"""Holds: one small file each, saying who needs a point and why."""
+
+import datetime as dt
+import re
+import secrets
+from pathlib import Path
+from typing import Final
+
+from vmreplica.fsio import fsync_dir
+from vmreplica.model.errors import Corrupt
+from vmreplica.model.ids import PointId
+from vmreplica.repository.layout import read_shape, store_errors, write_shape
+from vmreplica.repository.record import Hold
+
+_ID: Final = re.compile(r"[0-9a-f]{16}")
+
+
+class Holds:
+    """The holds of one replica. Not thread-safe: its replica's lock is held.
+
+    A hold whose file is damaged holds everything: better a point too many than one too few.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._holds: dict[str, Hold] = {}
+        self._damaged = False
+        for path in sorted(directory.glob("[0-9a-f]*.json")):
+            self._load(path)
+
+    def add(self, point: PointId, owner: str, reason: str, since: dt.datetime) -> str:
+        """Hold a point; tell the hold's id.
+
+        Raises:
+            NoSpace: the store is full; nothing is held.
+        """
+        hold = Hold(id=secrets.token_hex(8), point=point, owner=owner, reason=reason, since=since)
+        write_shape(self._directory / f"{hold.id}.json", hold)
+        self._holds[hold.id] = hold
+        return hold.id
+
+    def remove(self, hold_id: str) -> None:
+        """Release a hold; one that is gone already is no error."""
+        if _ID.fullmatch(hold_id):
+            with store_errors(self._directory):
+                (self._directory / f"{hold_id}.json").unlink(missing_ok=True)
+                fsync_dir(self._directory)
+            self._holds.pop(hold_id, None)
+
+    def covers(self, point: PointId) -> bool:
+        """Tell whether a point is held."""
+        return self._damaged or any(hold.point == point for hold in self._holds.values())
+
+    def reasons(self, point: PointId) -> tuple[str, ...]:
+        """Tell who holds a point and why."""
+        return tuple(f"{hold.owner}: {hold.reason}" for hold in self._holds.values() if hold.point == point)
+
+    def _load(self, path: Path) -> None:
+        try:
+            hold = read_shape(path, Hold)
+        except Corrupt:
+            self._damaged = True
+        else:
+            self._holds[hold.id] = hold

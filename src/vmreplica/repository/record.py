@@ -1,0 +1,71 @@
+"""What the repository writes down besides points: the relationship, holds, and a fold in progress."""
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, StringConstraints
+
+from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
+from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.shape import Shape
+from vmreplica.model.states import State
+
+HoldId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+
+
+class FailoverRecord(Shape):
+    """A failover in progress or in effect, as much as is needed to go on or back after a crash."""
+
+    point: PointId
+    hold: HoldId
+    started: bool
+
+
+class ReplicaRecord(Shape):
+    """``replica.json``: the relationship as this side knows it."""
+
+    vm: VmId
+    name: VmName
+    #: The primary: the only host that may send points.
+    owner: HostId
+    interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
+    keep: Annotated[int, Field(ge=1, le=1000)]
+    state: State
+    epoch: Annotated[int, Field(ge=0)]
+    #: Which network of this host stands for which one of the primary.
+    network_map: dict[str, str] = Field(default_factory=dict)
+    failover: FailoverRecord | None = None
+
+
+class Hold(Shape):
+    """``holds/<id>.json``: a point that must stay, and with it all points it stands on."""
+
+    id: HoldId
+    point: PointId
+    owner: str
+    reason: str
+    since: AwareDatetime
+
+
+class FoldDisk(Shape):
+    """One disk of a fold."""
+
+    target: DiskTarget
+    #: Size in bytes of the base's file before: what it is cut back to when the fold is undone.
+    base_bytes: int
+    #: The header that switches over, hex; None: the base's file stays as it is, nothing of this disk changed.
+    header: str | None = None
+    #: Digest of the new header; where nothing changed, that of the base's tables.
+    digest: str = ""
+
+
+class FoldRecord(Shape):
+    """``fold.json``: the oldest point is being folded into the next.
+
+    ``prepare``: nothing is valid yet, it is undone after a crash. ``commit``: all is written and synced, it is
+    rolled forward.
+    """
+
+    base: PointId
+    point: PointId
+    stage: Literal["prepare", "commit"]
+    disks: tuple[FoldDisk, ...]

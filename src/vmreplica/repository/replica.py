@@ -1,0 +1,398 @@
+"""One VM's replica: its record, its points, the point under construction, holds and retention. Thread-safe."""
+
+import datetime as dt
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vmreplica.fsio import free_bytes, remove_tree
+from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.model.ids import DiskTarget, PointId
+from vmreplica.model.point import (
+    HeldSegments,
+    IncomingPoint,
+    Manifest,
+    PointClosing,
+    PointOpening,
+    PointSummary,
+    Position,
+)
+from vmreplica.model.states import Event, State, transition
+from vmreplica.model.units import format_size
+from vmreplica.repository import folding
+from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
+from vmreplica.repository.holds import Holds
+from vmreplica.repository.inbox import Inbox, check_opening
+from vmreplica.repository.incoming import Incoming
+from vmreplica.repository.layout import Layout, read_shape, store_errors, write_shape
+from vmreplica.repository.record import ReplicaRecord
+
+Clock = Callable[[], dt.datetime]
+
+
+class Replica:
+    """A VM's part of the repository.
+
+    Three locks, taken in this order: one for the point under construction (opening, completing, abandoning it), one
+    for folding and holds, and a short one for what is in memory. ``put_segment`` takes only the short one.
+
+    Args:
+        root: ``<store>/<vm>``; has a record.
+        min_free: bytes that receiving leaves free on the store.
+        clock: gives aware time.
+    """
+
+    def __init__(self, root: Path, *, min_free: int, clock: Clock) -> None:
+        self._layout = Layout(root)
+        self._min_free = min_free
+        self._clock = clock
+        self._receiving = threading.Lock()
+        self._folding = threading.Lock()
+        self._stop_fold = threading.Event()
+        self._memory = threading.RLock()
+        self._record = read_shape(self._layout.record, ReplicaRecord)
+        self._holds = Holds(self._layout.holds)
+        self._points: list[Point] = []
+        self._complaints: list[str] = []
+        self._inbox = Inbox(self._layout, min_free)
+        #: Called with the name of each step of a fold; for tests that end the agent there.
+        self.before_fold_step: folding.StepHook = lambda _step: None
+        self._reload()
+
+    # ---- record
+
+    @property
+    def dir(self) -> Path:
+        """Where everything of this VM stands."""
+        return self._layout.root
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the writable layer of a failed-over VM stands; made by whoever makes the layer."""
+        return self._layout.run
+
+    @property
+    def record(self) -> ReplicaRecord:
+        """The relationship as it stands now."""
+        with self._memory:
+            return self._record
+
+    def update(self, **changes: Any) -> ReplicaRecord:
+        """Change the record durably.
+
+        Raises:
+            NoSpace: the store is full; nothing changed.
+        """
+        with self._memory:
+            changed = ReplicaRecord.model_validate({**self._record.model_dump(), **changes})
+            if changed != self._record:
+                write_shape(self._layout.record, changed)
+                self._record = changed
+            return changed
+
+    def move(self, event: Event) -> State:
+        """Make a transition and write it down.
+
+        Raises:
+            Conflict: ``state-forbids``.
+        """
+        with self._memory:
+            state = transition(self._record.name, self._record.state, event)
+            self.update(state=state)
+            return state
+
+    # ---- points
+
+    def position(self) -> Position:
+        """Tell the replica's truth about the relationship."""
+        with self._memory:
+            points, record, complaints = self.points(), self._record, list(self._complaints)
+        free, least = free_bytes(self.dir), self._min_free
+        if free < least:
+            complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
+        return Position(
+            vm=record.vm,
+            state=str(record.state),
+            epoch=record.epoch,
+            latest=points[0] if points else None,
+            incoming=self._inbox.held(),
+            free_bytes=free,
+            points=len(points),
+            complaints=tuple(complaints),
+        )
+
+    def points(self) -> list[PointSummary]:
+        """List the published points, newest first."""
+        with self._memory:
+            return [point.summary(self._holds.reasons(point.id)) for point in reversed(self._points)]
+
+    def point(self, point: PointId) -> Manifest:
+        """Give a published point's manifest.
+
+        Raises:
+            NotFound: ``point-unknown``.
+        """
+        return self._published(point).manifest
+
+    def definition(self, point: PointId) -> str:
+        """Give the VM's definition at a point, as the primary sent it: untrusted.
+
+        Raises:
+            NotFound: ``point-unknown``.
+        """
+        with store_errors(self._layout.point(self._published(point).id)):
+            return (self._layout.point(point) / "definition.xml").read_text()
+
+    def image(self, point: PointId, target: DiskTarget) -> Path:
+        """Tell where a point's image of a disk stands.
+
+        Raises:
+            NotFound: ``point-unknown`` or ``disk-unknown``.
+        """
+        if target not in {disk.target for disk in self.point(point).disks}:
+            raise NotFound("disk-unknown", f"point {point} of {self.record.name} has no disk {target}")
+        return self._layout.image(point, target)
+
+    # ---- receiving
+
+    def open_point(self, opening: PointOpening) -> IncomingPoint:
+        """Begin a point, or find it again.
+
+        Returns:
+            What is held already; of a published point everything.
+
+        Raises:
+            Conflict: ``parent-mismatch``, ``point-older``, ``opening-differs``.
+            BadRequest: ``disk-shrunk``: a delta of a disk that is smaller than its parent's.
+            NoSpace: the store is full.
+        """
+        with self._receiving:
+            published = self._find(opening.point)
+            if published is not None:
+                return _all_held(published.manifest)
+            latest = self._latest()
+            check_opening(opening, latest.manifest if latest is not None else None)
+            return self._inbox.open(opening)
+
+    def put_segment(self, point: PointId, target: DiskTarget, number: int, body: memoryview | bytes) -> None:
+        """Make a segment durable; from any number of threads.
+
+        Raises:
+            Corrupt: it breaks a rule.
+            Conflict: ``point-not-open``, ``segment-differs``.
+            NotFound: ``disk-unknown``.
+            NoSpace: the store is full.
+        """
+        disk = self._inbox.require(self.record.name, point).disks.get(target)
+        if disk is None:
+            raise NotFound("disk-unknown", f"point {point} of {self.record.name} was opened without disk {target}")
+        disk.put(number, body)
+
+    def complete(self, point: PointId, closing: PointClosing) -> PointSummary:
+        """Publish a point whose segments are all here; of a published point, just its summary.
+
+        Raises:
+            Conflict: ``point-not-open``, ``point-incomplete``, ``stale-epoch``.
+            Corrupt: ``point-damaged``: the point is thrown away.
+            BadRequest: ``closing-differs``.
+            NoSpace: the store is full; the point can be completed later.
+        """
+        with self._receiving:
+            if self._find(point) is None:
+                self._publish(self._inbox.require(self.record.name, point), closing)
+            with self._memory:
+                return self._published(point).summary(self._holds.reasons(point))
+
+    def abandon(self, point: PointId) -> None:
+        """Throw away a point under construction, if it is this one."""
+        with self._receiving:
+            held = self._inbox.held()
+            if held is not None and held.point == point:
+                self._inbox.discard()
+
+    # ---- holds and retention
+
+    def hold(self, point: PointId, owner: str, reason: str) -> str:
+        """Keep a point, and all it stands on, as it is until released; a fold under way is stopped or finished.
+
+        Returns:
+            The id to release it by.
+
+        Raises:
+            NotFound: ``point-unknown``.
+        """
+        self._stop_fold.set()
+        with self._folding:
+            self._stop_fold.clear()
+            self._settle()
+            with self._memory:
+                return self._holds.add(self._published(point).id, owner, reason, self._clock())
+
+    def release(self, hold_id: str) -> None:
+        """Release a hold; one that is gone already is no error."""
+        with self._memory:
+            self._holds.remove(hold_id)
+
+    def remove_run_layer(self) -> None:
+        """Throw the writable layer of a failed-over VM away."""
+        with store_errors(self.run_dir):
+            remove_tree(self.run_dir)
+
+    def apply_retention(self) -> int:
+        """Fold or delete the oldest points until only those remain that shall be kept.
+
+        Returns:
+            How many points went. It stops early when a hold is asked for meanwhile.
+
+        Raises:
+            NoSpace: there is no room to fold; all points stay.
+            Corrupt: a file is damaged; the points stay.
+        """
+        done = 0
+        with self._folding:
+            self._settle()
+            while not self._stop_fold.is_set() and (step := self._next_step()) is not None:
+                try:
+                    self._take(step)
+                except _Stopped:
+                    break
+                done += 1
+        return done
+
+    def recover(self) -> None:
+        """Finish what a crash interrupted: folds, deletions, the point under construction. Called once, at start.
+
+        Raises:
+            VmReplicaError: not all of it could be done.
+        """
+        with self._receiving, self._folding, store_errors(self.dir):
+            for leftover in (*self.dir.glob("**/.*.tmp"), *self.dir.glob("**/.*.gone")):
+                _remove(leftover)
+            self._settle()
+            self._reload()
+            latest = self._latest()
+            self._inbox.recover(latest.id if latest is not None else None)
+        with self._memory:
+            if self._points and self._record.state is State.WAITING:
+                self.move(Event.PUBLISHED)
+
+    def retire(self) -> None:
+        """Stop using the files: no segment is being written, no fold runs and none will begin."""
+        self._stop_fold.set()
+        with self._receiving, self._folding, self._memory:
+            self._inbox.retire()
+
+    # ---- helpers: points
+
+    def _reload(self) -> None:
+        points, complaints = load_points(self._layout, self._record.vm)
+        with self._memory:
+            self._points, self._complaints = points, complaints
+
+    def _find(self, point: PointId) -> Point | None:
+        with self._memory:
+            return next((known for known in self._points if known.id == point), None)
+
+    def _published(self, point: PointId) -> Point:
+        found = self._find(point)
+        if found is None:
+            name = self.record.name
+            raise NotFound("point-unknown", f"{name} has no point {point}", hint=f"vmreplica points {name}")
+        return found
+
+    def _latest(self) -> Point | None:
+        with self._memory:
+            return self._points[-1] if self._points else None
+
+    # ---- helpers: receiving
+
+    def _publish(self, incoming: Incoming, closing: PointClosing) -> None:
+        latest, epoch = self._latest(), self.record.epoch
+        if incoming.opening.epoch < epoch:
+            self._inbox.discard()
+            raise Conflict(
+                "stale-epoch", f"{self.record.name} was failed over while point {incoming.opening.point} came"
+            )
+        parent = latest.manifest if latest is not None and incoming.opening.parent == latest.id else None
+        manifest = self._inbox.publish(incoming, closing, parent, self._clock())
+        point = measured(self._layout, Point(manifest, 0))
+        with self._memory:
+            self._points.append(point)
+            if self._record.state is State.WAITING:
+                self.move(Event.PUBLISHED)
+
+    # ---- helpers: retention
+
+    def _next_step(self) -> Step | None:
+        with self._memory:
+            return next_step(self._points, self._record.keep, self._holds.covers)
+
+    def _take(self, step: Step) -> None:
+        """Fold or delete the oldest point; the folding lock is held."""
+        if step.into is None:
+            with self._memory:
+                self._points.remove(step.oldest)
+            with store_errors(self._layout.points):
+                remove_tree(self._layout.point(step.oldest.id))
+            return
+        try:
+            manifest = folding.fold(
+                self._layout,
+                step.oldest.manifest,
+                step.into.manifest,
+                check=self._check_stop,
+                before=self._hiding(step.oldest),
+            )
+        finally:
+            self._drop_if_gone(step.oldest)
+        self._replace(step.into, manifest)
+
+    def _check_stop(self) -> None:
+        if self._stop_fold.is_set():
+            raise _Stopped
+
+    def _hiding(self, oldest: Point) -> folding.StepHook:
+        def before(step: str) -> None:
+            self.before_fold_step(step)
+            if step == "hide":
+                with self._memory:
+                    self._points.remove(oldest)
+
+        return before
+
+    def _drop_if_gone(self, oldest: Point) -> None:
+        """After a fold, whether it was finished, undone or interrupted, list what its files say."""
+        with self._memory:
+            if not self._layout.manifest(oldest.id).exists() and oldest in self._points:
+                self._points.remove(oldest)
+
+    def _replace(self, old: Point, manifest: Manifest) -> None:
+        point = measured(self._layout, Point(manifest, 0))
+        with self._memory:
+            self._points[self._points.index(old)] = point
+
+    def _settle(self) -> None:
+        """Finish or undo a fold that failed half-way; the folding lock is held."""
+        if self._layout.fold.exists():
+            folding.recover_fold(self._layout)
+            self._reload()
+
+
+class _Stopped(Exception):
+    """A fold was asked to stop."""
+
+
+def _all_held(manifest: Manifest) -> IncomingPoint:
+    held = tuple(
+        HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
+        for disk in manifest.disks
+    )
+    return IncomingPoint(point=manifest.point, held=held)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)

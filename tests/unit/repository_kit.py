@@ -1,0 +1,200 @@
+"""A primary in a few lines: it has disks as plain dictionaries, sends points, and remembers what each must read as."""
+
+import contextlib
+import datetime as dt
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmreplica.model.point import DiskClosing, DiskSpec, PointClosing, PointOpening, PointSummary
+from vmreplica.model.policy import ReplicaOffer
+from vmreplica.model.units import CLUSTER
+from vmreplica.qcow2 import frames
+from vmreplica.qcow2.segment import DATA_START, KIND_ZERO, KIND_ZSTD, RECORD, clusters_of, pack
+from vmreplica.repository import Replica, Repository
+
+VM = "11111111-2222-3333-4444-555555555555"
+OTHER_VM = "99999999-2222-3333-4444-555555555555"
+OWNER = "a" * 32
+STRANGER = "b" * 32
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+ZERO = bytes(CLUSTER)
+SIZE = 64 * CLUSTER
+
+Disk = dict[int, bytes]
+Changes = Mapping[str, Mapping[int, bytes]]
+
+
+def noise(seed: int) -> bytes:
+    """A cluster that does not compress."""
+    return random.Random(seed).randbytes(CLUSTER)
+
+
+def offer(*, keep: int = 3, epoch: int = 0, paused: bool = False, name: str = "web") -> ReplicaOffer:
+    """A policy."""
+    return ReplicaOffer(name=name, interval=60, keep=keep, epoch=epoch, disk_bytes=SIZE, paused=paused)
+
+
+def open_repository(store: Path, *, min_free: int = 0) -> Repository:
+    """Open a repository as an agent does at its start."""
+    repository = Repository(store, min_free=min_free, clock=lambda: START)
+    repository.recover()
+    return repository
+
+
+def new_replica(store: Path, *, keep: int = 3) -> Replica:
+    """A repository with one accepted VM."""
+    return open_repository(store).create(VM, OWNER, offer(keep=keep))
+
+
+class Primary:
+    """Sends points of its disks.
+
+    Args:
+        sizes: bytes of each disk.
+        each: clusters per segment.
+    """
+
+    def __init__(self, sizes: Mapping[str, int] | None = None, *, each: int = 8) -> None:
+        self.sizes = dict(sizes or {"vda": SIZE})
+        self.disks: dict[str, Disk] = {target: {} for target in self.sizes}
+        self.each = each
+        #: What each published point's disks must read as.
+        self.expected: dict[str, dict[str, bytes]] = {}
+        self.latest: str | None = None
+        self.count = 0
+
+    def opening(self, *, whole: bool = False, epoch: int = 0, keep: int = 3, checkpoint: bool = True) -> PointOpening:
+        """The opening of the next point."""
+        self.count += 1
+        instant = START + dt.timedelta(seconds=self.count)
+        point = f"{instant:%Y%m%dT%H%M%SZ}-{self.count:08x}"
+        parent = None if whole else self.latest
+        return PointOpening(
+            vm=VM,
+            name="web",
+            point=point,
+            parent=parent,
+            kind="delta" if parent else "resync" if self.latest else "initial",
+            instant=instant,
+            epoch=epoch,
+            checkpoint=f"vmreplica-aaaaaaaa-{point}" if checkpoint else None,
+            disks=tuple(DiskSpec(target=target, size=size) for target, size in self.sizes.items()),
+            definition="<domain/>",
+            interval=60,
+            keep=keep,
+        )
+
+    def write(self, opening: PointOpening, changes: Changes) -> tuple[dict[str, list[bytes]], PointClosing]:
+        """Change the disks; give each disk's segments and the closing."""
+        segments: dict[str, list[bytes]] = {}
+        closings: list[DiskClosing] = []
+        for target in self.sizes:
+            change = dict(changes.get(target, {}))
+            self.disks[target].update(change)
+            if opening.parent is None:
+                change = {n: data for n, data in self.disks[target].items() if data != ZERO}
+            segments[target], closing = self._segments(opening, target, change)
+            closings.append(closing)
+        self.expected[opening.point] = {target: self._flat(target) for target in self.sizes}
+        return segments, PointClosing(disks=tuple(closings), guest_bytes=SIZE)
+
+    def send(self, replica: Replica, changes: Changes, *, whole: bool = False) -> PointSummary:
+        """Make, send and publish a point."""
+        opening = self.opening(whole=whole)
+        segments, closing = self.write(opening, changes)
+        replica.open_point(opening)
+        for target, bodies in segments.items():
+            for number, body in enumerate(bodies):
+                replica.put_segment(opening.point, target, number, body)
+        summary = replica.complete(opening.point, closing)
+        self.latest = opening.point
+        return summary
+
+    def _segments(self, opening: PointOpening, target: str, change: Disk) -> tuple[list[bytes], DiskClosing]:
+        bodies: list[bytes] = []
+        place, numbers = DATA_START, sorted(change)
+        for number, start in enumerate(range(0, len(numbers), self.each)):
+            part = numbers[start : start + self.each]
+            last = start + self.each >= len(numbers)
+            found = [(n, frames.encode(memoryview(change[n]), 1)[0]) for n in part]
+            rows = [(n, len(f), KIND_ZSTD) if f is not None else (n, 1, KIND_ZERO) for n, f in found]
+            head, buffers = pack(
+                point=opening.point,
+                target=target,
+                number=number,
+                data_offset=place,
+                next_cluster=clusters_of(self.sizes[target]) if last else numbers[start + self.each],
+                records=np.array(rows, RECORD),
+                data=[f for _, f in found if f is not None],
+            )
+            place = head.data_end
+            bodies.append(b"".join(buffers))
+        return bodies, DiskClosing(target=target, segments=len(bodies), data_end=place)
+
+    def _flat(self, target: str) -> bytes:
+        size = self.sizes[target]
+        disk = bytearray(clusters_of(size) * CLUSTER)
+        for number, data in self.disks[target].items():
+            disk[number * CLUSTER : (number + 1) * CLUSTER] = data
+        return bytes(disk[:size])
+
+
+def read_image(path: Path) -> bytes:
+    """A point's disk as QEMU sees it."""
+    raw = path.with_name(".read.raw")
+    run = subprocess.run(
+        ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", str(path), str(raw)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    try:
+        return raw.read_bytes()
+    finally:
+        raw.unlink()
+
+
+def check_all(replica: Replica, primary: Primary) -> list[str]:
+    """Every listed point is sound and reads as it must; tell their ids, oldest first."""
+    listed = [summary.point for summary in reversed(replica.points())]
+    for point in listed:
+        for disk in replica.point(point).disks:
+            image = replica.image(point, disk.target)
+            run = subprocess.run(["qemu-img", "check", "-f", "qcow2", str(image)], capture_output=True, check=False)
+            assert run.returncode == 0, run.stdout
+            assert read_image(image) == primary.expected[point][disk.target], (point, disk.target)
+    return listed
+
+
+@contextlib.contextmanager
+def small_file_system(directory: Path, mebibytes: int) -> Iterator[Path]:
+    """A real file system that can be filled: tmpfs of so many MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small file system")
+    mounted = directory / "small"
+    mounted.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "vmreplica-test", str(mounted)]
+    run = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        pytest.skip(f"no small file system can be mounted here: {run.stderr.strip()}")
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
+
+
+def leave_free(ballast: Path, free: int) -> None:
+    """Fill the file system of a file until so many bytes are left."""
+    piece = bytes(1 << 16)
+    with ballast.open("wb") as fh:
+        for _ in range((shutil.disk_usage(ballast.parent).free - free) // len(piece)):
+            fh.write(piece)
