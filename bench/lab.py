@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.hosts import PathLike
-from vmreplica.lab.guest import GuestSpec
-from vmreplica.lab.host import Host as LabHost
-from vmreplica.lab.lab import Lab
+from vmreplica.lab import GuestSpec, Lab
+from vmreplica.lab import Host as LabHost
 
 GiB = 1 << 30
 
@@ -83,8 +82,7 @@ def two_hosts() -> Iterator[BenchLab]:
     lab = Lab.up(Path(folder), hosts=2)
     try:
         primary, replica = (BenchHost(host) for host in lab.hosts)
-        token = replica.vmreplica("peer", "invite")["token"]
-        primary.vmreplica("peer", "join", token)
+        lab.pair(primary.name, replica.name)
         yield BenchLab(primary, replica)
     finally:
         lab.down()
