@@ -114,6 +114,7 @@ def begin(domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf, files: 
         NoSpace: no room for scratch.
     """
     live = _live_definition(domain, plan)
+    _require_no_job(domain, plan, files)
     _require_bases(domain, plan, shelf)
     files.prepare(plan.vm, plan.checkpoint, _qemu_owner(live))
     disks = [
@@ -177,6 +178,20 @@ def _live_definition(domain: libvirt.virDomain, plan: Plan) -> str:
     return live
 
 
+def _require_no_job(domain: libvirt.virDomain, plan: Plan, files: JobFiles) -> None:
+    """Look first: libvirt would wait 30 s for the other job before it refuses."""
+    job = running(domain)
+    if job is None:
+        return
+    whose = "left by an earlier cycle" if files.is_ours(plan.vm, job) else "of another program"
+    raise Conflict(
+        "backup-job-running",
+        f"a backup job {whose} runs on {plan.name}",
+        hint=f"it is tried again when that job has ended; virsh domjobinfo {plan.name} shows it",
+        kind="transient",
+    )
+
+
 def vm_not_running(name: str) -> Conflict:
     """Build the error for an act that needs a running VM."""
     return Conflict(
@@ -225,9 +240,6 @@ def _refusal(
 ) -> Exception:
     """Clean up after a refused begin and say why: libvirt may have made the checkpoint although the export failed."""
     try:
-        job = running(domain)
-        if job is not None:
-            return _job_in_the_way(plan, ours=files.is_ours(plan.vm, job))
         files.remove(plan.vm, plan.checkpoint)
         if plan.checkpoint in checkpoints.names(domain):
             checkpoints.delete(domain, shelf, plan.vm, plan.checkpoint)
@@ -237,13 +249,3 @@ def _refusal(
         return second
     broken = {libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT, libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT}
     return checkpoint_broken(plan.name, said(error)) if error.get_error_code() in broken else error
-
-
-def _job_in_the_way(plan: Plan, *, ours: bool) -> Conflict:
-    whose = "left by an earlier cycle" if ours else "of another program"
-    return Conflict(
-        "backup-job-running",
-        f"a backup job {whose} runs on {plan.name}",
-        hint=f"it is tried again when that job has ended; virsh domjobinfo {plan.name} shows it",
-        kind="transient",
-    )

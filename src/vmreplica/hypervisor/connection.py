@@ -122,6 +122,7 @@ class Connection:
     def _prepared(self) -> libvirt.virConnect:
         raw = libvirt.open(self.uri)
         raw.setKeepAlive(*_KEEPALIVE)
+        raw.registerCloseCallback(lambda closed, _reason, _opaque: self._drop(closed), None)
         self._on_open(raw)
         return raw
 

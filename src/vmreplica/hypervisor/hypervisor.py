@@ -89,8 +89,8 @@ class Hypervisor:
     def watch(self, callback: Watcher) -> Callable[[], None]:
         """Call ``callback(vm, event)`` on lifecycle events: started, stopped, shutdown, undefined and so on.
 
-        It runs in a thread of its own and may call back. Events while libvirtd is away are lost; after a new
-        connection the event ``reconnected`` comes with an empty VM.
+        It runs in a thread of its own and may call back. Events are lost while libvirtd is away, and until the next
+        call connects again.
 
         Returns:
             a function that ends it.
