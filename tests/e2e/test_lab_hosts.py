@@ -181,7 +181,7 @@ def test_a_command_given_up_leaves_nothing_running_on_the_host(bare_lab: Lab) ->
 
 
 def test_a_failing_command_tells_what_it_said(bare_lab: Lab) -> None:
-    with pytest.raises(HypervisorError, match="no domain with matching name 'nobody'"):
+    with pytest.raises(HypervisorError, match="failed to get domain 'nobody'"):
         bare_lab.host("a").virsh("start", "nobody")
 
 

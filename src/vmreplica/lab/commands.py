@@ -5,13 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from vmreplica.model.errors import HypervisorError, Refused, TimedOut
 
 #: Tool to Debian and Ubuntu package.
-TOOLS: Final[Mapping[str, str]] = {
+TOOLS: Final[dict[str, str]] = {
     "busybox": "busybox-static",
     "ip": "iproute2",
     "libvirtd": "libvirt-daemon-system",

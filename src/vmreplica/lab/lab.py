@@ -229,12 +229,14 @@ class Lab:
         host = self.host(name)
         if host.up:
             raise Conflict("lab-host-up", f"host {name} runs already", hint="vmreplica lab status")
-        with self._locked():
-            host.power_on()
-            for link in self._links_of(name):
-                link.attach(host.layout)
-                link.heal()
-        host.start_libvirtd()
+        try:
+            with self._locked():
+                self._boot(host)
+                for link in self._links_of(name):
+                    link.heal()
+        except BaseException:
+            host.power_off()
+            raise
         if self.file.agents:
             host.start_agent()
 
@@ -269,13 +271,16 @@ class Lab:
             host.layout.dir.mkdir()
         for host in self.hosts:
             self._say(f"starting host {host.name} at {host.address}")
-            host.power_on()
-            for link in self._links_of(host.name):
-                link.attach(host.layout)
-            host.start_libvirtd()
+            self._boot(host)
         for host in self.hosts if self.file.agents else ():
             self._say(f"starting the agent of host {host.name}")
             host.start_agent()
+
+    def _boot(self, host: Host) -> None:
+        host.power_on()
+        for link in self._links_of(host.name):
+            link.attach(host.layout)
+        host.start_libvirtd()
 
     def _link(self, one: str, other: str) -> Link:
         for name in (one, other):

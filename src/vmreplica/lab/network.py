@@ -64,6 +64,8 @@ class Link:
         peer = self.other if host == self.one else self.one
         inside = Namespace(host.lab, host.name)
         near, port = f"to-{peer.name}", _port(host, peer)
+        # After a crash the kernel takes its time to remove the dead host's end, and ours with it.
+        run(self.middle.enter(["ip", "link", "delete", port]), check=False)
         self.middle.ip_batch(
             f"link add {port} type veth peer name {near} netns {inside.pid}",
             f"link set {port} master {self.bridge} up",
