@@ -52,12 +52,13 @@ class Stages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a cycle came to: a published point, or the reason why it waits."""
+    """What a cycle came to: a published point, the reason why it waits, or the error that ended it."""
 
     published: PointSummary | None
     step: Capture | None
     guest_bytes: int
-    waits: str | None = None
+    waits: str | None
+    error: VmReplicaError | None
 
 
 class Cycle:
@@ -102,19 +103,30 @@ class Cycle:
     def run(self) -> Outcome:
         """Do steps until a point taken in this run is published, or until something outside has to change.
 
-        Raises:
-            VmReplicaError: this run failed; the next one goes on from the facts.
+        An error is part of the outcome, never raised: the next run goes on from the facts.
         """
+        waits: str | None = None
+        error: VmReplicaError | None = None
+        try:
+            waits = self._steps()
+        except VmReplicaError as caught:
+            error = caught
+        except Exception as caught:  # noqa: BLE001 - the one place where a defect must not end the scheduler
+            _log.exception("cycle failed unexpectedly", vm=self._vm)
+            what = f"{self._name()}: {type(caught).__name__}: {caught}"
+            error = Internal("internal", what, hint="see the agent's log")
+        return Outcome(
+            published=self._published, step=self._capture, guest_bytes=self._guest_bytes, waits=waits, error=error
+        )
+
+    def _steps(self) -> str | None:
         for _ in range(_MAX_STEPS):
             step = decide(self._facts())
             _log.debug("cycle step", vm=self._vm, step=type(step).__name__)
             waits = self._act(step)
             if waits is not None or self._published is not None:
-                return self._outcome(waits)
+                return waits
         raise Internal("cycle-does-not-settle", f"{self._name()}: a cycle did not come to an end")
-
-    def _outcome(self, waits: str | None) -> Outcome:
-        return Outcome(published=self._published, step=self._capture, guest_bytes=self._guest_bytes, waits=waits)
 
     # ---- facts
 

@@ -19,7 +19,7 @@ from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.schedule import Turn, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.tasks import Task
 from vmreplica.hypervisor import DomainBrief
-from vmreplica.model.errors import Internal, VmReplicaError
+from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
@@ -159,18 +159,13 @@ class Runner:
 
     def _run(self, rel: Relationship, meter: Meter) -> None:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
-        outcome: Outcome | None = None
-        error: VmReplicaError | None = None
         try:
             outcome = self._cycle(rel, meter).run()
         except VmReplicaError as caught:
-            error = caught
-        except Exception as caught:  # noqa: BLE001 - the one place where a defect must not end the loop
-            _log.exception("cycle failed unexpectedly", vm=rel.vm)
-            error = Internal("internal", f"{rel.name}: {type(caught).__name__}: {caught}", hint="see the agent's log")
-        seconds = self._clock() - clock
-        report = _report(rel, meter, outcome, error, started=started, seconds=seconds)
-        self._settle(rel, report, outcome, error, clock)
+            # There is no way to the replica at all, for example because it is no longer paired.
+            outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
+        report = _report(rel, meter, outcome, started=started, seconds=self._clock() - clock)
+        self._settle(rel, report, outcome, clock)
 
     def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
         return Cycle(
@@ -187,41 +182,50 @@ class Runner:
         with self._wake:
             rel.position = position
 
-    def _settle(
-        self,
-        rel: Relationship,
-        report: CycleReport | None,
-        outcome: Outcome | None,
-        error: VmReplicaError | None,
-        started: float,
-    ) -> None:
+    def _settle(self, rel: Relationship, report: CycleReport | None, outcome: Outcome, started: float) -> None:
         if report is not None:
-            self._journal.record(rel.vm, report)
-            _log.info("cycle", vm=rel.vm, name=rel.name, **report.model_dump(mode="json", exclude_none=True))
+            self._keep(rel, report)
         with self._wake:
-            now, interval = self._clock(), float(rel.policy.interval)
+            now = self._clock()
             rel.meter = None
-            rel.waits = outcome.waits if outcome else None
-            rel.fenced = error is not None and error.code == "failed-over-elsewhere"
-            if report is not None or error is None:
-                rel.last = report or rel.last
-            if error is None:
-                rel.failures, rel.missed = 0, missed_turns(started, now, interval)
-                rel.due = next_due(started, now, interval)
-                if outcome is not None and outcome.published is not None and rel.position is not None:
-                    rel.position = rel.position.model_copy(
-                        update={"latest": outcome.published, "points": min(rel.position.points + 1, rel.policy.keep)}
-                    )
-            else:
-                rel.failures += 1
-                rel.due = retry_due(now, rel.failures, interval, random.random())  # noqa: S311 - spreads retries
+            rel.waits = outcome.waits
+            rel.fenced = outcome.error is not None and outcome.error.code == "failed-over-elsewhere"
+            rel.last = report or rel.last
+            self._plan_next(rel, outcome, started, now)
             if rel.waiting:
                 rel.due = now
             answered, rel.answering = rel.answering, []
             rel.idle.set()
             self._wake.notify_all()
         for task in answered:
-            task.finish(report, error or _waiting_error(rel, outcome))
+            task.finish(report, outcome.error or _waiting_error(rel, outcome))
+
+    def _plan_next(self, rel: Relationship, outcome: Outcome, started: float, now: float) -> None:
+        interval = float(rel.policy.interval)
+        if outcome.error is not None:
+            rel.failures += 1
+            rel.due = retry_due(now, rel.failures, interval, random.random())  # noqa: S311 - spreads retries
+            return
+        rel.failures, rel.missed = 0, missed_turns(started, now, interval)
+        rel.due = next_due(started, now, interval)
+        if outcome.published is not None and rel.position is not None:
+            points = min(rel.position.points + 1, rel.policy.keep)
+            rel.position = rel.position.model_copy(update={"latest": outcome.published, "points": points})
+
+    def _keep(self, rel: Relationship, report: CycleReport) -> None:
+        """Log and journal a run; of a failure that repeats itself only the 1st, 2nd, 4th, 8th... time."""
+        last = rel.last
+        repeats = last is not None and report.outcome == "failed" and last.error_code == report.error_code
+        if repeats and rel.failures & (rel.failures + 1):
+            return
+        self._journal.record(rel.vm, report)
+        _log.info(
+            "cycle",
+            vm=rel.vm,
+            name=rel.name,
+            failures_in_a_row=rel.failures,
+            **report.model_dump(mode="json", exclude_none=True),
+        )
 
     def _on_event(self, vm: VmId, event: str) -> None:
         with self._wake:
@@ -252,27 +256,22 @@ class Runner:
 
 
 def _report(
-    rel: Relationship,
-    meter: Meter,
-    outcome: Outcome | None,
-    error: VmReplicaError | None,
-    *,
-    started: dt.datetime,
-    seconds: float,
+    rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
 ) -> CycleReport | None:
     """Describe a run for the journal; a run that only found the VM off is no event."""
-    if error is None and (outcome is None or outcome.published is None):
+    published, step, error = outcome.published, outcome.step, outcome.error
+    if error is None and published is None:
         return None
-    published = outcome.published if outcome else None
     stopped = error is not None and error.code == "cycle-stopped"
+    kind = published.kind if published else (step.kind if step else _kind_expected(rel))
     return CycleReport(
-        kind=published.kind if published else _kind_expected(rel),
+        kind=kind,
         point=published.point if published else None,
-        reason=outcome.step.reason if outcome and outcome.step else "continued",
+        reason=step.reason if step else "continued",
         started=started,
         seconds=seconds,
         outcome="published" if error is None else ("cancelled" if stopped else "failed"),
-        guest_bytes=outcome.guest_bytes if outcome else 0,
+        guest_bytes=outcome.guest_bytes,
         wire_bytes=meter.wire_bytes(),
         error_code=error.code if error else None,
         error=error.message if error else None,
@@ -284,7 +283,7 @@ def _kind_expected(rel: Relationship) -> PointKind:
     return "initial" if rel.position is None or rel.position.latest is None else "delta"
 
 
-def _waiting_error(rel: Relationship, outcome: Outcome | None) -> VmReplicaError | None:
-    if outcome is None or outcome.waits is None:
+def _waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
+    if outcome.waits is None:
         return None
     return vm_off(rel.name, dt.datetime.now(dt.UTC))
