@@ -104,3 +104,13 @@ def test_examples_carry_what_is_expected_saved_and_which_failure_is_right() -> N
 def test_an_example_that_nobody_would_run_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r"neither a command|no command above"):
         examples(f"```sh lab\n{line}\n```\n")
+
+
+def test_every_test_that_an_invariant_names_exists() -> None:
+    page = (ROOT / "docs" / "design" / "invariants.md").read_text()
+    rows = re.findall(r"^- `(tests/[\w/]+\.py)`: (.+?)(?=^- |^\n|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert len(rows) > 20
+    for file, names in rows:
+        source = (ROOT / file).read_text()
+        for name in re.findall(r"`(test_\w+)`", names):
+            assert f"def {name}(" in source, f"{file}: {name}"
