@@ -37,7 +37,7 @@ def _nothing_waits(point: SpoolPoint) -> bool:
 class CutWire(MemoryReplica):
     """Breaks in the middle of some request; the answer may be what gets lost."""
 
-    def __init__(self, at: int, *, delivered: bool) -> None:
+    def __init__(self, at: int, delivered: bool) -> None:
         super().__init__()
         self.at = at
         self.delivered = delivered
@@ -167,7 +167,7 @@ def test_a_slow_wire_holds_capture_at_the_cap_and_both_get_on(tmp_path: Path) ->
 
 @pytest.mark.parametrize("delivered", [True, False])
 @pytest.mark.parametrize("at", [0, 2, 4])
-def test_after_a_cut_only_the_open_segments_are_sent_again(point: SpoolPoint, at: int, *, delivered: bool) -> None:
+def test_after_a_cut_only_the_open_segments_are_sent_again(point: SpoolPoint, at: int, delivered: bool) -> None:
     fill(point)
     replica = CutWire(at, delivered=delivered)
     with pytest.raises(Unreachable, match="broke"):

@@ -67,6 +67,8 @@ class Connection:
         with self._errors():
             self._handle.set_export_name(export.name)
             self._handle.set_pread_initialize(request=False)
+            # Extents need structured replies. Reads must not have them: QEMU hangs up on an I/O error within one.
+            self._handle.set_request_structured_replies(request=context is not None)
             if context is not None:
                 self._handle.add_meta_context(context)
             self._handle.aio_connect_unix(str(export.socket))
