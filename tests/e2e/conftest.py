@@ -19,6 +19,9 @@ import pytest
 
 from vmreplica.lab import Guest, GuestSpec, Host, Lab
 
+#: No two guests of a run share a name: a copy that a failover started on b must not stand in the way of the next test.
+_numbers = itertools.count(1)
+
 
 def _make_dir() -> Path:
     # Not pytest's tmp_path: unix sockets below it need short names, images a real disk.
@@ -72,16 +75,23 @@ def bare_lab(session_bare_lab: Lab) -> Iterator[Lab]:
 @pytest.fixture
 def new_guest() -> Iterator[Callable[..., Guest]]:
     made: list[Guest] = []
-    numbers = itertools.count(1)
 
     def make(host: Host, **spec: Any) -> Guest:
-        spec.setdefault("name", f"vm{next(numbers)}")
+        spec.setdefault("name", f"vm{next(_numbers)}")
         made.append(host.add_guest(GuestSpec(**spec)))
         return made[-1]
 
     yield make
     for guest in made:
-        if not guest.host.up:
-            # Its libvirt must answer to forget it.
-            Lab.open(guest.host.layout.lab).start(guest.host.name)
-        guest.remove()
+        _forget(guest)
+
+
+def _forget(guest: Guest) -> None:
+    """Remove a guest, and its copy wherever a failover started one."""
+    lab = Lab.open(guest.host.layout.lab)
+    for host in lab.hosts:
+        if not host.up:
+            lab.start(host.name)
+        host.virsh("destroy", guest.name, check=False)
+        host.virsh("undefine", guest.name, "--checkpoints-metadata", check=False)
+    guest.remove()

@@ -104,7 +104,7 @@ class Guest:
         """Tell the newest record it announced since it last booted, None before the first."""
         return last_announced(self.said().rpartition("boot complete")[2])
 
-    def wait_for(self, pattern: str, *, timeout: float = 120.0, after: int = 0) -> re.Match[str]:
+    def wait_for(self, pattern: str, *, timeout: float = 240.0, after: int = 0) -> re.Match[str]:
         """Wait until the console says something.
 
         Args:
@@ -117,11 +117,11 @@ class Guest:
         """
         return wait_for_text(lambda: self.said()[after:], pattern, timeout=timeout, who=self.name)
 
-    def wait_booted(self, *, timeout: float = 120.0, after: int = 0) -> int:
+    def wait_booted(self, *, timeout: float = 240.0, after: int = 0) -> int:
         """Wait until it runs; tell the last record it found on its disks."""
         return int(self.wait_for(_BOOTED.pattern, timeout=timeout, after=after)[1])
 
-    def wait_record(self, number: int, *, timeout: float = 120.0) -> int:
+    def wait_record(self, number: int, *, timeout: float = 240.0) -> int:
         """Wait until it announces a record with at least this number; tell its number."""
         deadline = time.monotonic() + timeout
         while (last := self.last_seen()) is None or last < number:

@@ -177,7 +177,7 @@ class Host:
     @property
     def agent_pid(self) -> int | None:
         """The agent's process id as seen from outside; None when it does not run."""
-        return self._find(*VMREPLICA[1:], "agent")
+        return self._find(Path(VMREPLICA[0]).name, *VMREPLICA[1:], "agent")
 
     def start_agent(self) -> None:
         """Start the agent and wait until its socket answers; nothing to do when it runs.
@@ -251,7 +251,7 @@ class Host:
         rows = [line.split(maxsplit=3) for line in self.virsh("domblklist", domain, "--details").stdout.splitlines()]
         return tuple(Path(row[3]) for row in sorted(rows, key=lambda row: row[2]) if row[:2] == ["file", "disk"])
 
-    def watch_console(self, domain: str, pattern: str, *, timeout: float = 120.0) -> str:
+    def watch_console(self, domain: str, pattern: str, *, timeout: float = 240.0) -> str:
         """Wait until any running domain says something on its serial line; give what it said until then.
 
         A domain that a failover started has no console log: this reads the line itself, from now on.
@@ -268,7 +268,7 @@ class Host:
             os.close(fd)
         return heard.decode(errors="replace")
 
-    def wait_domain_alive(self, domain: str, *, timeout: float = 120.0) -> int:
+    def wait_domain_alive(self, domain: str, *, timeout: float = 240.0) -> int:
         """Wait for a heartbeat of any running domain; tell the record it announces."""
         said = self.watch_console(domain, r"lab-guest: record \d+ \(", timeout=timeout)
         return last_announced(said) or 0
@@ -284,13 +284,13 @@ class Host:
         return {str(nothing): str(_KVM)}
 
     def _find(self, *words: str) -> int | None:
+        """Find the process on the host whose command line begins with these words, its program without directories."""
         for pid in self.namespace.processes() if self.up else ():
             try:
                 argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            argv[0] = argv[0].rpartition("/")[2]
-            if all(word in argv for word in words) and is_alive(pid):
+            if (argv[0].rpartition("/")[2], *argv[1 : len(words)]) == words and is_alive(pid):
                 return pid
         return None
 

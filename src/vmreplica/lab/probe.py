@@ -4,6 +4,7 @@ In nested sandboxes /dev/kvm may open and still not run a guest, or run it a hun
 emulation, which starts the probe's boot sector in half a second.
 """
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Final, Literal
@@ -18,6 +19,7 @@ _EXIT: Final = 0x21
 _LIMIT: Final = 2.0
 
 
+@functools.cache
 def domain_type() -> DomainType:
     """Tell ``kvm`` when a guest's first instructions run under it, ``qemu`` (software emulation) otherwise."""
     return "kvm" if Path("/dev/kvm").exists() and runs_under("kvm") else "qemu"
