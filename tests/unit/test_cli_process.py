@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import resource
 import select
 import signal
 import subprocess
@@ -61,10 +62,22 @@ class Terminal:
         """Press keys."""
         os.write(self._fd, text.encode())
 
+    def interrupt(self) -> int:
+        """Press Ctrl-C, again when nothing happens (as when it came just before a read began); tell the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        end = time.monotonic() + 5
+        while self._read(0.1):
+            if time.monotonic() > end:
+                self.process.send_signal(signal.SIGINT)
+                end += 5
+        return self.end()
+
     def end(self) -> int:
         """Read the rest and tell the exit code."""
-        while self._read(30.0):
-            pass
+        end = time.monotonic() + 60
+        while self._read(1.0):
+            if time.monotonic() > end:
+                self.process.kill()
         os.close(self._fd)
         return self.process.wait(30)
 
@@ -105,15 +118,16 @@ def test_looking_imports_nothing_heavy(socket: Path, args: tuple[str, ...]) -> N
     assert ("rich.console" in imported) is (args == ("status",))
 
 
-def test_status_is_there_fast_enough_for_scripts(socket: Path) -> None:
-    best = min(_timed(socket, "status", "--json") for _ in range(5))
-    assert best < 1.0  # 0.2 s on an idle machine; the bound only catches a start that became heavy
+def test_status_costs_little_enough_for_scripts(socket: Path) -> None:
+    best = min(_processor_seconds(socket, "status", "--json") for _ in range(4))
+    assert best < 0.8  # 0.3 s usually; the bound only catches a start that became heavy
 
 
-def _timed(socket: Path, *args: str) -> float:
-    before = time.monotonic()
+def _processor_seconds(socket: Path, *args: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert run(socket, *args).returncode == 0
-    return time.monotonic() - before
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_the_installed_program_is_the_same(socket: Path) -> None:
@@ -168,8 +182,7 @@ def test_forgetting_a_peer_asks_first(socket: Path, agent: SmallAgent) -> None:
 def test_ctrl_c_at_a_question_does_nothing(socket: Path, agent: SmallAgent) -> None:
     terminal = Terminal(socket, "disable", "web")
     terminal.expect("[y/N]")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() != 0
+    assert terminal.interrupt() != 0
     assert agent.asked == []
 
 
@@ -178,8 +191,7 @@ def test_a_progress_bar_moves_on_a_terminal_and_ctrl_c_leaves_the_work(socket: P
     terminal = Terminal(socket, "sync", "web")
     terminal.expect("512.0 MiB of 1.0 GiB")
     terminal.expect("5s left")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
+    assert terminal.interrupt() == 130
     assert "the work goes on: vmreplica status web" in terminal.text
 
 
@@ -191,8 +203,7 @@ def test_watching_the_status_goes_on_until_ctrl_c_also_without_the_agent(agent: 
     with serving(agent, tmp_path / "agent.sock"):
         terminal.text = ""
         terminal.expect("replicating")
-        terminal.process.send_signal(signal.SIGINT)
-        assert terminal.end() == 0
+        assert terminal.interrupt() == 0
 
 
 def test_a_reader_that_goes_away_is_no_traceback(socket: Path) -> None:

@@ -121,7 +121,8 @@ class _Bar:
             BarColumn(),
             TextColumn("{task.fields[text]}", markup=False),
         )
-        self._bars = Bars(*columns, console=console(stderr=True), transient=True)
+        # Without a thread of its own: Ctrl-C must never find one that waits for this one.
+        self._bars = Bars(*columns, console=console(stderr=True), transient=True, auto_refresh=False)
         self._bar = self._bars.add_task(printable(vm), total=None, text="")
         self._bars.start()
 
@@ -131,6 +132,7 @@ class _Bar:
             completed=progress.done_bytes,
             total=progress.total_bytes or None,
             text=progress_text(progress),
+            refresh=True,
         )
 
     def close(self) -> None:
