@@ -146,9 +146,9 @@ class Primary:
         return bytes(disk[:size])
 
 
-def read_image(path: Path) -> bytes:
-    """A point's disk as QEMU sees it."""
-    raw = path.with_name(".read.raw")
+def read_image(path: Path, scratch: Path | None = None) -> bytes:
+    """A point's disk as QEMU sees it; read by way of a file beside it, or in another directory."""
+    raw = (scratch or path.parent) / ".read.raw"
     run = subprocess.run(
         ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", str(path), str(raw)],
         capture_output=True,
@@ -193,8 +193,9 @@ def small_file_system(directory: Path, mebibytes: int) -> Iterator[Path]:
 
 
 def leave_free(ballast: Path, free: int) -> None:
-    """Fill the file system of a file until so many bytes are left."""
-    piece = bytes(1 << 16)
+    """Fill the file system of a file until so many bytes are left, to a page."""
     with ballast.open("wb") as fh:
-        for _ in range((shutil.disk_usage(ballast.parent).free - free) // len(piece)):
-            fh.write(piece)
+        for size in (1 << 20, 1 << 12):
+            for _ in range((shutil.disk_usage(ballast.parent).free - free) // size):
+                fh.write(bytes(size))
+            fh.flush()

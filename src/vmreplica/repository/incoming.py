@@ -62,6 +62,8 @@ class IncomingDisk:
             Conflict: ``segment-differs``: another one is held under its number; ``point-not-open``.
             NoSpace: the store is full, or fuller than allowed; nothing of it is held.
         """
+        if number > self._most_segments:
+            raise Corrupt("segment-number", f"disk {self.spec.target} has no segment {number}")
         segment = parse(body, point=self._point, target=self.spec.target, number=number, clusters=self.clusters)
         with self._claimed(segment.head) as fresh:
             if fresh:
