@@ -189,7 +189,9 @@ class Guest:
         return self.virsh("domstate", self.name)
 
     def remove(self) -> None:
-        """End it and forget it."""
+        """End it and forget it; killed first, as QEMU takes its time to end by itself."""
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((self.libvirtd.home / f"run/qemu/{self.name}.pid").read_text()), signal.SIGKILL)
         for command in (["destroy"], ["undefine", "--checkpoints-metadata"]):
             with contextlib.suppress(RuntimeError):
                 self.virsh(command[0], self.name, *command[1:])

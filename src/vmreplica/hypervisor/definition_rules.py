@@ -165,7 +165,7 @@ DEVICES: Final[Mapping[str, Rule]] = MappingProxyType({
         {"model": WORD, "autodeflate": ON, "freePageReporting": ON},
         {"address": ADDRESS, "stats": Rule({"period": NUM})},
     ),
-    "panic": Rule({"model": WORD}, {"address": ADDRESS}),
+    "panic": Rule({"model": "isa|hyperv|pseries|s390"}, {"address": ADDRESS}),
     "watchdog": Rule(
         {"model": WORD, "action": "reset|shutdown|poweroff|pause|none|inject-nmi"}, {"address": ADDRESS}
     ),

@@ -1,8 +1,13 @@
 """libvirt's errors in our own words. Codes decide where libvirt has codes; texts only where it has none."""
 
+from typing import Final
+
 import libvirt
 
 from vmreplica.model.errors import Conflict, HypervisorError, NotFound, Unreachable, VmReplicaError
+
+#: A name that another domain has comes as a plain "operation failed".
+_NAME_TAKEN: Final = "already exists with uuid"
 
 
 def is_connection_lost(error: libvirt.libvirtError, raw: libvirt.virConnect) -> bool:
@@ -40,6 +45,6 @@ def translate(error: libvirt.libvirtError, what: str) -> VmReplicaError:
         return HypervisorError("checkpoint-broken", message, hint="the next cycle makes a whole copy by itself")
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
         return HypervisorError("vm-busy", message, hint="another libvirt job holds the VM; it is tried again")
-    if code == libvirt.VIR_ERR_DOM_EXIST:
+    if code == libvirt.VIR_ERR_DOM_EXIST or _NAME_TAKEN in message:
         return Conflict("vm-exists", message, hint="undefine or rename the other VM first")
     return HypervisorError("libvirt-refused", message, hint="journalctl -u libvirtd tells more")

@@ -1,0 +1,227 @@
+"""Domains, their disks, their policies and their lives, on a real libvirt."""
+
+import queue
+import subprocess
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from libvirt_kit import Guest, PrivateLibvirtd, disk_xml, make_image
+
+from vmreplica.hypervisor import Hypervisor
+from vmreplica.model.errors import Conflict, Corrupt, NotFound
+from vmreplica.model.policy import Policy
+
+pytestmark = pytest.mark.main_job
+
+NewGuest = Callable[..., Guest]
+POLICY = Policy(replica="0123456789abcdef" * 2, interval=30, excluded=("vdb",))
+NAMESPACE = "urn:vmreplica:policy:1"
+
+
+def test_a_vm_is_found_by_name_and_by_uuid_and_close_names_are_offered(
+    hypervisor: Hypervisor, new_guest: NewGuest
+) -> None:
+    guest = new_guest(start=False)
+    assert hypervisor.find(guest.name) == hypervisor.find(guest.vm)
+    assert not hypervisor.find(guest.name).active
+    with pytest.raises(NotFound) as caught:
+        hypervisor.find(guest.name + "x")
+    assert caught.value.code == "vm-unknown"
+    assert guest.name in caught.value.hint
+
+
+def test_an_unknown_uuid_is_vm_unknown_everywhere(hypervisor: Hypervisor) -> None:
+    nobody = str(uuid.uuid4())
+    for act in (hypervisor.inspect, hypervisor.policy, hypervisor.checkpoints, hypervisor.start, hypervisor.sweep):
+        with pytest.raises(NotFound) as caught:
+            act(nobody)
+        assert caught.value.code == "vm-unknown"
+    assert not hypervisor.exists(nobody)
+    assert not hypervisor.running(nobody)
+
+
+def _disk(kind: str, body: str, device: str = "disk") -> str:
+    return f"<disk type='{kind}' device='{device}'>{body}</disk>"
+
+
+def _odd_disks(home: Path) -> str:
+    raw, old = home / "raw.img", make_image(home / "old.qcow2", "1M", "-o", "compat=0.10")
+    raw.write_bytes(bytes(1 << 20))
+    iso = make_image(home / "shared.qcow2", "1M")
+    return (
+        _disk("file", f"<driver name='qemu' type='raw'/><source file='{raw}'/><target dev='vdb' bus='virtio'/>")
+        + disk_xml("vdc", old)
+        + _disk("file", f"<source file='{raw}'/><target dev='hda' bus='ide'/><readonly/>", "cdrom")
+        + _disk("file", f"<source file='{raw}'/><target dev='vdd' bus='virtio'/><shareable/>")
+        + disk_xml("vde", iso, "<readonly/>")
+        + disk_xml("vdf", iso, "<transient/>")
+        + _disk(
+            "network",
+            "<driver name='qemu' type='raw'/><source protocol='nbd' name='x'><host name='h' port='1'/></source>"
+            "<target dev='vdg' bus='virtio'/>",
+        )
+        + _disk("block", "<driver name='qemu' type='raw'/><source dev='/dev/null'/><target dev='vdh' bus='virtio'/>")
+    )
+
+
+def test_every_disk_that_cannot_be_replicated_has_its_reason(
+    hypervisor: Hypervisor, new_guest: NewGuest, home: Path
+) -> None:
+    guest = new_guest(start=False, devices=_odd_disks(home))
+    view = hypervisor.inspect(guest.vm)
+    reasons = {disk.target: disk.reason_ineligible for disk in view.disks}
+    words = {
+        "vdb": "convert to qcow2", "vdc": "qemu-img amend", "hda": "cdrom", "vdd": "shareable", "vde": "read-only",
+        "vdf": "transient", "vdg": "network disk", "vdh": "block device",
+    }  # fmt: skip
+    assert reasons.pop("vda") is None
+    assert set(reasons) == set(words)
+    for target, word in words.items():
+        assert word in (reasons[target] or ""), target
+
+
+def test_inspect_tells_path_size_and_the_definition(hypervisor: Hypervisor, guest: Guest) -> None:
+    view = hypervisor.inspect(guest.vm)
+    disk = view.disks[0]
+    assert (view.name, view.active, view.autostart) == (guest.name, True, False)
+    assert (disk.target, disk.format, disk.size) == ("vda", "qcow2", 64 << 20)
+    assert disk.path == str(guest.disks["vda"])
+    assert "id=" not in view.definition.splitlines()[0]
+
+
+def test_a_disk_resized_under_the_running_guest_shows_its_new_size(hypervisor: Hypervisor, guest: Guest) -> None:
+    guest.virsh("blockresize", guest.name, "vda", "80M")
+    assert hypervisor.inspect(guest.vm).disks[0].size == 80 << 20
+
+
+def test_a_policy_lives_in_the_metadata_through_a_power_cycle(hypervisor: Hypervisor, guest: Guest) -> None:
+    assert hypervisor.policy(guest.vm) is None
+    hypervisor.set_policy(guest.vm, POLICY)
+    assert hypervisor.policy(guest.vm) == POLICY
+    assert "vmreplica:policy" in guest.virsh("dumpxml", guest.name)
+    guest.virsh("destroy", guest.name)
+    assert hypervisor.policies()[guest.vm] == POLICY
+    hypervisor.set_policy(guest.vm, POLICY.model_copy(update={"paused": True}))
+    changed = hypervisor.policy(guest.vm)
+    assert changed is not None
+    assert changed.paused
+    hypervisor.set_policy(guest.vm, None)
+    hypervisor.set_policy(guest.vm, None)
+    assert hypervisor.policy(guest.vm) is None
+    assert guest.vm not in hypervisor.policies()
+
+
+@pytest.mark.parametrize("broken", ["{}", "nonsense", '{"replica": "../../etc"}', ""])
+def test_a_broken_policy_names_its_vm_and_hides_no_other(
+    hypervisor: Hypervisor, new_guest: NewGuest, broken: str
+) -> None:
+    good, bad = new_guest(start=False), new_guest(start=False)
+    hypervisor.set_policy(good.vm, POLICY)
+    element = f"<policy>{broken}</policy>"
+    bad.virsh("metadata", bad.name, "--uri", NAMESPACE, "--key", "vmreplica", "--set", element, "--config")
+    with pytest.raises(Corrupt, match=bad.name) as caught:
+        hypervisor.policy(bad.vm)
+    assert caught.value.code == "policy-unreadable"
+    found, unreadable = hypervisor.policy_survey()
+    assert found == hypervisor.policies() == {good.vm: POLICY}
+    assert list(unreadable) == [bad.vm]
+
+
+def test_a_vm_is_defined_started_stopped_and_forgotten(
+    hypervisor: Hypervisor, libvirtd: PrivateLibvirtd, home: Path
+) -> None:
+    guest = Guest(libvirtd, "made", {"vda": make_image(home / "made.qcow2")})
+    assert hypervisor.define(guest.xml).vm == guest.vm
+    try:
+        hypervisor.start(guest.vm)
+        hypervisor.start(guest.vm)
+        assert hypervisor.running(guest.vm)
+        checkpoint = "vmreplica-0123abcd-20260101T000000Z-00000001"
+        hypervisor.begin_backup(guest.vm, checkpoint=checkpoint, targets=["vda"]).end()
+        hypervisor.stop(guest.vm)
+        hypervisor.stop(guest.vm)
+        assert not hypervisor.running(guest.vm)
+        assert hypervisor.exists(guest.vm)
+    finally:
+        hypervisor.stop(guest.vm)
+        hypervisor.undefine(guest.vm)
+    assert not hypervisor.exists(guest.vm)
+    assert list((home / "state").rglob("*.xml")) == []
+
+
+def test_a_vm_that_started_with_the_host_no_longer_does_once_we_define_it(
+    hypervisor: Hypervisor, new_guest: NewGuest
+) -> None:
+    guest = new_guest(start=False)
+    guest.virsh("autostart", guest.name)
+    assert hypervisor.inspect(guest.vm).autostart
+    hypervisor.define(guest.xml)
+    assert not hypervisor.inspect(guest.vm).autostart
+
+
+def test_a_name_that_another_vm_has_is_a_conflict(hypervisor: Hypervisor, new_guest: NewGuest) -> None:
+    guest = new_guest(start=False)
+    with pytest.raises(Conflict) as caught:
+        hypervisor.define(guest.xml.replace(guest.vm, str(uuid.uuid4())))
+    assert caught.value.code == "vm-exists"
+    assert guest.name in caught.value.message
+
+
+def test_watchers_hear_of_starts_and_stops_until_they_stop_listening(hypervisor: Hypervisor, guest: Guest) -> None:
+    heard: queue.Queue[tuple[str, str]] = queue.Queue()
+    end = hypervisor.watch(lambda vm, event: heard.put((vm, event)))
+    guest.virsh("resume", guest.name)
+    assert heard.get(timeout=10) == (guest.vm, "resumed")
+    guest.virsh("destroy", guest.name)
+    while heard.get(timeout=10) != (guest.vm, "stopped"):
+        pass
+    end()
+    guest.start()
+    with pytest.raises(queue.Empty):
+        heard.get(timeout=0.5)
+
+
+def test_a_failing_watcher_does_not_silence_the_others(hypervisor: Hypervisor, guest: Guest) -> None:
+    heard: queue.Queue[str] = queue.Queue()
+
+    def fail(_vm: str, _event: str) -> None:
+        raise ValueError("a watcher's defect")
+
+    hypervisor.watch(fail)
+    hypervisor.watch(lambda _vm, event: heard.put(event))
+    guest.virsh("resume", guest.name)
+    assert heard.get(timeout=10) == "resumed"
+
+
+def test_a_vm_on_a_storage_pool_shows_the_path_of_its_volume(
+    hypervisor: Hypervisor, new_guest: NewGuest, libvirtd: PrivateLibvirtd, home: Path
+) -> None:
+    pool = home / "pool"
+    pool.mkdir()
+    make_image(pool / "v.qcow2", "1M")
+    libvirtd.virsh("pool-create-as", home.name, "dir", "--target", str(pool))
+    volume = (
+        f"<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source pool='{home.name}' "
+        "volume='v.qcow2'/><target dev='vdb' bus='virtio'/></disk>"
+    )
+    guest = new_guest(devices=volume)
+    disk = hypervisor.inspect(guest.vm).disks[1]
+    assert (disk.path, disk.size, disk.reason_ineligible) == (str(pool / "v.qcow2"), 1 << 20, None)
+    name = "vmreplica-0123abcd-20260101T000000Z-00000001"
+    with hypervisor.begin_backup(guest.vm, checkpoint=name, targets=["vda", "vdb"]) as job:
+        assert job.exports["vdb"].size == 1 << 20
+    libvirtd.virsh("pool-destroy", home.name)
+
+
+def test_the_domain_type_is_one_under_which_firmware_really_runs(hypervisor: Hypervisor) -> None:
+    kind = hypervisor.usable_domain_type()
+    accelerator = {"kvm": "kvm", "qemu": "tcg"}[kind]
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        subprocess.run(
+            ["qemu-system-x86_64", "-accel", accelerator, "-display", "none", "-nodefaults", "-m", "16",
+             "-chardev", "stdio,id=d", "-device", "isa-debugcon,iobase=0x402,chardev=d"],
+            capture_output=True, timeout=3, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    assert b"SeaBIOS" in (caught.value.stdout or b"")
