@@ -253,7 +253,8 @@ class Relay:
 
     def cut(self) -> None:
         """Cut all connections that exist now."""
-        for end in self._open:
+        doomed, self._open = self._open, []
+        for end in doomed:
             _end(end)
 
     def _start(self, act: Callable[..., None], *args: Any) -> None:

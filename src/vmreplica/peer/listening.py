@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import weakref
 from typing import Final
 
 import structlog
@@ -17,6 +18,8 @@ from vmreplica.peer.identity import Identity
 _log = structlog.get_logger(__name__)
 
 BOOK: Final = web.AppKey("book", PeerBook)
+#: Connections that a request came over: also those that are being closed, which the server no longer lists.
+SEEN: Final = web.AppKey[weakref.WeakSet[asyncio.Transport]]("seen", weakref.WeakSet)
 
 #: Seconds an idle connection stays open; also the limit for a request's head to arrive.
 _KEEP_ALIVE: Final = 75.0
@@ -37,6 +40,7 @@ class PeerServer:
 
     def __init__(self, runner: web.AppRunner, listener: asyncio.Server, renewal: asyncio.Task[None]) -> None:
         self._runner = runner
+        self._seen = runner.app[SEEN]
         self._listener = listener
         self._renewal = renewal
 
@@ -52,10 +56,10 @@ class PeerServer:
         with contextlib.suppress(asyncio.CancelledError):
             await self._renewal
         server = self._runner.server
-        open_still = [handler.transport for handler in server.connections] if server else []
+        idle = [handler.transport for handler in server.connections] if server else []
         await self._runner.cleanup()
         # TLS says goodbye and waits for an answer; whoever has not given it by now is not waited for.
-        for transport in open_still:
+        for transport in (*idle, *self._seen):
             if transport is not None:
                 transport.abort()
         await asyncio.sleep(_LAST_MOMENT)

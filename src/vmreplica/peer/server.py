@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import functools
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, ParamSpec, TypeVar
 
@@ -20,7 +21,7 @@ from vmreplica.peer.access import Access
 from vmreplica.peer.bodies import IDLE_LIMIT, MAX_BODIES, BodySlots, discard, read_shape
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.identity import Identity
-from vmreplica.peer.listening import BOOK, PeerServer, start_server
+from vmreplica.peer.listening import BOOK, SEEN, PeerServer, start_server
 from vmreplica.peer.pairing import Invitations, accept
 from vmreplica.peer.service import PeerService
 from vmreplica.peer.wire import MAX_BODY, MAX_JSON, MAX_PAIR, MAX_SINK, PREFIX, PairRequest
@@ -61,6 +62,7 @@ def make_app(
     """
     app = web.Application(middlewares=[_problems, _authorise(Access(book))])
     app[BOOK] = book
+    app[SEEN] = weakref.WeakSet()
     pool = _Pool()
     app.cleanup_ctx.append(pool.closing)
     _Pairing(identity, book, invitations, tuple(addresses), pool).add_to(app)
@@ -210,6 +212,8 @@ def _done() -> web.Response:
 def _authorise(access: Access) -> Middleware:
     @web.middleware
     async def authorise(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is not None:
+            request.app[SEEN].add(request.transport)
         resource = request.match_info.route.resource
         if resource is None or resource.canonical not in _OPEN:
             request[_CALLER] = access.caller(request)
