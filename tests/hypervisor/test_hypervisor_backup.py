@@ -331,6 +331,28 @@ def test_a_checkpoint_of_a_vm_that_is_off_is_deleted_from_its_images(hypervisor:
     assert hypervisor.checkpoints(guest.vm) == [name(2)]
 
 
+def test_a_checkpoint_whose_image_another_program_has_open_is_kept_until_it_can_be_deleted(
+    hypervisor: Hypervisor, guest: Guest
+) -> None:
+    full(hypervisor, guest, 1)
+    guest.virsh("destroy", guest.name)
+    with subprocess.Popen(
+        ["qemu-io", "-f", "qcow2", str(guest.disks["vdb"])], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdin.write(b"length\n")
+        holder.stdin.flush()
+        holder.stdout.readline()
+        with pytest.raises(Conflict) as caught:
+            hypervisor.delete_checkpoint(guest.vm, name(1))
+        holder.stdin.close()
+    assert caught.value.code == "image-in-use"
+    assert hypervisor.checkpoints(guest.vm) == [name(1)]
+    hypervisor.delete_checkpoint(guest.vm, name(1))
+    assert bitmaps(guest.disks["vda"]) == bitmaps(guest.disks["vdb"]) == []
+
+
 def test_foreign_checkpoints_are_listed_and_never_deleted(hypervisor: Hypervisor, guest: Guest) -> None:
     guest.virsh("checkpoint-create-as", guest.name, "nightly")
     full(hypervisor, guest, 1)

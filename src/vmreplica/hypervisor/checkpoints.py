@@ -16,11 +16,13 @@ from vmreplica.fsio import publish_bytes
 from vmreplica.hypervisor.backup_xml import checkpoint_disks, standalone_checkpoint
 from vmreplica.hypervisor.disks import parse_disks
 from vmreplica.hypervisor.faults import said
-from vmreplica.model.errors import BadRequest
+from vmreplica.model.errors import BadRequest, Conflict
 from vmreplica.model.ids import VmId
 
 _OURS: Final = re.compile(r"vmreplica-[0-9a-f]{8}-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _TOOL_LIMIT: Final = 30
+#: QEMU's word for an image that another process has open.
+_LOCKED: Final = "lock"
 
 
 def require_ours(name: str) -> None:
@@ -166,6 +168,17 @@ def _delete_offline(domain: libvirt.virDomain, checkpoint: libvirt.virDomainChec
     wanted = checkpoint_disks(xml)
     for disk in parse_disks(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
         if disk.target in wanted and disk.path is not None:
-            command = ["qemu-img", "bitmap", "--remove", "-f", "qcow2", disk.path, name]
-            subprocess.run(command, check=False, capture_output=True, timeout=_TOOL_LIMIT)
+            _remove_bitmap(domain.name(), disk.path, name)
     checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+
+
+def _remove_bitmap(vm_name: str, image: str, bitmap: str) -> None:
+    command = ["qemu-img", "bitmap", "--remove", "-f", "qcow2", image, bitmap]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_TOOL_LIMIT)
+    if _LOCKED in done.stderr:
+        raise Conflict(
+            "image-in-use",
+            f"a bitmap in {image} of {vm_name} cannot be removed: another program has the image open",
+            hint="it is tried again when the VM runs, or the other program has ended",
+            kind="transient",
+        )

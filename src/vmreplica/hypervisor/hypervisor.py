@@ -43,6 +43,7 @@ class Hypervisor:
         self._files = JobFiles(runtime_dir)
         self._shelf = CheckpointShelf(state_dir or runtime_dir)
         self._watchers = Watchers()
+        self._names: dict[VmId, str] = {}
         self._connection = Connection(uri, self._register)
 
     def close(self) -> None:
@@ -56,6 +57,7 @@ class Hypervisor:
         briefs = self._connection.call(
             "list the VMs", lambda raw: [_brief(domain) for domain in raw.listAllDomains()], repeatable=True
         )
+        self._names = {brief.vm: brief.name for brief in briefs}
         return sorted(briefs, key=lambda brief: brief.name)
 
     def find(self, name_or_uuid: str) -> DomainBrief:
@@ -75,7 +77,7 @@ class Hypervisor:
     def inspect(self, vm: VmId) -> DomainView:
         """Look at a domain's definition and disks."""
         return self._connection.call(
-            f"inspect {vm}", lambda raw: inspect(raw, raw.lookupByUUIDString(vm)), repeatable=True
+            f"inspect {self._label(vm)}", lambda raw: inspect(raw, raw.lookupByUUIDString(vm)), repeatable=True
         )
 
     def exists(self, vm: VmId) -> bool:
@@ -107,11 +109,11 @@ class Hypervisor:
         Raises:
             Corrupt: the metadata makes no sense (``policy-unreadable``).
         """
-        return self._with(vm, "read the policy", policies.read_policy)
+        return self._with(vm, "read the policy of", policies.read_policy)
 
     def set_policy(self, vm: VmId, policy: Policy | None) -> None:
         """Write or remove a VM's policy, for now and for its next start."""
-        self._with(vm, "write the policy", lambda domain: policies.write_policy(domain, policy))
+        self._with(vm, "write the policy of", lambda domain: policies.write_policy(domain, policy))
 
     def policies(self) -> dict[VmId, Policy]:
         """Read the policies of all VMs; unreadable ones are logged and left out."""
@@ -128,7 +130,7 @@ class Hypervisor:
 
     def checkpoints(self, vm: VmId) -> list[str]:
         """List the names of all checkpoints that libvirt knows, foreign ones too."""
-        return self._with(vm, "list the checkpoints", checkpoints.names)
+        return self._with(vm, "list the checkpoints of", checkpoints.names)
 
     def delete_checkpoint(self, vm: VmId, name: str) -> None:
         """Delete a checkpoint of ours with its bitmaps, in whatever half state it is; nothing left is fine.
@@ -138,7 +140,7 @@ class Hypervisor:
         """
         self._with(
             vm,
-            f"delete checkpoint {name}",
+            f"delete checkpoint {name} of",
             lambda domain: checkpoints.delete(domain, self._shelf, vm, name),
             limit=LONG_LIMIT,
         )
@@ -150,7 +152,7 @@ class Hypervisor:
         """
         return self._with(
             vm,
-            f"look at checkpoint {name}",
+            f"look at checkpoint {name} of",
             lambda domain: checkpoints.why_unusable(domain, self._shelf, vm, name, frozenset(targets)),
         )
 
@@ -195,7 +197,7 @@ class Hypervisor:
             except VmReplicaError as error:
                 _log.warning("could not end it", vm=vm, checkpoint=checkpoint, code=error.code, error=error.message)
 
-        exports = self._connection.call(f"begin the backup of {vm}", begin, limit=LONG_LIMIT, if_late=undo)
+        exports = self._connection.call(f"begin the backup of {self._label(vm)}", begin, limit=LONG_LIMIT, if_late=undo)
         return BackupJob(vm, checkpoint, exports, self, self._files)
 
     def attach_backup(self, vm: VmId, checkpoint: str) -> BackupJob | None:
@@ -207,7 +209,7 @@ class Hypervisor:
                 return None
             return backup.exports_of(domain, job.socket, job.bitmaps)
 
-        exports = self._with(vm, "find the backup job", attach)
+        exports = self._with(vm, "find the backup job of", attach)
         return None if exports is None else BackupJob(vm, checkpoint, exports, self, self._files)
 
     def end_backup(self, vm: VmId) -> None:
@@ -219,7 +221,7 @@ class Hypervisor:
                 backup.abort(domain, domain.name())
             self._files.sweep(vm)
 
-        self._with(vm, "end the backup job", end, limit=LONG_LIMIT)
+        self._with(vm, "end the backup job of", end, limit=LONG_LIMIT)
 
     def sweep(self, vm: VmId) -> None:
         """Remove scratch images and sockets of dead jobs; a running job of ours keeps its own."""
@@ -229,7 +231,7 @@ class Hypervisor:
             if job is None or not self._files.is_ours(vm, job):
                 self._files.sweep(vm)
 
-        self._with(vm, "sweep up after backup jobs", sweep)
+        self._with(vm, "sweep up after backup jobs of", sweep)
 
     def end_job(self, vm: VmId, checkpoint: str) -> None:
         """End one job of ours, known by its checkpoint; for BackupJob."""
@@ -240,7 +242,7 @@ class Hypervisor:
                 backup.abort(domain, domain.name())
 
         try:
-            self._with(vm, "end the backup job", end, limit=LONG_LIMIT)
+            self._with(vm, "end the backup job of", end, limit=LONG_LIMIT)
         except NotFound:
             _log.info("the VM of an ended backup job is gone", vm=vm)
         self._files.remove(vm, checkpoint)
@@ -253,7 +255,7 @@ class Hypervisor:
             return job is not None and job.socket == self._files.socket(vm, checkpoint)
 
         try:
-            return self._with(vm, "look at the backup job", alive)
+            return self._with(vm, "look at the backup job of", alive)
         except NotFound:
             return False
 
@@ -295,12 +297,12 @@ class Hypervisor:
 
     def start(self, vm: VmId) -> None:
         """Start a defined VM; one that runs already is left running."""
-        self._with(vm, "start the VM", lambda domain: None if domain.isActive() else _ignore(domain.create()),
+        self._with(vm, "start", lambda domain: None if domain.isActive() else _ignore(domain.create()),
                    limit=LONG_LIMIT)  # fmt: skip
 
     def stop(self, vm: VmId) -> None:
         """Pull a VM's plug; one that is off already is fine."""
-        self._with(vm, "stop the VM", lambda domain: _ignore(domain.destroy()) if domain.isActive() else None,
+        self._with(vm, "stop", lambda domain: _ignore(domain.destroy()) if domain.isActive() else None,
                    limit=LONG_LIMIT)  # fmt: skip
 
     def undefine(self, vm: VmId) -> None:
@@ -311,7 +313,7 @@ class Hypervisor:
             | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
         )
-        self._with(vm, "undefine the VM", lambda domain: _ignore(domain.undefineFlags(flags)))
+        self._with(vm, "undefine", lambda domain: _ignore(domain.undefineFlags(flags)))
         self._shelf.forget_all(vm)
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -319,8 +321,12 @@ class Hypervisor:
     def _with(self, vm: VmId, what: str, work: Callable[[libvirt.virDomain], T], *, limit: float = DEFAULT_LIMIT) -> T:
         """Run an act on one domain that may safely be done twice."""
         return self._connection.call(
-            f"{what} of {vm}", lambda raw: work(raw.lookupByUUIDString(vm)), repeatable=True, limit=limit
+            f"{what} {self._label(vm)}", lambda raw: work(raw.lookupByUUIDString(vm)), repeatable=True, limit=limit
         )
+
+    def _label(self, vm: VmId) -> str:
+        """Name a VM in messages, as far as its name was seen."""
+        return self._names.get(vm, vm)
 
     def _register(self, raw: libvirt.virConnect) -> None:
         def on_event(
@@ -333,7 +339,8 @@ class Hypervisor:
 
 
 def _brief(domain: libvirt.virDomain) -> DomainBrief:
-    return DomainBrief(domain.UUIDString(), domain.name(), bool(domain.isActive()))
+    """Describe a domain just looked up: its id is known without asking, and is negative while it is off."""
+    return DomainBrief(domain.UUIDString(), domain.name(), domain.ID() >= 0)
 
 
 def _ignore(_result: int) -> None:

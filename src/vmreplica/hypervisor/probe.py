@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final
 
 _OVERRIDE: Final = "VMREPLICA_DOMAIN_TYPE"
-_LIMIT: Final = 5.0
-_SIGN_OF_LIFE: Final = b"SeaBIOS"
+_LIMIT: Final = 3.0
+#: The firmware's last word on a machine without disks: it has run its whole course by then.
+_SIGN_OF_LIFE: Final = b"No bootable device"
 _QEMU_PATHS: Final = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
 _MACHINE: Final = (
     "-accel", "kvm", "-cpu", "host", "-machine", "pc", "-m", "16", "-nodefaults", "-no-user-config",
@@ -23,10 +24,10 @@ _MACHINE: Final = (
 
 @functools.cache
 def usable_domain_type() -> str:
-    """Tell ``kvm`` or ``qemu``: asked once, by letting the firmware of a tiny machine say its first word.
+    """Tell ``kvm`` or ``qemu``: asked once, by letting the firmware of a tiny machine run its whole course.
 
-    /dev/kvm may open and yet run no guest, as in nested sandboxes. The environment variable VMREPLICA_DOMAIN_TYPE
-    overrides the answer.
+    /dev/kvm may open and yet run no guest, or a crawling one, as in nested sandboxes. The environment variable
+    VMREPLICA_DOMAIN_TYPE overrides the answer.
     """
     forced = os.environ.get(_OVERRIDE)
     if forced in {"kvm", "qemu"}:
@@ -64,5 +65,5 @@ def _says(descriptor: int, wanted: bytes) -> bool:
 
 
 def bridges() -> frozenset[str]:
-    """List the Linux and Open vSwitch-free bridges of this host."""
+    """List the Linux bridges of this host."""
     return frozenset(place.parent.name for place in Path("/sys/class/net").glob("*/bridge"))
