@@ -101,6 +101,16 @@ def test_a_delta_carries_only_what_changed_and_trimmed_space_as_zeroes(
     assert told[-1] == ((8 * 16 + 3) * CLUSTER, (8 * 16 + 3) * CLUSTER)
 
 
+def test_a_delta_of_very_many_small_changes_misses_none(tmp_path: Path, disk: Path, socket: Path, base: Path) -> None:
+    change(disk, [f"write -q -P {1 + place % 250} {200 * place}k 4k" for place in range(1100)])
+    point = _point(tmp_path / "delta", delta=True)
+    with served(disk, socket, bitmap=BITMAP) as view:
+        told = _capture(point, vda=view)
+    assert_same(build_image(point, "vda", tmp_path / "delta.qcow2", base), disk)
+    assert carried(point, "vda") == (1100, 0)
+    assert told[-1] == (1100 * CLUSTER, 1100 * CLUSTER)
+
+
 def test_a_delta_without_changes_has_no_segments(tmp_path: Path, disk: Path, socket: Path, base: Path) -> None:
     assert base.exists()
     point = _point(tmp_path / "delta", delta=True)

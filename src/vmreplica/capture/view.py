@@ -18,6 +18,8 @@ _ALLOCATION_STEP: Final = GiB
 #: Bitmaps are in memory and quickly asked; a request must stay below 4 GiB.
 _BITMAP_STEP: Final = 4 * GiB - CLUSTER
 _DIRTY: Final = 1
+#: So many changed runs are remembered from weighing: the map of an idle disk is asked for once.
+_FEW_CHANGES: Final = 1024
 
 
 class DiskView:
@@ -43,6 +45,7 @@ class DiskView:
         self._clusters = clusters_of(size)
         self._allocation: Connection | None = None
         self._readers = threading.local()
+        self._changes: list[Run] | None = None
         if delta:
             self._bitmap = self._connect_bitmap()
 
@@ -65,10 +68,15 @@ class DiskView:
         equal time. It costs one walk through the map, in memory of QEMU.
         """
         before = total = 0
+        changes: list[Run] = []
         for run in self._changed(0) if self._delta else self._allocated(0, self._clusters):
             if run.wanted:
                 total += run.length
                 before += max(0, min(run.end, first) - run.first)
+                if len(changes) <= _FEW_CHANGES:
+                    changes.append(run)
+        if self._delta and len(changes) <= _FEW_CHANGES:
+            self._changes = changes
         return before * CLUSTER, total * CLUSTER
 
     def weight(self, run: Run) -> int:
@@ -86,6 +94,12 @@ class DiskView:
         return encode(chunk, level)
 
     def _changed(self, first: int) -> Iterator[Run]:
+        if self._changes is not None:
+            return (
+                Run(max(run.first, first), run.end - max(run.first, first), wanted=True)
+                for run in self._changes
+                if run.end > first
+            )
         extents = walk_extents(self._bitmap.extents, first * CLUSTER, self._size, step=_BITMAP_STEP, what=self._what)
         runs = cluster_runs(extents, lambda flags: bool(flags & _DIRTY), first, self._clusters)
         return (run for run in runs if run.wanted)
