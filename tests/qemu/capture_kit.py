@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import os
 import random
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -86,24 +87,24 @@ def noise(directory: Path, size: int) -> Path:
 
 
 @contextmanager
-def served(path: Path, socket: Path, *, bitmap: str | None = None) -> Iterator[View]:
+def served(path: Path, listen: Path, *, bitmap: str | None = None) -> Iterator[View]:
     """Serve a disk read-only over NBD on a unix socket."""
     size = json.loads(run("qemu-img", "info", "-U", "--output=json", path))["virtual-size"]
-    with serving(socket, "-f", "qcow2", *(["-B", bitmap] if bitmap else []), str(path)):
-        yield View(socket, "", size, bitmap)
+    with serving(listen, "-f", "qcow2", *(["-B", bitmap] if bitmap else []), str(path)):
+        yield View(listen, "", size, bitmap)
 
 
 @contextmanager
-def serving(socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def serving(listen: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run an NBD server with these arguments."""
-    with subprocess.Popen(["qemu-nbd", "-r", "-t", "-e", "16", "-k", str(socket), *arguments]) as server:
+    with subprocess.Popen(["qemu-nbd", "-r", "-t", "-e", "16", "-k", str(listen), *arguments]) as server:
         try:
-            _await(socket, server)
+            _await(listen, server)
             yield server
         finally:
             server.kill()
             server.wait()
-            socket.unlink(missing_ok=True)
+            listen.unlink(missing_ok=True)
 
 
 def build_image(point: SpoolPoint, target: DiskTarget, path: Path, backing: Path | None = None) -> Path:
@@ -155,9 +156,15 @@ def guest_clusters(point: SpoolPoint) -> int:
     return point.closing.guest_bytes // CLUSTER
 
 
-def _await(socket: Path, server: subprocess.Popen[bytes]) -> None:
+def _await(path: Path, server: subprocess.Popen[bytes]) -> None:
+    """Wait until the server accepts: the socket's file is there a moment before it listens."""
     deadline = time.monotonic() + 20
-    while not socket.exists():
+    while not _accepts(path):
         assert server.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
