@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 from vmreplica.lab.image import boot_image, set_command_line
 from vmreplica.lab.qemu_img import create_qcow2, raw_to_qcow2
 from vmreplica.lab.records import BOOT_DISK_RING, DATA_DISK_RING, RING, RecordsReport, check_records
+from vmreplica.lab.waiting import until
 from vmreplica.model.errors import BadRequest, TimedOut
 from vmreplica.model.units import MiB, format_size
 
@@ -27,6 +28,7 @@ _FILL_SOURCES: Final = ("/usr/lib", "/usr/bin", "/usr/share", "/usr/sbin")
 _BLOCK: Final = 4096
 _DISKS_MAX: Final = 8
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
+_TICK: Final = 0.1
 _ALIVE: Final = re.compile(r"lab-guest: record (\d+) ")
 _BOOTED: Final = re.compile(r"lab-guest: boot complete, last record (\d+) found")
 
@@ -123,12 +125,11 @@ class Guest:
 
     def wait_record(self, number: int, *, timeout: float = 240.0) -> int:
         """Wait until it announces a record with at least this number; tell its number."""
-        deadline = time.monotonic() + timeout
-        while (last := self.last_seen()) is None or last < number:
-            if time.monotonic() > deadline:
-                raise TimedOut("lab-guest-silent", f"{self.name} does not come to record {number}, last is {last}")
-            time.sleep(0.1)
-        return last
+        if not until(lambda: (self.last_seen() or 0) >= number, timeout):
+            raise TimedOut(
+                "lab-guest-silent", f"{self.name} does not come to record {number}, last is {self.last_seen()}"
+            )
+        return self.last_seen() or 0
 
     def check(self) -> RecordsReport:
         """Check the records on its images; reliable while it is off."""
@@ -149,10 +150,12 @@ def wait_for_text(text: Callable[[], str], pattern: str, *, timeout: float, who:
         TimedOut: code ``lab-guest-silent``.
     """
     deadline = time.monotonic() + timeout
-    while (match := re.search(pattern, text())) is None:
+    said = text()
+    while not (match := re.search(pattern, said)):
         if time.monotonic() > deadline:
-            raise TimedOut("lab-guest-silent", f"{who} does not say {pattern!r}; it said: {text()[-500:]!r}")
-        time.sleep(0.1)
+            raise TimedOut("lab-guest-silent", f"{who} does not say {pattern!r}; it said: {said[-500:]!r}")
+        time.sleep(_TICK)
+        said = text()
     return match
 
 

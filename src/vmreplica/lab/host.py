@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,11 +22,11 @@ from vmreplica.lab.layout import (
     network_xml,
 )
 from vmreplica.lab.namespace import Namespace, is_alive
+from vmreplica.lab.waiting import until
 from vmreplica.model.errors import Conflict, NotFound, TimedOut, Unreachable
 
 _START_LIMIT: Final = 30.0
 _STOP_LIMIT: Final = 30.0
-_TICK: Final = 0.05
 _KVM: Final = Path("/dev/kvm")
 #: Runs the product with the very interpreter and package that the lab runs with.
 VMREPLICA: Final = (sys.executable, "-m", "vmreplica.cli")
@@ -99,7 +98,7 @@ class Host:
             TimedOut: it does not answer (code ``lab-libvirtd-silent``).
         """
         self.exec(["libvirtd", "--daemon"])
-        if not _until(lambda: _answers(self.layout.libvirt_socket), _START_LIMIT):
+        if not until(lambda: _answers(self.layout.libvirt_socket), _START_LIMIT):
             raise TimedOut(
                 "lab-libvirtd-silent", f"libvirtd of host {self.name} does not answer", hint=self._libvirtd_log()
             )
@@ -188,7 +187,7 @@ class Host:
         if self.agent_pid is None:
             self.layout.agent_socket.unlink(missing_ok=True)
             self.background([*VMREPLICA, "agent", "--config", str(self.layout.agent_config)], self.layout.agent_log)
-        answers = _until(lambda: _answers(self.layout.agent_socket), _START_LIMIT, while_=self._agent_may_come)
+        answers = until(lambda: _answers(self.layout.agent_socket), _START_LIMIT, while_=self._agent_may_come)
         if not answers:
             tail = self.layout.agent_log.read_text(errors="replace")[-2000:]
             raise Unreachable(
@@ -298,7 +297,7 @@ class Host:
         if pid is None:
             return
         os.kill(pid, how)
-        if not _until(lambda: not is_alive(pid), _STOP_LIMIT):
+        if not until(lambda: not is_alive(pid), _STOP_LIMIT):
             raise TimedOut("lab-process-stays", f"process {pid} of host {self.name} does not end after {how.name}")
 
     def _agent_may_come(self) -> bool:
@@ -326,15 +325,4 @@ def _answers(path: Path) -> bool:
             probe.connect(str(path))
         except OSError:
             return False
-    return True
-
-
-def _until(condition: Callable[[], bool], limit: float, while_: Callable[[], bool] = lambda: True) -> bool:
-    """Wait for a condition, as long as another holds (after a second's grace)."""
-    begun = time.monotonic()
-    while not condition():
-        waited = time.monotonic() - begun
-        if waited > limit or (waited > 1.0 and not while_()):
-            return False
-        time.sleep(_TICK)
     return True

@@ -11,19 +11,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from vmreplica.lab import keeper
 from vmreplica.lab.commands import run, search_path
+from vmreplica.lab.waiting import until
 from vmreplica.model.errors import Conflict, Refused, TimedOut
 
 _MARK: Final = "VMREPLICA_LAB_KEEPER"
 _START_LIMIT: Final = 20.0
 _DEATH_LIMIT: Final = 20.0
-_TICK: Final = 0.02
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Namespace:
                 stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=True,
                 env={"PATH": search_path(), _MARK: str(self.lab)},
             )  # fmt: skip
-        if not _until(lambda: self.find_pid() is not None, _START_LIMIT):
+        if not until(lambda: self.find_pid() is not None, _START_LIMIT):
             raise Refused(
                 "lab-namespace-failed",
                 f"cannot make the namespaces of {self.name}: {log.read_text().strip() or 'no answer'}",
@@ -143,7 +142,7 @@ def kill_keepers(pids: Sequence[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    if not _until(lambda: not any(is_alive(pid) for pid in pids), _DEATH_LIMIT):
+    if not until(lambda: not any(is_alive(pid) for pid in pids), _DEATH_LIMIT):
         raise TimedOut("lab-does-not-die", f"processes {list(pids)} of the lab do not end")
 
 
@@ -169,12 +168,3 @@ def _pid_namespace(pid: int) -> str | None:
         return str(Path(f"/proc/{pid}/ns/pid").readlink())
     except OSError:
         return None
-
-
-def _until(condition: Callable[[], bool], limit: float) -> bool:
-    deadline = time.monotonic() + limit
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_TICK)
-    return True

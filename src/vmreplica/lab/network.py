@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +22,10 @@ from vmreplica.lab import relay
 from vmreplica.lab.commands import run
 from vmreplica.lab.layout import HostLayout
 from vmreplica.lab.namespace import Namespace, is_alive
+from vmreplica.lab.waiting import until
 from vmreplica.model.errors import Internal
 
-_RELAY_START_LIMIT: Final = 10.0
+_RELAY_LIMIT: Final = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,11 +109,8 @@ class Link:
                 stderr=said,
                 check=True,
             )
-        deadline = time.monotonic() + _RELAY_START_LIMIT
-        while self._relay_pid() is None:
-            if time.monotonic() > deadline:
-                raise Internal("lab-relay-failed", f"the relay does not start: {self._relay_log.read_text().strip()}")
-            time.sleep(0.02)
+        if not until(lambda: self._relay_pid() is not None, _RELAY_LIMIT):
+            raise Internal("lab-relay-failed", f"the relay does not start: {self._relay_log.read_text().strip()}")
 
     @property
     def _relay_pid_file(self) -> Path:
@@ -145,8 +142,7 @@ class Link:
         pid = self._relay_pid()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
-            while is_alive(pid):
-                time.sleep(0.01)
+            until(lambda: not is_alive(pid), _RELAY_LIMIT)
         self._relay_pid_file.unlink(missing_ok=True)
 
 
