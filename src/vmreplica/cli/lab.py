@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Two or more real hosts on this machine, in namespaces, with private libvirt daemons. Needs root.",
     rich_markup_mode=None,
     no_args_is_help=True,
+    add_completion=False,
 )
 agent_app = typer.Typer(name="agent", help="The agent of a lab host.", rich_markup_mode=None, no_args_is_help=True)
 guest_app = typer.Typer(name="guest", help="Guests of a lab host.", rich_markup_mode=None, no_args_is_help=True)
