@@ -30,8 +30,8 @@ class SegmentBuilder:
         self._patience = patience
         self._position = disk.next_cluster
         self._records: list[tuple[int, int, int]] = []
-        self._data: list[bytes] = []
-        self._data_bytes = 0
+        # One growing buffer: thousands of frames kept one by one would leave the heap in shreds.
+        self._data = bytearray()
 
     def clusters(self, first: int, frames: Sequence[bytes | None]) -> None:
         """Add clusters that were read; None is one of zeroes."""
@@ -40,8 +40,7 @@ class SegmentBuilder:
                 self.zeroes(cluster, 1)
             else:
                 self._records.append((cluster, len(frame), KIND_ZSTD))
-                self._data.append(frame)
-                self._data_bytes += len(frame)
+                self._data += frame
                 self._advance(cluster + 1)
 
     def zeroes(self, first: int, count: int) -> None:
@@ -64,8 +63,9 @@ class SegmentBuilder:
         if not self._records:
             return
         records = np.array(self._records, RECORD)
-        self._disk.append(records, self._data, self._position, cancel=self._cancel, patience=self._patience)
-        self._records, self._data, self._data_bytes = [], [], 0
+        data = [memoryview(self._data)]
+        self._disk.append(records, data, self._position, cancel=self._cancel, patience=self._patience)
+        self._records, self._data = [], bytearray()
 
     def _add_zeroes(self, first: int, count: int) -> None:
         if self._records:
@@ -77,5 +77,5 @@ class SegmentBuilder:
 
     def _advance(self, position: int) -> None:
         self._position = position
-        if self._data_bytes >= SEGMENT_BYTES or len(self._records) >= MAX_RECORDS:
+        if len(self._data) >= SEGMENT_BYTES or len(self._records) >= MAX_RECORDS:
             self.flush()

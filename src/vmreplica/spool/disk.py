@@ -100,7 +100,7 @@ class SpoolDisk:
 
         Args:
             records: of dtype RECORD.
-            data: frames in the order of their records.
+            data: frames in the order of their records, in as many buffers as suits.
             next_cluster: first guest cluster that nothing is said about after this segment.
             cancel: ends the wait.
             patience: seconds to wait for room.
