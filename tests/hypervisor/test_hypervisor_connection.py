@@ -68,6 +68,11 @@ def test_events_are_heard_again_after_a_restart(
     assert heard.wait(10)
 
 
+def test_watching_may_begin_before_libvirtd_is_there(home: Path) -> None:
+    hypervisor = Hypervisor(f"qemu:///system?socket={home}/nobody", home / "run")
+    hypervisor.watch(lambda _vm, _event: None)()
+
+
 def test_an_absent_libvirtd_is_unreachable_at_once_with_the_next_command(home: Path) -> None:
     hypervisor = Hypervisor(f"qemu:///system?socket={home}/nobody", home / "run")
     began = time.monotonic()

@@ -1,5 +1,6 @@
 """The facade over libvirt: everything the agent asks of the local hypervisor."""
 
+import contextlib
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
 from vmreplica.hypervisor.views import DomainBrief, DomainView
-from vmreplica.model.errors import Corrupt, NotFound, VmReplicaError
+from vmreplica.model.errors import Corrupt, NotFound, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.policy import Policy
 
@@ -92,13 +93,14 @@ class Hypervisor:
         """Call ``callback(vm, event)`` on lifecycle events: started, stopped, shutdown, undefined and so on.
 
         It runs in a thread of its own and may call back. Events are lost while libvirtd is away, and until the next
-        call connects again.
+        call connects again; an absent libvirtd is no error here.
 
         Returns:
             a function that ends it.
         """
         end = self._watchers.add(callback)
-        self._connection.call("listen for events", lambda _raw: None, repeatable=True)
+        with contextlib.suppress(Unreachable, TimedOut):
+            self._connection.call("listen for events", lambda _raw: None, repeatable=True)
         return end
 
     # -- policy ------------------------------------------------------------------------------------------------
