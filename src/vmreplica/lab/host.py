@@ -115,7 +115,7 @@ class Host:
         Args:
             hard: with SIGKILL.
         """
-        self._end(self._find("libvirtd"), signal.SIGKILL if hard else signal.SIGTERM)
+        self._end(self._find(_is_libvirtd), signal.SIGKILL if hard else signal.SIGTERM)
 
     def restart_libvirtd(self, *, hard: bool = False) -> None:
         """Stop libvirtd and start it again; guests go on running."""
@@ -176,17 +176,21 @@ class Host:
     @property
     def agent_pid(self) -> int | None:
         """The agent's process id as seen from outside; None when it does not run."""
-        return self._find(Path(VMREPLICA[0]).name, *VMREPLICA[1:], "agent")
+        return self._find(self._runs_our_agent)
 
-    def start_agent(self) -> None:
+    def start_agent(self, argv: Sequence[str] | None = None) -> None:
         """Start the agent and wait until its socket answers; nothing to do when it runs.
+
+        Args:
+            argv: what to run in place of ``vmreplica agent``; ``--config FILE`` is put behind it, by which it is found.
 
         Raises:
             Unreachable: it ended or stays silent; the hint ends its log (code ``lab-agent-silent``).
         """
         if self.agent_pid is None:
             self.layout.agent_socket.unlink(missing_ok=True)
-            self.background([*VMREPLICA, "agent", "--config", str(self.layout.agent_config)], self.layout.agent_log)
+            program = argv or [*VMREPLICA, "agent"]
+            self.background([*program, "--config", str(self.layout.agent_config)], self.layout.agent_log)
         answers = until(lambda: _answers(self.layout.agent_socket), _START_LIMIT, while_=self._agent_may_come)
         if not answers:
             tail = self.layout.agent_log.read_text(errors="replace")[-2000:]
@@ -282,16 +286,19 @@ class Host:
         nothing.touch()
         return {str(nothing): str(_KVM)}
 
-    def _find(self, *words: str) -> int | None:
-        """Find the process on the host whose command line begins with these words, its program without directories."""
+    def _find(self, wanted: Callable[[list[str]], bool]) -> int | None:
+        """Find the process on the host whose command line is the wanted one."""
         for pid in self.namespace.processes() if self.up else ():
             try:
                 argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if (argv[0].rpartition("/")[2], *argv[1 : len(words)]) == words and is_alive(pid):
+            if wanted(argv) and is_alive(pid):
                 return pid
         return None
+
+    def _runs_our_agent(self, argv: list[str]) -> bool:
+        return argv[-3:-1] == ["--config", str(self.layout.agent_config)]
 
     def _end(self, pid: int | None, how: signal.Signals) -> None:
         if pid is None:
@@ -306,6 +313,10 @@ class Host:
     def _libvirtd_log(self) -> str:
         log = self.layout.libvirtd_log
         return log.read_text(errors="replace")[-1000:] if log.exists() else ""
+
+
+def _is_libvirtd(argv: list[str]) -> bool:
+    return argv[0].rpartition("/")[2] == "libvirtd"
 
 
 def _empty(directory: Path) -> None:
