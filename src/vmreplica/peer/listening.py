@@ -60,8 +60,10 @@ class PeerServer:
         await self._runner.cleanup()
         # TLS says goodbye and waits for an answer; whoever has not given it by now is not waited for.
         for transport in (*idle, *self._seen):
-            if transport is not None:
-                transport.abort()
+            # None: closed. AttributeError: asyncio's TLS transport, closed twice, has let go of its connection.
+            with contextlib.suppress(AttributeError):
+                if transport is not None:
+                    transport.abort()
         await asyncio.sleep(_LAST_MOMENT)
 
 
