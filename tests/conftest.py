@@ -1,4 +1,4 @@
-"""What the end-to-end tests stand on: labs that live for the whole run, and fresh guests for each test.
+"""What the end-to-end and fault tests stand on: labs that live for the whole run, and fresh guests for each test.
 
 - ``lab``: two hosts with paired agents, ``a`` and ``b``. One lab serves all tests; after each test hosts are booted,
   lines healed and agents started again, so a test may break whatever it likes.
