@@ -1,7 +1,9 @@
 """Retention: what is kept, what is folded, and that no crash in between costs a point."""
 
 import random
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from repository_kit import VM as THE_VM
 
 from vmreplica.model.errors import NoSpace, VmReplicaError
 from vmreplica.model.units import CLUSTER
-from vmreplica.repository import Replica
+from vmreplica.repository import Replica, folding
 from vmreplica.repository.layout import Layout
 
 pytestmark = pytest.mark.main_job
@@ -135,16 +137,21 @@ def test_a_held_point_and_all_it_stands_on_stay(tmp_path: Path) -> None:
 def test_a_hold_stops_a_fold_under_way(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=1), Primary()
     _fill(replica, primary, 3)
+    with ThreadPoolExecutor(1) as pool:
+        holds: list[Future[str]] = []
 
-    def someone_is_coming(step: str) -> None:
-        if step.startswith("prepare"):
-            replica._stop_fold.set()
+        def someone_comes(step: str) -> None:
+            if step == "prepare vda" and not holds:
+                holds.append(pool.submit(replica.hold, min(primary.expected), "failover", "it runs"))
+                while not replica._stop_fold.is_set():
+                    time.sleep(0.001)
 
-    replica.before_fold_step = someone_is_coming
-    assert replica.apply_retention() == 0
+        replica.before_fold_step = someone_comes
+        assert replica.apply_retention() == 0
+        replica.release(holds[0].result(timeout=10))
     assert len(check_all(replica, primary)) == 3
-    replica.hold(sorted(primary.expected)[1], "failover", "it runs")
-    assert replica.apply_retention() == 0
+    assert replica.apply_retention() == 2
+    assert check_all(replica, primary) == [primary.latest]
 
 
 def test_a_damaged_hold_holds_everything(tmp_path: Path) -> None:
@@ -220,5 +227,23 @@ def test_a_fold_without_room_costs_nothing(small_fs: Path) -> None:
         replica.apply_retention()
     assert len(replica.points()) == 2
     ballast.unlink()
+    assert replica.apply_retention() == 1
+    assert check_all(replica, primary) == [primary.latest]
+
+
+@pytest.mark.parametrize("left", [0, 8 << 10, 256 << 10, 3 << 20, 6 << 20])
+def test_a_fold_during_which_the_store_fills_up_costs_nothing(
+    left: int, small_fs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of the room before is taken out: something else fills the store just after it."""
+    replica, primary = new_replica(small_fs, keep=1), Primary({"vda": 512 * CLUSTER})
+    primary.send(replica, {"vda": {n: noise(n) for n in range(100)}})
+    primary.send(replica, {"vda": {n: noise(500 + n) for n in range(100)}})
+    monkeypatch.setattr(folding, "require_free", lambda _path, _needed, _what: None)
+    leave_free(small_fs / "ballast", left)
+    with pytest.raises(NoSpace):
+        replica.apply_retention()
+    (small_fs / "ballast").unlink()
+    assert check_all(replica, primary) == sorted(primary.expected)
     assert replica.apply_retention() == 1
     assert check_all(replica, primary) == [primary.latest]

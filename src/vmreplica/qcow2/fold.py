@@ -68,6 +68,7 @@ def prepare_fold(base: Path, overlay: Path, index: Path, dead: Path, *, size: in
         with index.open("rb", buffering=_BUFFER) as heads:
             batches = _placed(fold, heads, source, overlay, check)
             for number, entries, said in l2_tables(batches, UNALLOCATED):
+                check()
                 fold.merge(number, entries, said, gone)
         header = fold.finish()
         gone.flush()
@@ -87,26 +88,34 @@ def undo(base: Path, size: int) -> None:
     """Cut what was prepared off a base's file, which had so many bytes before."""
     with _opened(base, os.O_RDWR) as fd:
         os.ftruncate(fd, size)
-        _punch_free(fd, base)
+        _punch_free(fd, base, lambda: False)
         os.fsync(fd)
 
 
-def reclaim(image: Path, dead: Path) -> None:
-    """Punch what was superseded out of a folded image, as far as whole blocks of the file system go."""
+def reclaim(image: Path, dead: Path, stopped: Callable[[], bool]) -> None:
+    """Punch what was superseded out of a folded image, as far as whole blocks of the file system go.
+
+    Args:
+        image: the former base.
+        dead: what ``prepare_fold`` wrote.
+        stopped: asked often; once true, the rest keeps its space until its whole clusters are free.
+    """
     with _opened(image, os.O_RDWR) as fd, dead.open("rb") as gone:
-        while raw := gone.read(_DEAD_BATCH * 16):
+        while (raw := gone.read(_DEAD_BATCH * 16)) and not stopped():
             for start, end in np.frombuffer(raw, np.int64).reshape(-1, 2).tolist():
                 # A descriptor tells the end rounded up to a sector: the next frame may begin in that sector.
                 low, high = -(-start // _BLOCK) * _BLOCK, (end - _SECTOR + 1) // _BLOCK * _BLOCK
-                if low < high:
+                if low < high and not stopped():
                     punch(fd, low, high - low)
-        _punch_free(fd, image)
+        _punch_free(fd, image, stopped)
 
 
-def _punch_free(fd: int, path: Path) -> None:
+def _punch_free(fd: int, path: Path, stopped: Callable[[], bool]) -> None:
     image = Image(fd, path)
     starts, lengths = free_runs(image.refcounts(0))
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        if stopped():
+            return
         punch(fd, start * CLUSTER, length * CLUSTER)
 
 

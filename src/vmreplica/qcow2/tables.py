@@ -32,7 +32,6 @@ from vmreplica.qcow2.layout import (
 )  # fmt: skip
 from vmreplica.qcow2.rawio import pwrite_all
 
-
 #: Longer than any header with its extensions and backing name.
 _HEADER_BYTES: Final = 4096
 

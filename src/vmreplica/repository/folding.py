@@ -30,20 +30,25 @@ StepHook = Callable[[str], None]
 _SLACK: Final = 16 * MiB
 
 
-def fold(layout: Layout, base: Manifest, point: Manifest, *, check: Callable[[], None], before: StepHook) -> Manifest:
+class FoldStopped(Exception):
+    """A fold was asked to stop; nothing has changed."""
+
+
+def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[], bool], before: StepHook) -> Manifest:
     """Fold ``base`` into ``point``, its child.
 
     Args:
         layout: of the replica.
         base: the oldest point.
         point: the one that stands on it.
-        check: called often until the commit; raises what shall stop the work.
+        stopped: asked often; once true the fold is undone, or finished quickly.
         before: observer of steps.
 
     Returns:
         The new manifest of ``point``.
 
     Raises:
+        FoldStopped: nothing has changed.
         NoSpace: nothing has changed.
         Corrupt: an image or index is damaged; nothing has changed.
     """
@@ -59,13 +64,13 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, check: Callable[[],
     write_shape(layout.fold, record)
     try:
         with store_errors(layout.fold):
-            record = _prepare(layout, record, point, check=check, before=before)
+            record = _prepare(layout, record, point, check=lambda: _check(stopped), before=before)
         before("commit")
         write_shape(layout.fold, record)
     except Exception:
         _undo(layout, record)
         raise
-    return _roll_forward(layout, record, before)
+    return _roll_forward(layout, record, stopped=stopped, before=before)
 
 
 def recover_fold(layout: Layout) -> None:
@@ -80,7 +85,12 @@ def recover_fold(layout: Layout) -> None:
     if record.stage == "prepare":
         _undo(layout, record)
     else:
-        _roll_forward(layout, record, lambda _step: None)
+        _roll_forward(layout, record, stopped=lambda: False, before=lambda _step: None)
+
+
+def _check(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise FoldStopped
 
 
 def _shared(base: Manifest, point: Manifest) -> list[DiskTarget]:
@@ -131,7 +141,7 @@ def _undo(layout: Layout, record: FoldRecord) -> None:
         fsync_dir(layout.root)
 
 
-def _roll_forward(layout: Layout, record: FoldRecord, before: StepHook) -> Manifest:
+def _roll_forward(layout: Layout, record: FoldRecord, *, stopped: Callable[[], bool], before: StepHook) -> Manifest:
     with store_errors(layout.fold):
         before("hide")
         if layout.point(record.base).is_dir():
@@ -142,7 +152,7 @@ def _roll_forward(layout: Layout, record: FoldRecord, before: StepHook) -> Manif
         fsync_dir(layout.point(record.point))
         before("reclaim")
         for disk in record.disks:
-            _reclaim(layout, record, disk)
+            _reclaim(layout, record, disk, stopped)
         before("manifest")
         manifest = _standing_alone(layout, record)
         write_shape(layout.manifest(record.point), manifest)
@@ -166,10 +176,10 @@ def _switch(layout: Layout, record: FoldRecord, disk: FoldDisk, before: StepHook
     image.replace(layout.image(record.point, disk.target))
 
 
-def _reclaim(layout: Layout, record: FoldRecord, disk: FoldDisk) -> None:
+def _reclaim(layout: Layout, record: FoldRecord, disk: FoldDisk, stopped: Callable[[], bool]) -> None:
     dead = layout.dead(record.base, disk.target)
     if dead.exists():
-        reclaim(layout.image(record.point, disk.target), dead)
+        reclaim(layout.image(record.point, disk.target), dead, stopped)
 
 
 def _standing_alone(layout: Layout, record: FoldRecord) -> Manifest:

@@ -201,6 +201,7 @@ class Replica:
         with self._receiving:
             if self._find(point) is None:
                 self._publish(self._inbox.require(self.record.name, point), closing)
+            self._end_waiting()
             with self._memory:
                 return self._published(point).summary(self._holds.reasons(point))
 
@@ -255,7 +256,7 @@ class Replica:
             while not self._stop_fold.is_set() and (step := self._next_step()) is not None:
                 try:
                     self._take(step)
-                except _Stopped:
+                except folding.FoldStopped:
                     break
                 done += 1
         return done
@@ -273,9 +274,7 @@ class Replica:
             self._reload()
             latest = self._latest()
             self._inbox.recover(latest.id if latest is not None else None)
-        with self._memory:
-            if self._points and self._record.state is State.WAITING:
-                self.move(Event.PUBLISHED)
+        self._end_waiting()
 
     def retire(self) -> None:
         """Stop using the files: no segment is being written, no fold runs and none will begin."""
@@ -319,7 +318,10 @@ class Replica:
         point = measured(self._layout, Point(manifest, 0))
         with self._memory:
             self._points.append(point)
-            if self._record.state is State.WAITING:
+
+    def _end_waiting(self) -> None:
+        with self._memory:
+            if self._points and self._record.state is State.WAITING:
                 self.move(Event.PUBLISHED)
 
     # ---- helpers: retention
@@ -341,16 +343,12 @@ class Replica:
                 self._layout,
                 step.oldest.manifest,
                 step.into.manifest,
-                check=self._check_stop,
+                stopped=self._stop_fold.is_set,
                 before=self._hiding(step.oldest),
             )
         finally:
             self._drop_if_gone(step.oldest)
         self._replace(step.into, manifest)
-
-    def _check_stop(self) -> None:
-        if self._stop_fold.is_set():
-            raise _Stopped
 
     def _hiding(self, oldest: Point) -> folding.StepHook:
         def before(step: str) -> None:
@@ -377,10 +375,6 @@ class Replica:
         if self._layout.fold.exists():
             folding.recover_fold(self._layout)
             self._reload()
-
-
-class _Stopped(Exception):
-    """A fold was asked to stop."""
 
 
 def _all_held(manifest: Manifest) -> IncomingPoint:
