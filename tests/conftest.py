@@ -5,6 +5,8 @@
 - ``bare_lab``: two hosts without agents, likewise restored; for tests of the lab itself.
 - ``new_guest``: call it as ``new_guest(host, disks=2, ...)`` (arguments of ``GuestSpec``) for a guest that boots and is
   removed after the test. Booting takes several seconds of a core: share one guest among the assertions of a test.
+- ``new_blank``: call it as ``new_blank(host, disks=("vda", "vdb"), ...)`` (arguments of ``job_kit.Blank``) for a running
+  VM without an operating system, for tests that only need disks with known contents: it costs nothing.
 - ``lab_dir``: a short directory for a test that makes a lab of its own; whatever is in it is taken down afterwards.
 """
 
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_kit import Blank
 
 from vmreplica.lab import Guest, GuestSpec, Host, Lab
 
@@ -86,7 +89,23 @@ def new_guest() -> Iterator[Callable[..., Guest]]:
         _forget(guest)
 
 
-def _forget(guest: Guest) -> None:
+@pytest.fixture
+def new_blank() -> Iterator[Callable[..., Blank]]:
+    made: list[Blank] = []
+
+    def make(host: Host, **how: Any) -> Blank:
+        start = how.pop("start", True)
+        made.append(Blank(host, f"blank{next(_numbers)}", **how))
+        if start:
+            made[-1].start()
+        return made[-1]
+
+    yield make
+    for blank in made:
+        _forget(blank)
+
+
+def _forget(guest: Guest | Blank) -> None:
     """Remove a guest, and its copy wherever a failover started one."""
     lab = Lab.open(guest.host.layout.lab)
     for host in lab.hosts:
