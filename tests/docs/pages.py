@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+#: What a reader sees, and what the lab needs besides, in a comment that is not shown.
+_FOR_THE_LAB = re.compile(r"^(?:```|<!-- )sh lab\n(?P<body>.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _PROMPT = re.compile(r"^(alpha|beta|lab)\$ (.+)$")
@@ -63,7 +65,7 @@ def examples(text: str) -> list[Example]:
     Raises:
         ValueError: a line is neither a command nor a note, or a note stands at the wrong place.
     """
-    return [one for block in blocks(text) if block.info == "sh lab" for one in _read(block.body.splitlines())]
+    return [one for block in _FOR_THE_LAB.finditer(text) for one in _read(block["body"].splitlines())]
 
 
 def _read(lines: list[str]) -> Iterator[Example]:
