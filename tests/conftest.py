@@ -5,8 +5,8 @@
 - ``bare_lab``: two hosts without agents, likewise restored; for tests of the lab itself.
 - ``new_guest``: call it as ``new_guest(host, disks=2, ...)`` (arguments of ``GuestSpec``) for a guest that boots and is
   removed after the test. Booting takes several seconds of a core: share one guest among the assertions of a test.
-- ``new_blank``: call it as ``new_blank(host, disks=("vda", "vdb"), ...)`` (arguments of ``job_kit.Blank``) for a running
-  VM without an operating system, for tests that only need disks with known contents: it costs nothing.
+- ``new_blank``: call it as ``new_blank(host, disks=("vda", "vdb"), ...)`` (arguments of ``job_kit.Blank``) for a VM
+  without an operating system, for tests that only need disks with known contents: it costs nothing.
 - ``lab_dir``: a short directory for a test that makes a lab of its own; whatever is in it is taken down afterwards.
 """
 

@@ -142,7 +142,7 @@ class Blank:
         xml = (
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
             f"<name>{self.name}</name><uuid>{self.uuid}</uuid><memory unit='MiB'>16</memory><vcpu>1</vcpu>"
-            "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
+            "<os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>"
             f"<devices>{disks}{self._devices}</devices>{self._domain}</domain>"
         )
         self.host.exec(["virsh", "-q", "-c", self.host.layout.uri, "define", "/dev/stdin"], stdin=xml)
@@ -158,9 +158,10 @@ class Blank:
     def write(self, target: str, offset: str, length: str, pattern: int) -> None:
         """Write through the guest's own device, as the guest would, so that bitmaps and backup jobs see it."""
         device = f"/machine/peripheral/{self._alias(target)}/virtio-backend"
-        command = f'qemu-io -d {device} "write -P {pattern} {offset} {length}"'
-        said = self.host.virsh("qemu-monitor-command", self.name, "--hmp", command).stdout
-        assert "wrote" in said or not said.strip(), said
+        # Flushed, so that the image file shows it also to who reads it beside QEMU.
+        for act in (f"write -P {pattern} {offset} {length}", "flush"):
+            said = self.host.virsh("qemu-monitor-command", self.name, "--hmp", f'qemu-io -d {device} "{act}"').stdout
+            assert "rror" not in said, said
 
     def attach(self, target: str) -> Path:
         """Plug another disk in, for now and for the next start."""

@@ -4,6 +4,7 @@ libvirt forgets checkpoints on migration and redefinition while the bitmaps live
 while libvirt remembers the checkpoint. So the whole document of each is kept here too. Foreign ones are never touched.
 """
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -61,7 +62,10 @@ class CheckpointShelf:
 
     def forget(self, vm: VmId, name: str) -> None:
         """Remove a kept document."""
-        self._path(vm, name).unlink(missing_ok=True)
+        path = self._path(vm, name)
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
     def forget_all(self, vm: VmId) -> None:
         """Remove all kept documents of a VM."""

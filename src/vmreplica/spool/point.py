@@ -1,5 +1,6 @@
 """A pending point: its opening, its disks, and in the end its closing."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,8 @@ class SpoolPoint:
             disk.forget()
         self._gone(self)
         remove_tree(self._directory)
+        with contextlib.suppress(OSError):
+            self._directory.parent.rmdir()
 
     def waiting_bytes(self) -> int:
         """Tell the bytes that are in the spool and not acknowledged."""
