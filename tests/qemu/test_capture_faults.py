@@ -172,22 +172,33 @@ def test_an_unreadable_disk_is_told_from_a_view_that_went_away(tmp_path: Path, d
     assert point.closing is None
 
 
-def test_a_view_that_stands_still_can_be_cancelled_and_has_a_limit(
-    tmp_path: Path, disk: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_view_that_comes_to_a_stand_can_be_cancelled(tmp_path: Path, disk: Path, socket: Path) -> None:
     point = Spool(tmp_path / "spool", GiB).create(opening({"vda": SIZE}))
+    cancel = threading.Event()
     with serving(socket, "-f", "qcow2", str(disk)) as server:
-        server.send_signal(signal.SIGSTOP)
-        cancel = threading.Event()
         timer = threading.Timer(0.2, cancel.set)
-        timer.start()
+
+        def stop(done: int, _total: int) -> None:
+            if done and timer.ident is None:
+                server.send_signal(signal.SIGSTOP)
+                timer.start()
+
         started = time.monotonic()
         with pytest.raises(Conflict) as end:
-            capture_point({"vda": View(socket, "", SIZE)}, point, cancel=cancel)
+            capture_point({"vda": View(socket, "", SIZE)}, point, workers=1, cancel=cancel, progress=stop)
         assert end.value.code == "cancelled"
         assert time.monotonic() - started < 5
         timer.join()
-        monkeypatch.setattr(connection, "TIME_LIMIT", 0.3)
+
+
+def test_a_view_that_stands_still_has_a_limit(
+    tmp_path: Path, disk: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = Spool(tmp_path / "spool", GiB).create(opening({"vda": SIZE}))
+    monkeypatch.setattr(connection, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(connection, "HANDSHAKE_LIMIT", 0.3)
+    with serving(socket, "-f", "qcow2", str(disk)) as server:
+        server.send_signal(signal.SIGSTOP)
         with pytest.raises(TimedOut, match="disk vda of web"):
             _capture(point, View(socket, "", SIZE))
 

@@ -78,24 +78,31 @@ class _Capture:
         self._done = self._total = 0
 
     def run(self, exports: Mapping[DiskTarget, Export]) -> None:
-        views = {disk.target: self._view(exports, disk) for disk in self._point.disks}
+        with contextlib.ExitStack() as views:
+            self._read_all({disk.target: self._view(exports, disk, views) for disk in self._point.disks})
+        self._point.finish(self._point.guest_bytes)
+
+    def _read_all(self, views: dict[DiskTarget, DiskView]) -> None:
         for disk in self._point.disks:
             done, total = views[disk.target].weigh(disk.next_cluster)
             self._done += total if disk.closing else done
             self._total += total
         for disk in self._point.disks:
-            view = views.pop(disk.target)
             if disk.closing is None:
-                self._read(disk, view)
-        self._point.finish(self._point.guest_bytes)
+                self._read(disk, views[disk.target])
+            views[disk.target].close()
 
-    def _view(self, exports: Mapping[DiskTarget, Export], disk: SpoolDisk) -> DiskView:
+    def _view(self, exports: Mapping[DiskTarget, Export], disk: SpoolDisk, views: contextlib.ExitStack) -> DiskView:
         what = self._what(disk)
         export = exports.get(disk.target)
         if export is None:
             raise HypervisorError("backup-export-lost", f"{what} is not in the frozen view")
         delta = self._point.opening.parent is not None and export.bitmap is not None
-        return DiskView(export, what, disk.size, self._stopped, delta=delta)
+        view = DiskView(export, what, disk.size, self._stopped)
+        views.callback(view.close)
+        if delta:
+            view.go_by_bitmap()
+        return view
 
     def _read(self, disk: SpoolDisk, view: DiskView) -> None:
         builder = SegmentBuilder(

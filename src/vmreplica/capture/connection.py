@@ -13,6 +13,8 @@ from vmreplica.spool import cancelled
 
 #: Seconds for one request; a disk that needs longer stands still.
 TIME_LIMIT: Final = 120.0
+#: Seconds for the handshake, which is never given up on request: see ``Connection``.
+HANDSHAKE_LIMIT: Final = 20.0
 _POLL_MS: Final = 200
 _HINT: Final = "the next cycle tries again from the last acknowledged point"
 
@@ -47,6 +49,10 @@ class Connection:
     Requests are asynchronous underneath, with one buffer that the caller reuses: a synchronous call could neither be
     limited nor cancelled, and a new buffer for each read is memory that comes back late.
 
+    A handshake is always gone through, whoever wants to stop: QEMU's ``nbd-server-stop`` waits for clients that it
+    serves no more while they are in their handshake, and the VM stands still with it for ever (seen in QEMU 7.2).
+    Whoever ends the job must have closed every connection before.
+
     Args:
         export: what to connect to.
         what: names disk and VM, for errors.
@@ -72,10 +78,13 @@ class Connection:
             if context is not None:
                 self._handle.add_meta_context(context)
             self._handle.aio_connect_unix(str(export.socket))
-            self._wait(lambda: not (self._handle.aio_is_connecting() or self._handle.aio_is_negotiating()))
-            if not self._handle.aio_is_ready():
-                raise self._lost("the connection was not accepted")
+            self._shake_hands()
             self.size = self._handle.get_size()
+
+    def close(self) -> None:
+        """Hang up; again is harmless."""
+        # libnbd closes the socket of a handle that nobody holds any more; a fresh one has none.
+        self._handle = nbd.NBD()
 
     def has_context(self) -> bool:
         """Tell whether the server knows the metadata context."""
@@ -114,6 +123,16 @@ class Connection:
 
     def _complete(self, cookie: int) -> None:
         self._wait(lambda: self._handle.aio_command_completed(cookie))
+
+    def _shake_hands(self) -> None:
+        deadline = time.monotonic() + HANDSHAKE_LIMIT
+        while self._handle.aio_is_connecting() or self._handle.aio_is_negotiating():
+            if time.monotonic() > deadline:
+                text = f"{self._what}: the backup export did not answer for {HANDSHAKE_LIMIT:.0f} s"
+                raise TimedOut("backup-read-timeout", text, hint=_HINT)
+            self._handle.poll(_POLL_MS)
+        if not self._handle.aio_is_ready():
+            raise self._lost("the connection was not accepted")
 
     def _wait(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + TIME_LIMIT

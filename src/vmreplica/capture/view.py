@@ -30,28 +30,41 @@ class DiskView:
         what: names disk and VM, for errors.
         size: the size that the point was opened with, in bytes.
         stopped: tells whether to give up.
-        delta: go by the export's bitmap; else the whole disk.
 
-    Raises:
-        HypervisorError: ``backup-export-lost``, ``backup-bitmap-missing``, or ``disk-resized``.
+    Every method that asks the server raises HypervisorError ``backup-export-lost`` or ``disk-resized``.
     """
 
-    def __init__(self, export: Export, what: str, size: int, stopped: Callable[[], bool], *, delta: bool) -> None:
+    def __init__(self, export: Export, what: str, size: int, stopped: Callable[[], bool]) -> None:
         self._export = export
         self._what = what
         self._size = size
         self._stopped = stopped
-        self._delta = delta
+        self._bitmap: Connection | None = None
         self._clusters = clusters_of(size)
         self._allocation: Connection | None = None
         self._readers = threading.local()
+        self._opening = threading.Lock()
+        self._open: list[Connection] = []
         self._changes: list[Run] | None = None
-        if delta:
-            self._bitmap = self._connect_bitmap()
+
+    def go_by_bitmap(self) -> None:
+        """Read only what the export's bitmap says has changed, not the whole disk.
+
+        Raises:
+            HypervisorError: ``backup-bitmap-missing``.
+        """
+        self._bitmap = self._connect_bitmap()
+
+    def close(self) -> None:
+        """Hang up all connections; nothing reads any more."""
+        with self._opening:
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
 
     def runs(self, first: int) -> Iterator[Run]:
         """Tell from a cluster on what is data and what reads as zeroes, in order; clean clusters are left out."""
-        if not self._delta:
+        if self._bitmap is None:
             yield from self._allocated(first, self._clusters)
             return
         for run in self._changed(first):
@@ -69,19 +82,19 @@ class DiskView:
         """
         before = total = 0
         changes: list[Run] = []
-        for run in self._changed(0) if self._delta else self._allocated(0, self._clusters):
+        for run in self._changed(0) if self._bitmap else self._allocated(0, self._clusters):
             if run.wanted:
                 total += run.length
                 before += max(0, min(run.end, first) - run.first)
                 if len(changes) <= _FEW_CHANGES:
                     changes.append(run)
-        if self._delta and len(changes) <= _FEW_CHANGES:
+        if self._bitmap and len(changes) <= _FEW_CHANGES:
             self._changes = changes
         return before * CLUSTER, total * CLUSTER
 
     def weight(self, run: Run) -> int:
         """Tell what a run counts in the measure of ``weigh``."""
-        return run.length * CLUSTER if self._delta or run.wanted else 0
+        return run.length * CLUSTER if self._bitmap or run.wanted else 0
 
     def frames(self, run: Run, level: int) -> list[bytes | None]:
         """Read and compress a run of at most READ_CLUSTERS; None for a cluster of zeroes. Any thread."""
@@ -100,6 +113,8 @@ class DiskView:
                 for run in self._changes
                 if run.end > first
             )
+        if self._bitmap is None:
+            return iter([Run(first, self._clusters - first, wanted=True)])
         extents = walk_extents(self._bitmap.extents, first * CLUSTER, self._size, step=_BITMAP_STEP, what=self._what)
         runs = cluster_runs(extents, lambda flags: bool(flags & _DIRTY), first, self._clusters)
         return (run for run in runs if run.wanted)
@@ -125,6 +140,8 @@ class DiskView:
 
     def _connect(self, context: str | None = None) -> Connection:
         connection = Connection(self._export, self._what, self._stopped, context=context)
+        with self._opening:
+            self._open.append(connection)
         if connection.size != self._size:
             raise HypervisorError(
                 "disk-resized",
