@@ -263,3 +263,14 @@ def _restore(saved: Path, small_fs: Path, spool: Path) -> None:
     (directory / "vda").rmdir()
     saved.with_name("vda").rename(directory / "vda")
     assert (small_fs / "spool" / VM).exists()
+
+
+def test_a_handshake_is_gone_through_even_when_the_capture_is_to_stop(disk: Path, socket: Path) -> None:
+    """QEMU's nbd-server-stop waits for ever for a client that hangs up, or stops, in its handshake."""
+    with served(disk, socket) as view:
+        shaken = connection.Connection(view, "disk vda of web", lambda: True)
+        assert shaken.size == SIZE
+        with pytest.raises(Conflict, match="stopped|cancelled"):
+            shaken.read_into(memoryview(bytearray(512)), 0)
+        shaken.close()
+        shaken.close()
