@@ -1,0 +1,206 @@
+"""A protected VM whose agents are killed at chosen instants, and what must be true afterwards."""
+
+import contextlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from job_kit import Document, cycles, images, points, qemu_img, relation, wait_cycles
+
+from vmreplica.lab import Host, Lab
+from vmreplica.lab.waiting import until
+from vmreplica.model.errors import Unreachable
+
+_LAUNCHER: Final = Path(__file__).with_name("crashing_agent.py")
+#: Segments of one cycle on the line at once: the default of ``limits.connections``.
+OPEN_SEGMENTS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A segment on its way, as the sender saw it."""
+
+    answered: bool
+    point: str
+    target: str
+    number: int
+    size: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What it is."""
+        return self.point, self.target, self.number
+
+
+class Patient:
+    """A VM on host a, replicated to host b every five seconds.
+
+    Args:
+        lab: of two paired hosts.
+        name: of the VM.
+        uuid: of the VM.
+    """
+
+    def __init__(self, lab: Lab, name: str, uuid: str) -> None:
+        self.lab = lab
+        self.name = name
+        self.uuid = uuid
+        self.a, self.b = lab.hosts
+        self._log = self.a.layout.dir / "sent"
+
+    # --- replication ----------------------------------------------------------------------------------------------
+
+    def enable(self, *, wait: bool = True) -> None:
+        """Protect it; without waiting the agent may be killed while it answers."""
+        words = ("enable", self.name, "--to", "b", "--every", "5s", "--keep", "4", "--json")
+        self.a.vmreplica(*words, "--wait" if wait else "--no-wait", check=wait, timeout=300)
+
+    def disable(self) -> None:
+        """Give it up with its copy."""
+        self.a.vmreplica("disable", self.name, "--delete-copy", "--yes", "--json")
+
+    def rest(self) -> None:
+        """Finish a cycle and begin no other: nothing moves until ``resume``."""
+
+        def rested() -> bool:
+            self.a.ask("sync", self.name, timeout=300)
+            self.a.ask("pause", self.name)
+            if self.history()[0]["outcome"] == "published":
+                return True
+            self.a.ask("resume", self.name)  # a cycle that had just begun was cancelled: it left things to clear up
+            return False
+
+        assert until(rested, 120), self.history()
+
+    def resume(self) -> None:
+        """Begin a cycle at once; the agent may be killed while it answers."""
+        self.a.vmreplica("resume", self.name, check=False)
+
+    def history(self) -> list[Document]:
+        """List the cycles, newest first."""
+        found: list[Document] = self.a.ask("history", self.name, "--limit", "1000")["cycles"]
+        return found
+
+    def published(self) -> int:
+        """Count the cycles that came to a point."""
+        return len(cycles(self.a, self.name))
+
+    def wait_published(self, count: int, limit: float = 180.0) -> list[Document]:
+        """Wait for so many published cycles; gives all, oldest first."""
+        return wait_cycles(self.a, self.name, count, limit=limit)
+
+    def status(self) -> Document:
+        """Tell how it does, seen from the primary."""
+        return relation(self.a, self.name)
+
+    def points(self) -> list[Document]:
+        """List the points, oldest first."""
+        return points(self.a, self.name)
+
+    def images(self, point: str) -> tuple[Path, ...]:
+        """Tell a point's images."""
+        return images(self.b, self.uuid, point)
+
+    # --- agents ---------------------------------------------------------------------------------------------------
+
+    def start_agent(self, host: Host, trap: str = "") -> None:
+        """Run the real agent with the tap, and with a trap, in place of whatever agent runs."""
+        host.stop_agent()
+        log = host.layout.dir / "sent"
+        host.start_agent(["env", f"VMREPLICA_TRAP={trap}", f"VMREPLICA_SENT={log}", sys.executable, str(_LAUNCHER)])
+
+    def set_trap(self, host: Host, trap: str) -> None:
+        """Begin a new account of what is sent, with a tapped agent on a and a trapped one on the host."""
+        for each in (self.a, self.b):
+            (each.layout.dir / "sent").unlink(missing_ok=True)
+        if host is self.b:
+            self.start_agent(self.a)
+        with contextlib.suppress(Unreachable):  # it may run into the trap at once
+            self.start_agent(host, trap)
+
+    def wait_trapped(self, host: Host, limit: float = 120.0) -> None:
+        """Wait until the agent has killed itself."""
+        assert until(lambda: host.agent_pid is None, limit), "the trap did not spring"
+        assert "trapped" in (host.layout.dir / "sent").read_text().split("\n"), host.layout.agent_log.read_text()[
+            -2000:
+        ]
+
+    def sendings(self) -> list[Sending]:
+        """Read what the agents on a sent since the trap was set."""
+        lines = (line.split() for line in self._log.read_text().splitlines())
+        return [
+            Sending(how == "answered", rest[1], rest[2], int(rest[3]), int(rest[4]))
+            for how, *rest in lines
+            if rest and rest[0] == self.uuid
+        ]
+
+    # --- what must be true ----------------------------------------------------------------------------------------
+
+    def require_nothing_twice(self) -> None:
+        """Require that no answered segment was sent again, and no more were sent twice than can be open at once."""
+        answered: set[tuple[str, str, int]] = set()
+        begun: set[tuple[str, str, int]] = set()
+        twice = 0
+        for sending in self.sendings():
+            if sending.answered:
+                answered.add(sending.key)
+                continue
+            assert sending.key not in answered, f"sent again although it was answered: {sending}"
+            twice += sending.key in begun
+            begun.add(sending.key)
+        assert twice <= OPEN_SEGMENTS, self._log.read_text()
+
+    def require_sound_points(self) -> None:
+        """Require of every point that its images are whole and stand on each other as the list says."""
+        known = self.points()
+        assert known
+        for older, point in zip([None, *known], known, strict=False):
+            assert point["parent"] in {None, older["point"] if older else None}
+            found = self.images(point["point"])
+            assert len(found) == len(point["disks"])
+            for image in found:
+                qemu_img("check", "-q", str(image))
+
+    def require_clean(self) -> None:
+        """Require that a resting VM has one checkpoint, and nothing else of ours anywhere."""
+        checkpoint = self.status()["latest"]["checkpoint"]
+        assert self.a.virsh("checkpoint-list", self.name, "--name").stdout.split() == [checkpoint]
+        assert self._bitmaps() <= {checkpoint}
+        assert self.a.virsh("backup-dumpxml", self.name, check=False).returncode != 0
+        state, runtime = self.a.layout.state_dir, self.a.layout.runtime_dir
+        assert _files(state / "checkpoints" / self.uuid) == [f"{checkpoint}.xml"]
+        assert _files(state / "spool" / self.uuid) == []
+        assert _files(runtime / "scratch" / self.uuid) == []
+        assert _files(runtime / "nbd" / self.uuid.replace("-", "")[:12]) == []
+        self._require_clean_store()
+
+    def _require_clean_store(self) -> None:
+        store = self.b.layout.store / self.uuid
+        assert list((store / "incoming").iterdir()) == []
+        assert not (store / "fold.json").exists()
+        assert [path.name for path in store.rglob(".*")] == []
+        assert {path.name for path in (store / "points").iterdir()} == {point["point"] for point in self.points()}
+
+    def _bitmaps(self) -> set[str]:
+        """Name all bitmaps in the memory of the VM's QEMU."""
+        said = self.a.virsh("qemu-monitor-command", self.name, '{"execute": "query-named-block-nodes"}').stdout
+        nodes: list[dict[str, Any]] = json.loads(said)["return"]
+        return {bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())}
+
+
+def running_programs(lab: Lab) -> list[list[str]]:
+    """Name what runs on each host."""
+    return [sorted(filter(None, map(_program, host.namespace.processes()))) for host in lab.hosts]
+
+
+def _program(pid: int) -> str | None:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode().rpartition("/")[2]
+    except OSError:
+        return None
+
+
+def _files(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.rglob("*") if not path.is_dir())
