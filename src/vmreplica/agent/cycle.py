@@ -19,7 +19,7 @@ from vmreplica.agent.meter import Meter
 from vmreplica.agent.transfer import Transfer, TransferLimits
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, DomainView, Hypervisor
-from vmreplica.model.errors import Conflict, Internal, VmReplicaError
+from vmreplica.model.errors import Conflict, HypervisorError, Internal, VmReplicaError
 from vmreplica.model.ids import (
     CheckpointName,
     DiskTarget,
@@ -28,6 +28,7 @@ from vmreplica.model.ids import (
     checkpoint_name,
     is_our_checkpoint,
     new_point_id,
+    point_instant,
 )
 from vmreplica.model.point import DiskSpec, PointOpening, PointSummary, Position
 from vmreplica.model.policy import Policy
@@ -94,6 +95,7 @@ class Cycle:
         self._meter = meter
         self._seen = seen
         self._view: DomainView | None = None
+        self._latest: PointSummary | None = None
         self._job: BackupJob | None = None
         self._base_trouble: str | None = None
         self._capture: Capture | None = None
@@ -133,6 +135,7 @@ class Cycle:
     def _facts(self) -> CycleFacts:
         position = self._client.position(self._vm)
         self._seen(position)
+        self._latest = position.latest
         view = self._hypervisor.inspect(self._vm)
         self._view = view
         return CycleFacts(
@@ -141,10 +144,24 @@ class Cycle:
             position=position,
             running=view.active,
             disks=self._disks(view),
-            checkpoints=tuple(self._hypervisor.checkpoints(self._vm)),
+            checkpoints=self._checkpoints(view, position),
             spool=self._spool_facts(),
             base_trouble=self._base_trouble,
         )
+
+    def _checkpoints(self, view: DomainView, position: Position) -> tuple[str, ...]:
+        """List the checkpoints; the base is made known to libvirt again if it was lost there but not in the images."""
+        known = self._hypervisor.checkpoints(self._vm)
+        base = position.latest.checkpoint if position.latest else None
+        if view.active and base is not None and base not in known:
+            try:
+                lost = self._hypervisor.checkpoint_usable(self._vm, base, ())
+            except HypervisorError as error:
+                # Its disks are not those of the VM any more, for example: a whole copy will do.
+                lost = error.message
+            _log.info("base checkpoint was unknown to libvirt", vm=self._vm, checkpoint=base, lost=lost)
+            known = self._hypervisor.checkpoints(self._vm)
+        return tuple(known)
 
     def _disks(self, view: DomainView) -> dict[DiskTarget, int]:
         chosen = (d for d in view.disks if d.reason_ineligible is None and d.target not in self._policy.excluded)
@@ -199,8 +216,7 @@ class Cycle:
     def _ship_spooled(self) -> None:
         point = self._spooled()
         self._meter.phase("sending what waits in the spool")
-        summary = self._transfer(point).ship_only()
-        self._acknowledged(point, summary)
+        self._acknowledged(point, self._transfer(point).ship_only())
 
     def _continue(self) -> None:
         point = self._spooled()
@@ -232,7 +248,7 @@ class Cycle:
         self._published = self._read_and_ship(point, job)
 
     def _opening(self, step: Capture) -> PointOpening:
-        instant = dt.datetime.now(dt.UTC)
+        instant = self._instant()
         view = self._known_view()
         sizes = self._disks(view)
         point: PointId = new_point_id(instant, secrets.token_hex(4))
@@ -250,6 +266,13 @@ class Cycle:
             interval=self._policy.interval,
             keep=self._policy.keep,
         )
+
+    def _instant(self) -> dt.datetime:
+        """Tell the time, but never a second that the replica's latest point has: names sort by time."""
+        now = dt.datetime.now(dt.UTC)
+        if self._latest is None:
+            return now
+        return max(now, point_instant(self._latest.point) + dt.timedelta(seconds=1))
 
     def _begin_job(self, opening: PointOpening, bases: Mapping[DiskTarget, CheckpointName | None]) -> BackupJob:
         if opening.checkpoint is None:

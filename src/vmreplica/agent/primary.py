@@ -61,9 +61,9 @@ class PrimarySide:
         )
         self._clients.to(to).offer(brief.vm, offer)
         self._hypervisor.set_policy(brief.vm, policy)
-        rel = self._runner.adopt(brief, policy)
-        self._runner.change(rel, policy)
-        return self._ask_cycle(rel, f"initial replication of {brief.name}")
+        task = self._tasks.start(f"initial replication of {brief.name}")
+        self._runner.protect(brief, policy, task)
+        return task
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship; nothing of ours stays on the domain.
@@ -105,7 +105,9 @@ class PrimarySide:
         rel = self._find(vm)
         if rel.policy.paused:
             raise paused(rel.name)
-        return self._ask_cycle(rel, f"cycle of {rel.name}")
+        task = self._tasks.start(f"cycle of {rel.name}")
+        self._runner.ask_cycle(rel, task)
+        return task
 
     def reports(self) -> list[RelationshipReport]:
         """Report every protected VM."""
@@ -124,11 +126,6 @@ class PrimarySide:
             now=now,
             clock=clock,
         )
-
-    def _ask_cycle(self, rel: Relationship, what: str) -> Task:
-        task = self._tasks.start(what)
-        self._runner.ask_cycle(rel, task)
-        return task
 
     def _set_paused(self, vm: str, *, paused: bool) -> Relationship:
         rel = self._find(vm)

@@ -94,6 +94,19 @@ class Runner:
             rel.name, rel.policy = brief.name, policy
             return rel
 
+    def protect(self, brief: DomainBrief, policy: Policy, task: Task) -> None:
+        """Put a policy in force; the task ends with the first cycle under it, which may have begun already."""
+        with self._wake:
+            known = self._known.get(brief.vm)
+            begun = known is not None and known.policy == policy and known.meter is not None
+            rel = self.adopt(brief, policy)
+            if begun:
+                rel.answering.append(task)
+                task.meter = rel.meter
+            else:
+                rel.waiting.append(task)
+            self.change(rel, policy)
+
     def ask_cycle(self, rel: Relationship, task: Task) -> None:
         """Make a cycle due now; the task ends with the next one to begin."""
         with self._wake:

@@ -20,7 +20,7 @@ from vmreplica.agent.schedule import BACKOFF
 from vmreplica.capture import capture_point
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import BackupJob
-from vmreplica.model.errors import Conflict, NoSpace, VmReplicaError
+from vmreplica.model.errors import Conflict, Corrupt, NoSpace, VmReplicaError
 from vmreplica.model.point import PointSummary
 from vmreplica.model.units import format_size
 from vmreplica.peer.client import PeerClient
@@ -31,6 +31,18 @@ _log: Final = structlog.get_logger(__name__)
 
 #: Seconds between looks at a job's scratch space.
 _WATCH: Final = 0.5
+#: Answers of the replica after which a point has to be taken anew.
+_HOPELESS: Final = frozenset(
+    {
+        "closing-differs",
+        "disk-shrunk",
+        "opening-differs",
+        "parent-mismatch",
+        "point-older",
+        "replica-lost-segments",
+        "segment-differs",
+    }
+)
 #: Part of the cap at which the job is given up, so that the guest never meets a full scratch file.
 _SCRATCH_ALARM: Final = 0.7
 
@@ -81,7 +93,7 @@ class Transfer:
     def ship_only(self) -> PointSummary:
         """Send a point that was read to its end before."""
         with self._watched(None):
-            return self._ship_once()
+            return self._ship_or_give_up()
 
     def capture_and_ship(self, job: BackupJob) -> PointSummary:
         """Read the job's frozen view and send it; the job has ended when this returns or raises.
@@ -100,6 +112,15 @@ class Transfer:
                 self._give_up()
                 raise
             return sending.result()
+
+    def _ship_or_give_up(self) -> PointSummary:
+        try:
+            return self._ship_once()
+        except VmReplicaError as error:
+            if _is_hopeless(error):
+                _log.warning("a spooled point is given up", point=self._point.opening.point, why=error.message)
+                self._give_up()
+            raise
 
     def _read(self, job: BackupJob) -> None:
         try:
@@ -123,7 +144,12 @@ class Transfer:
             try:
                 return self._ship_once()
             except VmReplicaError as error:
-                if error.kind != "transient" or self._point.closing is not None or self._halt.is_set():
+                if (
+                    error.kind != "transient"
+                    or _is_hopeless(error)
+                    or self._point.closing is not None
+                    or self._halt.is_set()
+                ):
                     self._fail(error)
                     raise
                 failures += 1
@@ -183,3 +209,8 @@ class Transfer:
         if self._failure is None:
             self._failure = failure
         self._halt.set()
+
+
+def _is_hopeless(error: VmReplicaError) -> bool:
+    """Tell whether sending the same point again cannot help: its bytes or its place in the chain are wrong."""
+    return isinstance(error, Corrupt) or error.code in _HOPELESS
