@@ -119,7 +119,9 @@ def test_every_cut_is_noticed() -> None:
         (lambda body: struct.pack_into("<32s", body, 40, b"a\0b"), "segment-head"),
         (lambda body: struct.pack_into("<16s", body, 72, b"vdb"), "segment-other"),
         (lambda body: struct.pack_into("<16s", body, 72, b"\xffda"), "segment-head"),
-        (lambda body: struct.pack_into("<B", body, 104, 1), "segment-head"),
+        (lambda body: struct.pack_into("<I", body, 104, 1), "segment-size"),
+        (lambda body: struct.pack_into("<I", body, 108, 1), "segment-record"),
+        (lambda body: struct.pack_into("<B", body, 112, 1), "segment-head"),
         (lambda body: struct.pack_into("<B", body, 127, 1), "segment-head"),
     ],
 )

@@ -14,31 +14,42 @@ from vmreplica.model.errors import Corrupt
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.qcow2 import frames
 from vmreplica.qcow2.head import (
+    BLOCK,
+    BLOCKS,
     DATA_START,
     DIGEST,
     FIELDS,
     HEAD,
+    KIND_PATCH,
     KIND_ZERO,
     KIND_ZSTD,
     MAGIC,
     MAX_DATA,
+    MAX_PATCHES,
     MAX_RECORDS,
+    PATCH_FIELDS,
     RECORD,
     SEGMENT_BYTES,
+    WHOLE_MASK,
     Records,
     Segment,
     SegmentHead,
     clusters_of,
+    is_patch,
     max_data_end,
+    patch_blocks,
+    patch_kind,
+    patch_masks,
     record_ends,
     split,
-)  # fmt: skip
+)
 from vmreplica.qcow2.index import append_head, index_entry, read_heads, recover_index
 
 __all__ = [
-    "DATA_START", "HEAD", "KIND_ZERO", "KIND_ZSTD", "MAX_BODY", "MAX_DATA", "MAX_RECORDS", "RECORD", "SEGMENT_BYTES",
-    "Records", "Segment", "SegmentHead", "append_head", "clusters_of", "index_entry", "max_data_end", "pack", "parse",
-    "read_heads", "record_ends", "recover_index", "split",
+    "BLOCK", "BLOCKS", "DATA_START", "HEAD", "KIND_PATCH", "KIND_ZERO", "KIND_ZSTD", "MAX_BODY", "MAX_DATA",
+    "MAX_PATCHES", "MAX_RECORDS", "RECORD", "SEGMENT_BYTES", "WHOLE_MASK", "Records", "Segment", "SegmentHead",
+    "append_head", "clusters_of", "index_entry", "is_patch", "max_data_end", "pack", "parse", "patch_blocks",
+    "patch_kind", "patch_masks", "read_heads", "record_ends", "recover_index", "split",
 ]  # fmt: skip
 
 MAX_BODY: Final = HEAD + MAX_RECORDS * RECORD.itemsize + MAX_DATA
@@ -53,6 +64,7 @@ def pack(
     next_cluster: int,
     records: Records,
     data: Sequence[bytes | memoryview],
+    patches: Sequence[bytes | memoryview] = (),
 ) -> tuple[SegmentHead, list[bytes]]:
     """Make a segment.
 
@@ -63,19 +75,22 @@ def pack(
         data_offset: bytes; where its data will stand in the image.
         next_cluster: first guest cluster that nothing is said about yet.
         records: of dtype RECORD.
-        data: the frames in the order of their records.
+        data: the frames of whole clusters in the order of their records.
+        patches: the frames of patches in the order of their records, at most MAX_PATCHES.
 
     Returns:
         Its head, and the buffers to write one after the other.
     """
-    body = b"".join(data)
+    body, patch_body = b"".join(data), b"".join(patches)
     start = FIELDS.pack(
         MAGIC, number, len(records), data_offset, next_cluster, len(body), 0, point.encode(), target.encode()
     )
     table = np.ascontiguousarray(records, RECORD).tobytes()
-    digest = _digest(start, table, body)
-    head = SegmentHead(number, len(records), data_offset, next_cluster, len(body), point, target, digest)
-    return head, [(start + digest).ljust(HEAD, b"\0") + table, body]
+    digest = _digest(start, table, body, patch_body)
+    sizes = len(patch_body), len(patches)
+    head = SegmentHead(number, len(records), data_offset, next_cluster, len(body), point, target, digest, *sizes)
+    fixed = (start + digest + PATCH_FIELDS.pack(*sizes)).ljust(HEAD, b"\0")
+    return head, [fixed + table, body, patch_body]
 
 
 def parse(body: memoryview | bytes, *, point: PointId, target: DiskTarget, number: int, clusters: int) -> Segment:
@@ -97,10 +112,10 @@ def parse(body: memoryview | bytes, *, point: PointId, target: DiskTarget, numbe
     head, records, head_bytes = split(view, what)
     if (head.point, head.target, head.number) != (point, target, number):
         raise Corrupt("segment-other", f"{what} says it is {head.number} of {head.target} at {head.point}")
-    data = view[len(head_bytes) :]
-    if len(data) != head.data_length:
-        raise Corrupt("segment-size", f"{what} has {len(data)} bytes of data, its head says {head.data_length}")
-    if _digest(view[: DIGEST.start], head_bytes[HEAD:], data) != head.digest:
+    payload = view[len(head_bytes) :]
+    if len(payload) != head.payload:
+        raise Corrupt("segment-size", f"{what} has {len(payload)} bytes of data, its head says {head.payload}")
+    if _digest(view[: DIGEST.start], head_bytes[HEAD:], payload) != head.digest:
         raise Corrupt(
             "segment-digest",
             f"{what} does not have its digest",
@@ -109,14 +124,16 @@ def parse(body: memoryview | bytes, *, point: PointId, target: DiskTarget, numbe
         )
     _check_place(head, clusters, what)
     _check_records(head, records, clusters, what)
-    _check_frames(records, data, what)
-    return Segment(head, records, data, head_bytes)
+    data, patches = payload[: head.data_length], payload[head.data_length :]
+    _check_frames(records[records["kind"] == KIND_ZSTD], data, None, what)
+    _check_frames(records[is_patch(records)], patches, head.patch_count, what)
+    return Segment(head, records, data, patches, head_bytes)
 
 
-def _digest(start: bytes | memoryview, table: bytes, data: bytes | memoryview) -> bytes:
-    hasher = xxhash.xxh3_128(start)
-    hasher.update(table)
-    hasher.update(data)
+def _digest(*parts: bytes | memoryview) -> bytes:
+    hasher = xxhash.xxh3_128()
+    for part in parts:
+        hasher.update(part)
     return hasher.digest()
 
 
@@ -130,10 +147,12 @@ def _check_place(head: SegmentHead, clusters: int, what: str) -> None:
 
 def _check_records(head: SegmentHead, records: Records, clusters: int, what: str) -> None:
     """Check kinds, lengths, range and order. Range first: sums cannot overflow after it."""
-    first, length, zstd = records["cluster"], records["length"], records["kind"] == KIND_ZSTD
-    if not (zstd | (records["kind"] == KIND_ZERO)).all():
+    first, length, masks = records["cluster"], records["length"], patch_masks(records)
+    zstd, zero, patch = records["kind"] == KIND_ZSTD, records["kind"] == KIND_ZERO, is_patch(records)
+    if not (zstd | zero | patch & (masks != 0) & (masks != WHOLE_MASK)).all():
         raise Corrupt("segment-record", f"{what} has a record of an unknown kind")
-    least, most = np.where(zstd, frames.MIN_FRAME, 1), np.where(zstd, frames.MAX_FRAME, clusters)
+    least = np.where(zero, 1, frames.MIN_FRAME)
+    most = np.where(zero, clusters, np.where(zstd, BLOCKS, patch_blocks(records)) * BLOCK + frames.FRAMING)
     if ((length < least) | (length > most)).any():
         raise Corrupt("segment-record", f"{what} has a record of an impossible length")
     if (first >= clusters).any():
@@ -145,9 +164,11 @@ def _check_records(head: SegmentHead, records: Records, clusters: int, what: str
         raise Corrupt("segment-range", f"{what} reaches cluster {end[-1]}, it may reach {head.next_cluster}")
 
 
-def _check_frames(records: Records, data: memoryview, what: str) -> None:
-    lengths = records["length"][records["kind"] == KIND_ZSTD].astype(np.int64)
-    if int(lengths.sum()) != len(data):
+def _check_frames(records: Records, data: memoryview, count: int | None, what: str) -> None:
+    """Check one kind of frames against their records, and the number of these if the head tells it."""
+    lengths = records["length"].astype(np.int64)
+    if count not in {None, len(records)} or int(lengths.sum()) != len(data):
         raise Corrupt("segment-record", f"{what} has records of {lengths.sum()} bytes for {len(data)} bytes of data")
-    if not frames.headers_ok(data, np.cumsum(lengths) - lengths):
+    blocks = BLOCKS if count is None else patch_blocks(records)
+    if not frames.headers_ok(data, np.cumsum(lengths) - lengths, blocks):
         raise Corrupt("segment-frame", f"{what} has data that is no compressed cluster")
