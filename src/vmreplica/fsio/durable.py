@@ -4,17 +4,18 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmreplica.fsio.space import no_space
 
 
-def publish_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+def publish_bytes(path: Path, *data: bytes | memoryview, mode: int = 0o600, durable: bool = True) -> None:
     """Put a whole file in place atomically.
 
     Args:
         path: final name; its directory exists.
-        data: content.
+        data: content, in buffers that stand one behind the other.
         mode: permission bits.
         durable: sync before the rename; False where only a process crash must be survived.
 
@@ -59,12 +60,13 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def _write(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
+def _write(path: Path, data: Sequence[bytes | memoryview], mode: int, *, durable: bool) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        for buffer in data:
+            view = memoryview(buffer)
+            while view:
+                view = view[os.write(fd, view) :]
         if durable:
             os.fsync(fd)
     finally:

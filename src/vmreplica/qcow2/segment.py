@@ -65,7 +65,7 @@ def pack(
     records: Records,
     data: Sequence[bytes | memoryview],
     patches: Sequence[bytes | memoryview] = (),
-) -> tuple[SegmentHead, list[bytes]]:
+) -> tuple[SegmentHead, list[bytes | memoryview]]:
     """Make a segment.
 
     Args:
@@ -81,7 +81,7 @@ def pack(
     Returns:
         Its head, and the buffers to write one after the other.
     """
-    body, patch_body = b"".join(data), b"".join(patches)
+    body, patch_body = _joined(data), _joined(patches)
     start = FIELDS.pack(
         MAGIC, number, len(records), data_offset, next_cluster, len(body), 0, point.encode(), target.encode()
     )
@@ -128,6 +128,10 @@ def parse(body: memoryview | bytes, *, point: PointId, target: DiskTarget, numbe
     _check_frames(records[records["kind"] == KIND_ZSTD], data, None, what)
     _check_frames(records[is_patch(records)], patches, head.patch_count, what)
     return Segment(head, records, data, patches, head_bytes)
+
+
+def _joined(buffers: Sequence[bytes | memoryview]) -> bytes | memoryview:
+    return buffers[0] if len(buffers) == 1 else b"".join(buffers)
 
 
 def _digest(*parts: bytes | memoryview) -> bytes:

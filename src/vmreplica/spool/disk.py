@@ -2,21 +2,28 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
-from vmreplica.fsio import no_space, publish_bytes
+from vmreplica.fingerprint import Hashes
+from vmreplica.fsio import publish_bytes
 from vmreplica.model.errors import Conflict, NoSpace
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import DiskClosing, DiskSpec
-from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2.index import index_entry
-from vmreplica.qcow2.segment import KIND_ZSTD, Records, SegmentHead, pack
-from vmreplica.spool.recover import CLOSING, SHIPPED, Recovered, read_head_bytes, recover_disk, segment_path
+from vmreplica.qcow2.segment import Records, SegmentHead, pack
+from vmreplica.spool.recover import (
+    CLOSING,
+    SHIPPED,
+    Recovered,
+    guest_bytes_of,
+    read_head_bytes,
+    recover_disk,
+    segment_path,
+)
 from vmreplica.spool.room import Room
+from vmreplica.spool.staging import Staging, append_file
 
 #: Seconds that an append waits for room before it gives up: longer than a slow line needs for one segment.
 PATIENCE: Final = 600.0
@@ -47,6 +54,7 @@ class SpoolDisk:
         self.size = spec.size
         directory.mkdir(exist_ok=True)
         self._state: Recovered = recover_disk(directory, self._point, spec)
+        self._staging = Staging(directory)
 
     @property
     def next_segment(self) -> int:
@@ -66,7 +74,7 @@ class SpoolDisk:
     @property
     def guest_bytes(self) -> int:
         """Guest bytes that the segments so far carry as data, the ones already shipped included."""
-        return self._state.data_clusters * CLUSTER
+        return self._state.guest_bytes
 
     @property
     def closing(self) -> DiskClosing | None:
@@ -93,6 +101,7 @@ class SpoolDisk:
         data: Sequence[bytes | memoryview],
         next_cluster: int,
         *,
+        patches: Sequence[bytes | memoryview] = (),
         cancel: threading.Event | None = None,
         patience: float = PATIENCE,
     ) -> None:
@@ -100,8 +109,9 @@ class SpoolDisk:
 
         Args:
             records: of dtype RECORD.
-            data: frames in the order of their records, in as many buffers as suits.
+            data: frames of whole clusters in the order of their records, in as many buffers as suits.
             next_cluster: first guest cluster that nothing is said about after this segment.
+            patches: frames of patches in the order of their records.
             cancel: ends the wait.
             patience: seconds to wait for room.
 
@@ -118,11 +128,51 @@ class SpoolDisk:
             next_cluster=next_cluster,
             records=records,
             data=data,
+            patches=patches,
         )
-        body = b"".join(buffers)
-        self._publish(segment_path(self._directory, head.number), body, cancel, patience)
-        self._take_in(head, len(body), int(np.count_nonzero(records["kind"] == KIND_ZSTD)))
+        # First the hashes: what a segment carries is staged, whenever the process is killed.
+        self._write_staged(cancel, patience)
+        size = sum(len(buffer) for buffer in buffers)
+        path = segment_path(self._directory, head.number)
+        self._patiently(size, lambda: publish_bytes(path, *buffers, durable=False), cancel, patience)
+        self._take_in(head, size, guest_bytes_of(records))
         self._room.tell()
+
+    def stage(
+        self,
+        first_block: int,
+        hashes: Hashes,
+        *,
+        cancel: threading.Event | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        """Keep the hashes of blocks that the next segment carries, for the fingerprint.
+
+        Args:
+            first_block: of the hashes.
+            hashes: absolute values; of one block the last ones hold.
+            cancel: ends a wait for room on the file system.
+            patience: seconds to wait for it.
+
+        Raises:
+            NoSpace: the file system is full; the hashes are kept in memory, and written by the next call.
+            Conflict: ``cancelled``, or ``point-discarded``.
+        """
+        self._staging.add(first_block, hashes)
+        if self._staging.full:
+            self._write_staged(cancel, patience)
+
+    def stage_zeroes(self, first_block: int, count: int) -> None:
+        """Keep that so many blocks are zero; written with the next segment."""
+        self._staging.add_zeroes(first_block, count)
+
+    def staged(self) -> Iterator[tuple[int, Hashes]]:
+        """Read the hashes staged so far, (first block, hashes), in order; all of them once the disk is closed.
+
+        Raises:
+            Corrupt: ``fingerprint-damaged``.
+        """
+        return self._staging.read()
 
     def finish(self) -> DiskClosing:
         """Say that the disk was read to its end.
@@ -130,6 +180,7 @@ class SpoolDisk:
         Raises:
             NoSpace: the file system is full; the same call may follow.
         """
+        self._staging.flush()
         state = self._state
         closing = DiskClosing(target=self.target, segments=state.next_segment, data_end=state.data_offset)
         publish_bytes(self._directory / CLOSING, closing.model_dump_json().encode(), durable=False)
@@ -173,31 +224,35 @@ class SpoolDisk:
             self._state.waiting.clear()
         self._room.release(size)
 
-    def _take_in(self, head: SegmentHead, size: int, data_clusters: int) -> None:
+    def _take_in(self, head: SegmentHead, size: int, guest_bytes: int) -> None:
         with self._lock:
             if not self._discarded:
                 self._state.waiting[head.number] = size
-                self._state.advance(head, data_clusters)
+                self._state.advance(head, guest_bytes)
                 return
         self._room.release(size)
         self._require_alive()
 
-    def _publish(self, path: Path, body: bytes, cancel: threading.Event | None, patience: float) -> None:
-        """Write a segment's file within the cap.
+    def _write_staged(self, cancel: threading.Event | None, patience: float) -> None:
+        if self._staging.pending:
+            self._patiently(0, self._staging.flush, cancel, patience)
+
+    def _patiently(self, size: int, write: Callable[[], None], cancel: threading.Event | None, patience: float) -> None:
+        """Write so many bytes within the cap.
 
         A full file system is waited for as long as segments of ours may still leave it: shipping makes that room.
         """
         while True:
-            seen = self._room.reserve(len(body), self._what, may=self._alone, cancel=cancel, patience=patience)
+            seen = self._room.reserve(size, self._what, may=self._alone, cancel=cancel, patience=patience)
             try:
                 self._require_alive()
-                publish_bytes(path, body, durable=False)
+                write()
             except NoSpace:
-                self._room.release(len(body))
+                self._room.release(size)
                 if not self._room.await_release(seen + 1, self._what, cancel, patience):
                     raise
             except BaseException:
-                self._room.release(len(body))
+                self._room.release(size)
                 self._require_alive()
                 raise
             else:
@@ -211,7 +266,7 @@ class SpoolDisk:
         """
         head = read_head_bytes(path)
         try:
-            _append(self._directory / SHIPPED, index_entry(head))
+            append_file(self._directory / SHIPPED, index_entry(head))
         except NoSpace:
             os.truncate(path, len(head))
         else:
@@ -220,19 +275,3 @@ class SpoolDisk:
     def _require_alive(self) -> None:
         if self._discarded:
             raise Conflict("point-discarded", f"{self._what}: its pending point was discarded", kind="transient")
-
-
-def _append(path: Path, entry: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        before = os.fstat(fd).st_size
-        try:
-            with no_space(path):
-                view = memoryview(entry)
-                while view:
-                    view = view[os.write(fd, view) :]
-        except BaseException:
-            os.ftruncate(fd, before)
-            raise
-    finally:
-        os.close(fd)

@@ -10,13 +10,16 @@ from pydantic import ValidationError
 
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.point import DiskClosing, DiskSpec
+from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2.head import (
+    BLOCK,
     DATA_START,
     HEAD,
     KIND_ZSTD,
     RECORD,
     Records,
     SegmentHead,
+    patch_blocks,
     read_head,
     split,
 )
@@ -34,17 +37,18 @@ class Recovered:
     next_segment: int = 0
     next_cluster: int = 0
     data_offset: int = DATA_START
-    data_clusters: int = 0
+    #: Guest bytes that its segments carry as data.
+    guest_bytes: int = 0
     #: Number -> bytes of the file, ascending.
     waiting: dict[int, int] = field(default_factory=dict)
     closing: DiskClosing | None = None
 
-    def advance(self, head: SegmentHead, data_clusters: int) -> None:
+    def advance(self, head: SegmentHead, guest_bytes: int) -> None:
         """Go on behind a segment."""
         self.next_segment = head.number + 1
         self.next_cluster = head.next_cluster
         self.data_offset = head.data_end
-        self.data_clusters += data_clusters
+        self.guest_bytes += guest_bytes
 
 
 @dataclass(slots=True)
@@ -54,25 +58,25 @@ class _Tally:
     point: str
     target: str
     segments: int = 0
-    data_bytes: int = 0
-    data_clusters: int = 0
+    image_bytes: int = 0
+    guest_bytes: int = 0
     last: SegmentHead | None = None
 
     def add(self, head: SegmentHead, records: Records) -> None:
         if (head.point, head.target) != (self.point, self.target):
             raise Corrupt("spool-damaged", f"the spool of disk {self.target} holds a segment of {head.target}")
         self.segments += 1
-        self.data_bytes += head.data_length
-        self.data_clusters += int(np.count_nonzero(records["kind"] == KIND_ZSTD))
+        self.image_bytes += head.data_end - head.data_offset
+        self.guest_bytes += guest_bytes_of(records)
         if self.last is None or head.number > self.last.number:
             self.last = head
 
     def result(self, waiting: dict[int, int]) -> Recovered:
-        found = Recovered(waiting=dict(sorted(waiting.items())), data_clusters=self.data_clusters)
+        found = Recovered(waiting=dict(sorted(waiting.items())), guest_bytes=self.guest_bytes)
         if self.last is None:
             return found
         found.advance(self.last, 0)
-        if found.next_segment != self.segments or found.data_offset != DATA_START + self.data_bytes:
+        if found.next_segment != self.segments or found.data_offset != DATA_START + self.image_bytes:
             raise Corrupt("spool-damaged", f"the spool of disk {self.target} lacks a segment")
         return found
 
@@ -80,6 +84,12 @@ class _Tally:
 def segment_path(directory: Path, number: int) -> Path:
     """Name a segment's file."""
     return directory / f"{number:08d}.seg"
+
+
+def guest_bytes_of(records: Records) -> int:
+    """Tell how many guest bytes records carry as data: whole clusters, and blocks of patches."""
+    whole = int(np.count_nonzero(records["kind"] == KIND_ZSTD))
+    return whole * CLUSTER + int(patch_blocks(records).sum()) * BLOCK
 
 
 def read_head_bytes(path: Path) -> bytes:
@@ -134,7 +144,7 @@ def _add_present(number: int, path: Path, tally: _Tally) -> int:
     if head.number != number:
         raise Corrupt("spool-damaged", f"{path} says it is segment {head.number}")
     tally.add(head, records)
-    if size == len(head_bytes) + head.data_length:
+    if size == len(head_bytes) + head.payload:
         return size
     if size != len(head_bytes):
         raise Corrupt("spool-damaged", f"{path} has {size} bytes, not what its head says")
