@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmreplica.agent.decide import Capture, Continue, CycleFacts, Fenced, Ship, SpoolFacts, Tidy, Wait, decide
+from vmreplica.agent.decide import (
+    Capture,
+    Continue,
+    CycleFacts,
+    DiskFacts,
+    Fenced,
+    Fetch,
+    Ship,
+    SpoolFacts,
+    Tidy,
+    Wait,
+    decide,
+)
 from vmreplica.model.ids import checkpoint_name, new_point_id
 from vmreplica.model.point import DiskSpec, PointOpening, PointSummary, Position
 
@@ -71,6 +83,18 @@ def spools(draw: st.DrawFn) -> SpoolFacts | None:
 
 
 @st.composite
+def disk_facts(draw: st.DrawFn) -> DiskFacts:
+    tracked = draw(st.booleans())
+    return DiskFacts(
+        size=draw(st.sampled_from([1 << 19, 1 << 20, 2 << 20])),
+        tracked=tracked,
+        fingerprint_good=draw(st.booleans()),
+        trouble=draw(st.none() | st.just("bitmap broken")) if tracked else None,
+        unfetchable=draw(st.booleans()),
+    )
+
+
+@st.composite
 def facts(draw: st.DrawFn) -> CycleFacts:
     latest = draw(st.none() | st.sampled_from(POINTS).map(summary))
     position = Position(
@@ -86,10 +110,9 @@ def facts(draw: st.DrawFn) -> CycleFacts:
         epoch=draw(st.integers(0, 2)),
         position=position,
         running=draw(st.booleans()),
-        disks=draw(st.sampled_from([{"vda": 1 << 20}, {"vda": 1 << 19}, {"vda": 1 << 20, "vdb": 2 << 20, "vdc": 512}])),
+        disks=draw(st.dictionaries(st.sampled_from(["vda", "vdb", "vdc"]), disk_facts(), min_size=1)),
         checkpoints=tuple(draw(st.sets(st.sampled_from(NAMES)))),
         spool=draw(spools()),
-        base_trouble=draw(st.none() | st.just("bitmap broken")),
     )
 
 
@@ -106,30 +129,53 @@ def test_foreign_checkpoints_are_never_touched(known: CycleFacts) -> None:
 
 
 @given(facts())
-def test_the_base_of_the_replicas_latest_point_is_kept_unless_it_is_broken(known: CycleFacts) -> None:
+def test_the_base_of_the_replicas_latest_point_is_kept_while_any_disk_needs_it(known: CycleFacts) -> None:
     step = decide(known)
     latest = known.position.latest
-    if isinstance(step, Tidy) and latest is not None and known.base_trouble is None:
-        assert latest.checkpoint not in step.checkpoints
+    if isinstance(step, Tidy) and latest is not None and latest.checkpoint in step.checkpoints:
+        tracked = [disk for disk in known.disks.values() if disk.tracked]
+        assert step.discard_spool or all(disk.trouble for disk in tracked)
 
 
 @given(facts())
-def test_a_delta_builds_on_the_latest_point_and_on_its_own_checkpoint(known: CycleFacts) -> None:
+def test_a_point_on_a_parent_builds_on_the_latest_one_and_on_its_own_checkpoint(known: CycleFacts) -> None:
     step = decide(known)
-    if isinstance(step, Capture) and step.kind == "delta":
+    if isinstance(step, Capture) and step.parent is not None:
         latest = known.position.latest
         assert latest is not None
         assert step.parent == latest.point
-        assert latest.checkpoint in known.checkpoints
-        assert {base for base in step.bases.values() if base} <= {latest.checkpoint}
+        assert set(step.modes) == set(known.disks)
+        if "delta" in step.modes.values():
+            assert step.base == latest.checkpoint
+            assert step.base in known.checkpoints
 
 
 @given(facts())
-def test_a_disk_that_the_latest_point_lacks_is_read_whole(known: CycleFacts) -> None:
+def test_each_disk_goes_the_cheapest_way_that_is_sound(known: CycleFacts) -> None:
     step = decide(known)
-    if isinstance(step, Capture) and known.position.latest is not None:
+    if not isinstance(step, Capture) or step.parent is None or known.position.latest is None:
+        return
+    had = {disk.target for disk in known.position.latest.disks}
+    for target, mode in step.modes.items():
+        disk = known.disks[target]
+        if mode == "whole":
+            assert target not in had or not disk.fingerprint_good
+        else:
+            assert disk.fingerprint_good
+        if mode == "delta":
+            assert disk.tracked
+            assert disk.trouble is None
+
+
+@given(facts())
+def test_a_doubtful_fingerprint_is_fetched_before_a_disk_is_read_whole(known: CycleFacts) -> None:
+    step = decide(known)
+    if isinstance(step, Fetch):
+        assert all(not known.disks[target].fingerprint_good for target in step.targets)
+        assert not any(known.disks[target].unfetchable for target in step.targets)
+    elif isinstance(step, Capture) and step.parent is not None and known.position.latest is not None:
         had = {disk.target for disk in known.position.latest.disks}
-        assert all(base is None for target, base in step.bases.items() if target not in had)
+        assert all(disk.fingerprint_good or disk.unfetchable for t, disk in known.disks.items() if t in had)
 
 
 @given(facts())
@@ -156,7 +202,6 @@ def test_tidying_comes_to_an_end(known: CycleFacts) -> None:
             disks=known.disks,
             checkpoints=tuple(name for name in known.checkpoints if name not in step.checkpoints),
             spool=None if step.discard_spool else known.spool,
-            base_trouble=known.base_trouble,
         )
     assert not isinstance(decide(known), Tidy)
 

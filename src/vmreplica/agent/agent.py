@@ -17,6 +17,7 @@ from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.transfer import TransferLimits
+from vmreplica.fingerprint import FingerprintStore
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
@@ -72,6 +73,7 @@ class Agent:
             hypervisor=self._hypervisor,
             spool=Spool(paths.state_dir / "spool", limits.spool_cap),
             spool_dir=paths.state_dir / "spool",
+            fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
             limits=_transfer_limits(config),
         )
         self._runner = Runner(

@@ -7,18 +7,33 @@ agent, and what has been replicated is asked from the replica.
 import datetime as dt
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from vmreplica.agent.decide import Capture, Continue, CycleFacts, Fenced, Ship, SpoolFacts, Step, Tidy, Wait, decide
+from vmreplica.agent.decide import (
+    Capture,
+    Continue,
+    CycleFacts,
+    DiskFacts,
+    Fenced,
+    Fetch,
+    Ship,
+    SpoolFacts,
+    Step,
+    Tidy,
+    Wait,
+    decide,
+)
+from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.transfer import Transfer, TransferLimits
+from vmreplica.fingerprint import FingerprintStore
 from vmreplica.fsio import require_free
-from vmreplica.hypervisor import BackupJob, DomainView, Hypervisor
+from vmreplica.hypervisor import BackupJob, CheckpointBroken, DiskView, DomainView, Hypervisor
 from vmreplica.model.errors import Conflict, HypervisorError, Internal, VmReplicaError
 from vmreplica.model.ids import (
     CheckpointName,
@@ -48,6 +63,7 @@ class Stages:
     hypervisor: Hypervisor
     spool: Spool
     spool_dir: Path
+    fingerprints: FingerprintStore
     limits: TransferLimits
 
 
@@ -97,7 +113,9 @@ class Cycle:
         self._view: DomainView | None = None
         self._latest: PointSummary | None = None
         self._job: BackupJob | None = None
-        self._base_trouble: str | None = None
+        self._trouble: dict[DiskTarget, str] = {}
+        self._unfetchable: set[DiskTarget] = set()
+        self._holdings = Holdings(stages.fingerprints, client, vm)
         self._capture: Capture | None = None
         self._published: PointSummary | None = None
         self._guest_bytes = 0
@@ -143,10 +161,18 @@ class Cycle:
             epoch=self._policy.epoch,
             position=position,
             running=view.active,
-            disks=self._disks(view),
+            disks={target: self._disk_facts(disk, position) for target, disk in self._disks(view).items()},
             checkpoints=self._checkpoints(view, position),
             spool=self._spool_facts(),
-            base_trouble=self._base_trouble,
+        )
+
+    def _disk_facts(self, disk: DiskView, position: Position) -> DiskFacts:
+        return DiskFacts(
+            size=disk.size,
+            tracked=disk.tracked,
+            fingerprint_good=self._holdings.good(disk.target, position.latest),
+            trouble=self._trouble.get(disk.target),
+            unfetchable=disk.target in self._unfetchable,
         )
 
     def _checkpoints(self, view: DomainView, position: Position) -> tuple[str, ...]:
@@ -163,9 +189,9 @@ class Cycle:
             known = self._hypervisor.checkpoints(self._vm)
         return tuple(known)
 
-    def _disks(self, view: DomainView) -> dict[DiskTarget, int]:
+    def _disks(self, view: DomainView) -> dict[DiskTarget, DiskView]:
         chosen = (d for d in view.disks if d.reason_ineligible is None and d.target not in self._policy.excluded)
-        return {disk.target: disk.size for disk in chosen}
+        return {disk.target: disk for disk in chosen}
 
     def _spool_facts(self) -> SpoolFacts | None:
         point = self._stages.spool.point(self._vm)
@@ -191,6 +217,8 @@ class Cycle:
                 self._ship_spooled()
             case Continue():
                 self._continue()
+            case Fetch():
+                self._fetch(step)
             case Capture():
                 self._begin(step)
         return None
@@ -208,10 +236,24 @@ class Cycle:
         point = self._stages.spool.point(self._vm) if step.discard_spool else None
         if point is not None:
             self._hypervisor.end_backup(self._vm)
+            if step.acknowledged:
+                self._holdings.learn(point)
         for name in step.checkpoints:
             self._hypervisor.delete_checkpoint(self._vm, name)
         if point is not None:
             point.discard()
+
+    def _fetch(self, step: Fetch) -> None:
+        self._meter.phase("asking the replica what it holds")
+        sizes = {disk.target: disk.size for disk in self._latest.disks} if self._latest else {}
+        for target in step.targets:
+            try:
+                self._holdings.fetch(target, sizes[target], step.point, self._halt)
+            except VmReplicaError as error:
+                if error.kind == "transient":
+                    raise
+                _log.warning("the replica cannot tell a fingerprint", vm=self._vm, disk=target, why=error.message)
+                self._unfetchable.add(target)
 
     def _ship_spooled(self) -> None:
         point = self._spooled()
@@ -229,7 +271,7 @@ class Cycle:
         self._capture = step
         require_free(self._stages.limits.scratch_dir, self._stages.limits.min_free, "a backup job's scratch space")
         require_free(self._stages.spool_dir, self._stages.limits.min_free, "the spool")
-        if not step.bases:
+        if not step.modes:
             raise Conflict(
                 "no-eligible-disks",
                 f"{self._name()} has no disk left that can be replicated",
@@ -237,20 +279,29 @@ class Cycle:
             )
         point = self._stages.spool.create(self._opening(step))
         try:
-            job = self._begin_job(point.opening, step.bases)
-        except VmReplicaError as error:
+            self._holdings.follow_sizes(point.opening)
+            job = self._begin_job(point.opening, step.base)
+        except CheckpointBroken as error:
             point.discard()
-            if error.code != "checkpoint-broken" or step.kind != "delta":
+            if step.base is None:
                 raise
-            _log.warning("change tracking lost", vm=self._vm, why=error.message)
-            self._base_trouble = error.message
+            self._lose_track(step, error)
             return
+        except BaseException:
+            point.discard()
+            raise
         self._published = self._read_and_ship(point, job)
+
+    def _lose_track(self, step: Capture, error: CheckpointBroken) -> None:
+        """Let the disks whose bitmaps are broken be compared; the others stay incremental."""
+        followed = {target for target, mode in step.modes.items() if mode == "delta"}
+        _log.warning("change tracking lost", vm=self._vm, disks=sorted(error.disks), why=error.message)
+        self._trouble.update(dict.fromkeys(error.disks & followed or followed, error.message))
 
     def _opening(self, step: Capture) -> PointOpening:
         instant = self._instant()
         view = self._known_view()
-        sizes = self._disks(view)
+        disks = self._disks(view)
         point: PointId = new_point_id(instant, secrets.token_hex(4))
         return PointOpening(
             vm=self._vm,
@@ -261,7 +312,8 @@ class Cycle:
             instant=instant,
             epoch=self._policy.epoch,
             checkpoint=checkpoint_name(self._policy.replica, point),
-            disks=tuple(DiskSpec(target=target, size=sizes[target]) for target in sorted(step.bases)),
+            disks=tuple(DiskSpec(target=target, size=disks[target].size) for target in sorted(step.modes)),
+            modes=dict(step.modes),
             definition=view.definition,
             interval=self._policy.interval,
             keep=self._policy.keep,
@@ -274,7 +326,8 @@ class Cycle:
             return now
         return max(now, point_instant(self._latest.point) + dt.timedelta(seconds=1))
 
-    def _begin_job(self, opening: PointOpening, bases: Mapping[DiskTarget, CheckpointName | None]) -> BackupJob:
+    def _begin_job(self, opening: PointOpening, base: CheckpointName | None) -> BackupJob:
+        bases = {target: base if mode == "delta" else None for target, mode in opening.modes.items()}
         if opening.checkpoint is None:
             raise Internal("checkpoint-missing", f"{self._name()}: a captured point needs a checkpoint")
         try:
@@ -299,6 +352,7 @@ class Cycle:
             limits=self._stages.limits,
             halt=self._halt,
             meter=self._meter,
+            holdings=self._holdings,
             give_up=lambda: self._give_up(point),
         )
 
@@ -311,6 +365,7 @@ class Cycle:
     def _acknowledged(self, point: SpoolPoint, summary: PointSummary) -> None:
         """Only now the old base may go: the replica holds its successor durably."""
         self._guest_bytes += summary.guest_bytes
+        self._holdings.learn(point)
         point.discard()
         for name in self._hypervisor.checkpoints(self._vm):
             if name != summary.checkpoint and is_our_checkpoint(name, self._policy.replica):

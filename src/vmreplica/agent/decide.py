@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, PointId, is_our_checkpoint
-from vmreplica.model.point import PointKind, PointOpening, Position
+from vmreplica.model.point import DiskMode, PointKind, PointOpening, PointSummary, Position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,22 @@ class SpoolFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskFacts:
+    """One disk to be replicated."""
+
+    #: Virtual size in bytes.
+    size: int
+    #: Whether it can hold a bitmap; a raw file or a block device cannot.
+    tracked: bool
+    #: Whether its fingerprint describes the replica's latest point.
+    fingerprint_good: bool
+    #: Why the checkpoint of the replica's latest point cannot carry a delta of it; None: it can.
+    trouble: str | None = None
+    #: The replica could not tell the fingerprint.
+    unfetchable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CycleFacts:
     """All that a decision rests on."""
 
@@ -30,13 +46,11 @@ class CycleFacts:
     epoch: int
     position: Position
     running: bool
-    #: Disks to replicate now, with their virtual sizes in bytes.
-    disks: Mapping[DiskTarget, int]
+    #: Disks to replicate now.
+    disks: Mapping[DiskTarget, DiskFacts]
     #: Every checkpoint on the domain, foreign ones included.
     checkpoints: tuple[str, ...]
     spool: SpoolFacts | None
-    #: Why the checkpoint of the replica's latest point cannot carry a delta; None: it can.
-    base_trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +67,8 @@ class Tidy:
     discard_spool: bool
     checkpoints: tuple[str, ...]
     why: str
+    #: The spooled point is the replica's latest one: its staged fingerprint becomes true first.
+    acknowledged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +86,23 @@ class Continue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Ask the replica what it holds of disks whose fingerprint is in doubt."""
+
+    point: PointId
+    targets: tuple[DiskTarget, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
     """Begin a new point."""
 
     kind: PointKind
     parent: PointId | None
-    #: Base checkpoint of each disk; None: the whole disk.
-    bases: Mapping[DiskTarget, CheckpointName | None] = field(hash=False)
+    #: How each disk is read.
+    modes: Mapping[DiskTarget, DiskMode] = field(hash=False)
+    #: The checkpoint whose bitmaps carry the deltas.
+    base: CheckpointName | None
     reason: str
 
 
@@ -87,7 +113,7 @@ class Wait:
     reason: str
 
 
-Step = Fenced | Tidy | Ship | Continue | Capture | Wait
+Step = Fenced | Tidy | Ship | Continue | Fetch | Capture | Wait
 
 
 def decide(facts: CycleFacts) -> Step:
@@ -106,7 +132,8 @@ def _with_spool(facts: CycleFacts, spool: SpoolFacts) -> Step:
     opening = spool.opening
     latest = facts.position.latest
     if latest is not None and latest.point == opening.point:
-        return Tidy(discard_spool=True, checkpoints=(), why="the replica has acknowledged the spooled point")
+        why = "the replica has acknowledged the spooled point"
+        return Tidy(discard_spool=True, checkpoints=(), why=why, acknowledged=True)
     if not _follows(facts, opening):
         return _drop_spooled(opening, "the spooled point does not follow the replica's latest one")
     if spool.complete:
@@ -122,7 +149,7 @@ def _follows(facts: CycleFacts, opening: PointOpening) -> bool:
         return False
     if opening.kind == "initial":
         return latest is None
-    if opening.kind == "resync":
+    if opening.parent is None:
         return latest is not None and latest.point < opening.point
     return latest is not None and opening.parent == latest.point
 
@@ -134,9 +161,10 @@ def _drop_spooled(opening: PointOpening, why: str) -> Tidy:
 
 def _stray_checkpoints(facts: CycleFacts) -> tuple[str, ...]:
     base = facts.position.latest.checkpoint if facts.position.latest else None
-    keep = None if facts.base_trouble else base
+    tracked = [disk for disk in facts.disks.values() if disk.tracked]
+    useless = bool(tracked) and all(disk.trouble for disk in tracked)
     ours = (name for name in facts.checkpoints if is_our_checkpoint(name, facts.replica))
-    return tuple(name for name in ours if name != keep)
+    return tuple(name for name in ours if useless or name != base)
 
 
 def _capture(facts: CycleFacts) -> Step:
@@ -144,23 +172,64 @@ def _capture(facts: CycleFacts) -> Step:
         return Wait(reason="vm-off")
     latest = facts.position.latest
     if latest is None:
-        return Capture(kind="initial", parent=None, bases=dict.fromkeys(facts.disks), reason="no point yet")
-    trouble = facts.base_trouble or _missing(facts, latest.checkpoint) or _shrunk(facts)
-    if trouble is not None:
-        return Capture(kind="resync", parent=None, bases=dict.fromkeys(facts.disks), reason=trouble)
-    known = {disk.target for disk in latest.disks}
-    bases = {target: latest.checkpoint if target in known else None for target in facts.disks}
-    return Capture(kind="delta", parent=latest.point, bases=bases, reason="interval")
+        modes: dict[DiskTarget, DiskMode] = dict.fromkeys(facts.disks, "whole")
+        return Capture(kind="initial", parent=None, modes=modes, base=None, reason="no point yet")
+    smaller = _shrunk(facts, latest)
+    if smaller is not None:
+        modes = dict.fromkeys(facts.disks, "whole")
+        return Capture(kind="resync", parent=None, modes=modes, base=None, reason=smaller)
+    doubtful = _doubtful(facts, latest)
+    if doubtful:
+        return Fetch(point=latest.point, targets=doubtful)
+    return _delta(facts, latest)
 
 
-def _missing(facts: CycleFacts, base: CheckpointName | None) -> str | None:
-    if base is None or base not in facts.checkpoints:
+def _delta(facts: CycleFacts, latest: PointSummary) -> Capture:
+    """Choose for each disk the cheapest sound way; one point carries them all."""
+    troubles = {target: _trouble(facts, target, latest) for target in facts.disks}
+    modes = {target: _mode(disk, troubles[target]) for target, disk in facts.disks.items()}
+    told = sorted(f"{target}: {why}" for target, why in troubles.items() if why)
+    return Capture(
+        kind="resync" if told else "delta",
+        parent=latest.point,
+        modes=modes,
+        base=latest.checkpoint if "delta" in modes.values() else None,
+        reason="; ".join(told) or "interval",
+    )
+
+
+def _mode(disk: DiskFacts, trouble: str | None) -> DiskMode:
+    if not disk.fingerprint_good:
+        return "whole"
+    return "delta" if trouble is None and disk.tracked else "compare"
+
+
+def _trouble(facts: CycleFacts, target: DiskTarget, latest: PointSummary) -> str | None:
+    """Say why a disk cannot go the usual way."""
+    disk = facts.disks[target]
+    if target not in {known.target for known in latest.disks}:
+        return "a new disk"
+    if not disk.fingerprint_good:
+        return "its fingerprint is in doubt, and the replica cannot tell it"
+    if disk.trouble is not None or not disk.tracked:
+        return disk.trouble
+    if latest.checkpoint is None or latest.checkpoint not in facts.checkpoints:
         return "the checkpoint of the replica's latest point is gone"
     return None
 
 
-def _shrunk(facts: CycleFacts) -> str | None:
-    latest = facts.position.latest
-    sizes = {disk.target: disk.size for disk in latest.disks} if latest else {}
-    smaller = sorted(target for target, size in facts.disks.items() if size < sizes.get(target, 0))
+def _doubtful(facts: CycleFacts, latest: PointSummary) -> tuple[DiskTarget, ...]:
+    known = {disk.target for disk in latest.disks}
+    return tuple(
+        sorted(
+            target
+            for target, disk in facts.disks.items()
+            if target in known and not disk.fingerprint_good and not disk.unfetchable
+        )
+    )
+
+
+def _shrunk(facts: CycleFacts, latest: PointSummary) -> str | None:
+    sizes = {disk.target: disk.size for disk in latest.disks}
+    smaller = sorted(target for target, disk in facts.disks.items() if disk.size < sizes.get(target, 0))
     return f"{', '.join(smaller)} became smaller" if smaller else None

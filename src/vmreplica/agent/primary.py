@@ -142,6 +142,7 @@ class PrimarySide:
         point = self._stages.spool.point(vm)
         if point is not None:
             point.discard()
+        self._stages.fingerprints.remove(vm)
 
     def _find(self, vm: str) -> Relationship:
         rel = self._runner.find(vm)

@@ -15,6 +15,7 @@ from typing import Final
 
 import structlog
 
+from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import BACKOFF
 from vmreplica.capture import capture_point
@@ -68,6 +69,7 @@ class Transfer:
         limits: threads, level, scratch.
         halt: set from outside to give up.
         meter: fed with progress.
+        holdings: what the replica is known to hold, for comparison.
         give_up: ends the job and discards the point, before the error is raised, when reading cannot be finished.
     """
 
@@ -79,6 +81,7 @@ class Transfer:
         limits: TransferLimits,
         halt: threading.Event,
         meter: Meter,
+        holdings: Holdings,
         give_up: Callable[[], None],
     ) -> None:
         self._point = point
@@ -87,6 +90,7 @@ class Transfer:
         self._outer_halt = halt
         self._halt = threading.Event()
         self._meter = meter
+        self._holdings = holdings
         self._give_up = give_up
         self._failure: VmReplicaError | None = None
 
@@ -124,14 +128,17 @@ class Transfer:
 
     def _read(self, job: BackupJob) -> None:
         try:
-            capture_point(
-                job.exports,
-                self._point,
-                workers=self._limits.workers,
-                level=self._limits.level,
-                cancel=self._halt,
-                progress=self._meter.read,
-            )
+            with self._holdings.opened(self._point.opening) as fingerprints:
+                capture_point(
+                    job.exports,
+                    self._point,
+                    fingerprints=fingerprints,
+                    key=self._holdings.key,
+                    workers=self._limits.workers,
+                    level=self._limits.level,
+                    cancel=self._halt,
+                    progress=self._meter.read,
+                )
         except VmReplicaError:
             # What set the halt says more than "cancelled".
             if self._failure is not None:

@@ -8,10 +8,12 @@ from vmreplica.model.ids import CheckpointName, DiskTarget, PointId, VmId, VmNam
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
 
-#: initial: whole disks, no parent. delta: what changed since the parent. resync: whole disks again, because change
-#: tracking was lost; older points are kept. final: the last delta of a planned failover.
+#: initial: whole disks, no parent. delta: what changed since the parent. resync: the same, found by comparison or read
+#: whole because change tracking was lost; older points are kept. final: the last delta of a planned failover.
 PointKind = Literal["initial", "delta", "resync", "final"]
 Consistency = Literal["crash", "application"]
+#: How a disk is read for a point: whole; what its bitmap says has changed; all of it, compared with its fingerprint.
+DiskMode = Literal["whole", "delta", "compare"]
 
 #: qcow2's own limit at 64 KiB clusters is 2 EiB; QEMU's is 8 EiB - 512. We stop at 256 TiB: tables stay in memory.
 MAX_DISK = 256 << 40
@@ -40,6 +42,8 @@ class PointOpening(Shape):
     epoch: Annotated[int, Field(ge=0)]
     checkpoint: CheckpointName | None
     disks: Annotated[tuple[DiskSpec, ...], Field(min_length=1, max_length=64)]
+    #: How each disk is read: so that a killed agent goes on in the same way, and for the history.
+    modes: dict[DiskTarget, DiskMode] = Field(default_factory=dict, max_length=64)
     definition: Annotated[str, Field(max_length=MAX_DEFINITION)]
     interval: Annotated[int, Field(ge=5, le=86400)]
     keep: Annotated[int, Field(ge=1, le=1000)]
@@ -49,8 +53,8 @@ class PointOpening(Shape):
         targets = [disk.target for disk in self.disks]
         if len(set(targets)) != len(targets):
             raise ValueError("a disk is named twice")
-        if (self.parent is None) != (self.kind in ("initial", "resync")):
-            raise ValueError("a delta needs a parent, a whole copy has none")
+        if self.kind != "resync" and (self.parent is None) != (self.kind == "initial"):
+            raise ValueError("a delta needs a parent, an initial copy has none")
         return self
 
 
