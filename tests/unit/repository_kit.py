@@ -16,7 +16,17 @@ from vmreplica.model.point import DiskClosing, DiskSpec, PointClosing, PointOpen
 from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2 import frames
-from vmreplica.qcow2.segment import DATA_START, KIND_ZERO, KIND_ZSTD, RECORD, clusters_of, pack
+from vmreplica.qcow2.segment import (
+    BLOCK,
+    BLOCKS,
+    DATA_START,
+    KIND_ZERO,
+    KIND_ZSTD,
+    RECORD,
+    clusters_of,
+    pack,
+    patch_kind,
+)
 from vmreplica.repository import Replica, Repository
 
 VM = "11111111-2222-3333-4444-555555555555"
@@ -59,12 +69,14 @@ class Primary:
     Args:
         sizes: bytes of each disk.
         each: clusters per segment.
+        patches: send patches of clusters of which only some blocks changed.
     """
 
-    def __init__(self, sizes: Mapping[str, int] | None = None, *, each: int = 8) -> None:
+    def __init__(self, sizes: Mapping[str, int] | None = None, *, each: int = 8, patches: bool = False) -> None:
         self.sizes = dict(sizes or {"vda": SIZE})
         self.disks: dict[str, Disk] = {target: {} for target in self.sizes}
         self.each = each
+        self.patches = patches
         #: What each published point's disks must read as.
         self.expected: dict[str, dict[str, bytes]] = {}
         self.latest: str | None = None
@@ -96,11 +108,12 @@ class Primary:
         segments: dict[str, list[bytes]] = {}
         closings: list[DiskClosing] = []
         for target in self.sizes:
-            change = dict(changes.get(target, {}))
+            change, before = dict(changes.get(target, {})), dict(self.disks[target])
             self.disks[target].update(change)
             if opening.parent is None:
                 change = {n: data for n, data in self.disks[target].items() if data != ZERO}
-            segments[target], closing = self._segments(opening, target, change)
+            below = before if self.patches and opening.parent is not None else None
+            segments[target], closing = self._segments(opening, target, change, below)
             closings.append(closing)
         self.expected[opening.point] = {target: self._flat(target) for target in self.sizes}
         return segments, PointClosing(disks=tuple(closings), guest_bytes=SIZE)
@@ -117,14 +130,15 @@ class Primary:
         self.latest = opening.point
         return summary
 
-    def _segments(self, opening: PointOpening, target: str, change: Disk) -> tuple[list[bytes], DiskClosing]:
+    def _segments(
+        self, opening: PointOpening, target: str, change: Disk, below: Disk | None
+    ) -> tuple[list[bytes], DiskClosing]:
         bodies: list[bytes] = []
         place, numbers = DATA_START, sorted(change)
         for number, start in enumerate(range(0, len(numbers), self.each)):
             part = numbers[start : start + self.each]
             last = start + self.each >= len(numbers)
-            found = [(n, frames.encode(memoryview(change[n]), 1)[0]) for n in part]
-            rows = [(n, len(f), KIND_ZSTD) if f is not None else (n, 1, KIND_ZERO) for n, f in found]
+            rows, data, patches = _rows({n: change[n] for n in part}, below)
             head, buffers = pack(
                 point=opening.point,
                 target=target,
@@ -132,7 +146,8 @@ class Primary:
                 data_offset=place,
                 next_cluster=clusters_of(self.sizes[target]) if last else numbers[start + self.each],
                 records=np.array(rows, RECORD),
-                data=[f for _, f in found if f is not None],
+                data=data,
+                patches=patches,
             )
             place = head.data_end
             bodies.append(b"".join(buffers))
@@ -144,6 +159,39 @@ class Primary:
         for number, data in self.disks[target].items():
             disk[number * CLUSTER : (number + 1) * CLUSTER] = data
         return bytes(disk[:size])
+
+
+def with_blocks(cluster: bytes, seed: int) -> bytes:
+    """The cluster with some of its blocks changed to noise, one repeated byte or zeroes."""
+    source, changed = random.Random(seed), bytearray(cluster)
+    for block in source.sample(range(BLOCKS), source.randint(1, BLOCKS - 1)):
+        data = source.choice([source.randbytes(BLOCK), bytes(BLOCK), bytes([source.randint(1, 255)]) * BLOCK])
+        changed[block * BLOCK : (block + 1) * BLOCK] = data
+    return bytes(changed)
+
+
+def _rows(change: Disk, below: Disk | None) -> tuple[list[tuple[int, int, int]], list[bytes], list[bytes]]:
+    """Records, frames and patches of some clusters."""
+    rows: list[tuple[int, int, int]] = []
+    data: list[bytes] = []
+    patches: list[bytes] = []
+    for number, cluster in change.items():
+        (frame,) = frames.encode(memoryview(cluster), 1)
+        blocks = _differing(below.get(number, ZERO), cluster) if below is not None else []
+        if 0 < len(blocks) < BLOCKS:
+            raw = b"".join(cluster[n * BLOCK : (n + 1) * BLOCK] for n in blocks)
+            patches.append(frames.encode_patch(memoryview(raw), 1))
+            rows.append((number, len(patches[-1]), patch_kind(sum(1 << n for n in blocks))))
+        elif frame is not None:
+            data.append(frame)
+            rows.append((number, len(frame), KIND_ZSTD))
+        else:
+            rows.append((number, 1, KIND_ZERO))
+    return rows, data, patches
+
+
+def _differing(old: bytes, new: bytes) -> list[int]:
+    return [n for n in range(BLOCKS) if old[n * BLOCK : (n + 1) * BLOCK] != new[n * BLOCK : (n + 1) * BLOCK]]
 
 
 def read_image(path: Path, scratch: Path | None = None) -> bytes:

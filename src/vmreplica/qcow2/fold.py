@@ -1,4 +1,4 @@
-"""Folding a point's image into the image below it, verbatim (docs/design/format.md, "Folding").
+"""Folding a point's image into the image below it, verbatim but for patches (docs/design/format.md, "Folding").
 
 ``prepare_fold`` adds to the base's file and changes nothing that its header leads to: until the header it
 returns is written by ``switch``, the base is the same image as before, and ``undo`` cuts the file back.
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmreplica.model.units import CLUSTER
-from vmreplica.qcow2.head import KIND_ZSTD, Records, SegmentHead
+from vmreplica.qcow2.head import KIND_ZERO, KIND_ZSTD, Records, SegmentHead, is_patch
 from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import (
     BIG16,
@@ -35,6 +35,7 @@ from vmreplica.qcow2.layout import (
     l2_tables,
     table_clusters,
 )
+from vmreplica.qcow2.patching import Patcher
 from vmreplica.qcow2.rawio import copy_range, punch, pwrite_all
 from vmreplica.qcow2.reader import Image
 from vmreplica.qcow2.space import HostSpace, free_runs
@@ -43,6 +44,8 @@ _BLOCK: Final = 4096
 _SECTOR: Final = 512
 _DEAD_BATCH: Final = 65536
 _BUFFER: Final = 1 << 20
+#: Patched clusters in memory at once.
+_PATCHES: Final = 64
 
 
 def prepare_fold(base: Path, overlay: Path, index: Path, dead: Path, *, size: int, check: Callable[[], None]) -> bytes:
@@ -66,7 +69,7 @@ def prepare_fold(base: Path, overlay: Path, index: Path, dead: Path, *, size: in
     with _opened(base, os.O_RDWR) as fd, _opened(overlay, os.O_RDONLY) as source, dead.open("wb") as gone:
         fold = _Fold(Image(fd, base), fd, size)
         with index.open("rb", buffering=_BUFFER) as heads:
-            batches = _placed(fold, heads, source, overlay, check)
+            batches = _Mover(fold, source, overlay, check).batches(heads)
             for number, entries, said in l2_tables(batches, UNALLOCATED):
                 check()
                 fold.merge(number, entries, said, gone)
@@ -132,15 +135,21 @@ class _Fold:
     """The new state of a base, built beside the old one. Memory: L1, refcounts (2 bytes per host cluster)."""
 
     def __init__(self, image: Image, fd: int, size: int) -> None:
-        self._image, self._fd, self._size = image, fd, size
+        self.image, self.fd, self._size = image, fd, size
         self.space = HostSpace(image.refcounts(REFCOUNTS), image.bytes // CLUSTER)
         self._l1 = np.zeros(max(l1_entries_of(size), len(image.l1)), np.uint64)
         self._l1[: len(image.l1)] = image.l1
 
-    def place(self, lengths: I64, source: int, start: int, path: Path, room: "_Room") -> I64:
-        """Copy frames that stand one after the other in a source from ``start`` on; tell their new offsets."""
+    def place(self, lengths: I64, room: "_Room", put: Callable[[int, int, int], None]) -> I64:
+        """Find places for frames that stand one after the other; tell their offsets.
+
+        Args:
+            lengths: of the frames.
+            room: where there is room.
+            put: copies so many bytes of the frames, from one place in them, to a place in the base.
+        """
         placed = np.zeros(len(lengths), np.int64)
-        done = 0
+        done = taken = 0
         while done < len(lengths):
             ends = np.cumsum(lengths[done:])
             fitting = int(np.searchsorted(ends, room.end - room.start, "right"))
@@ -150,14 +159,14 @@ class _Fold:
             ends = ends[:fitting]
             used = int(ends[-1])
             placed[done : done + fitting] = room.start + ends - lengths[done : done + fitting]
-            copy_range(source, self._fd, start=start, to=room.start, size=used, path=path)
-            room.start, start, done = room.start + used, start + used, done + fitting
+            put(taken, used, room.start)
+            room.start, taken, done = room.start + used, taken + used, done + fitting
         self.space.count(placed, placed + lengths, 1)
         return placed
 
     def merge(self, number: int, entries: U64, said: npt.NDArray[np.bool_], gone: BinaryIO) -> None:
         """Write a new L2 table: the base's, but the overlay's where that says something."""
-        old = self._image.l2(number)
+        old = self.image.l2(number)
         replaced = old[said & ((old & np.uint64(COMPRESSED)) != 0)]
         starts, ends = described(replaced)
         self.space.count(starts, ends, -1)
@@ -169,10 +178,10 @@ class _Fold:
 
     def finish(self) -> bytes:
         """Write the L1 table and all counts that changed; give the header that leads to them."""
-        self.space.drop_table(self._image.header.l1_offset, self._image.l1_clusters)
+        self.space.drop_table(self.image.header.l1_offset, self.image.l1_clusters)
         l1_offset = self._write(self._l1)
         refcount_offset, refcount_clusters = self._write_refcounts()
-        os.ftruncate(self._fd, self.space.clusters * CLUSTER)
+        os.ftruncate(self.fd, self.space.clusters * CLUSTER)
         return Header(
             size=self._size,
             l1_offset=l1_offset,
@@ -184,19 +193,19 @@ class _Fold:
     def _write(self, table: U64) -> int:
         clusters = table_clusters(len(table))
         offset = self.space.table(clusters)
-        pwrite_all(self._fd, table.astype(BIG64).tobytes().ljust(clusters * CLUSTER, b"\0"), offset)
+        pwrite_all(self.fd, table.astype(BIG64).tobytes().ljust(clusters * CLUSTER, b"\0"), offset)
         return offset
 
     def _write_refcounts(self) -> tuple[int, int]:
         """Move the changed refcount blocks; moving one changes counts, so until none is left over."""
-        space, header = self.space, self._image.header
+        space, header = self.space, self.image.header
         space.drop_table(header.refcount_offset, header.refcount_clusters)
         # Each block covers far more clusters than all blocks of these tables: one more is always enough.
         blocks = -(-(space.clusters + REFCOUNTS // 2) // REFCOUNTS) + 1
-        blocks = max(blocks, int(np.flatnonzero(self._image.refcount_table)[-1]) + 1)
+        blocks = max(blocks, int(np.flatnonzero(self.image.refcount_table)[-1]) + 1)
         table = np.zeros(table_clusters(blocks) * (CLUSTER // 8), np.uint64)
-        known = min(len(table), len(self._image.refcount_table))
-        table[:known] = self._image.refcount_table[:known]
+        known = min(len(table), len(self.image.refcount_table))
+        table[:known] = self.image.refcount_table[:known]
         offset = space.table(table_clusters(blocks))
         moved: set[int] = set()
         while waiting := space.dirty - moved:
@@ -207,14 +216,14 @@ class _Fold:
                 moved.add(block)
         for block in sorted(moved):
             self._write_block(block, int(table[block]))
-        pwrite_all(self._fd, table.astype(BIG64).tobytes(), offset)
+        pwrite_all(self.fd, table.astype(BIG64).tobytes(), offset)
         return offset, table_clusters(blocks)
 
     def _write_block(self, block: int, offset: int) -> None:
         values = np.zeros(REFCOUNTS, BIG16)
         known = self.space.counts[block * REFCOUNTS : min((block + 1) * REFCOUNTS, self.space.clusters)]
         values[: len(known)] = known
-        pwrite_all(self._fd, values.tobytes(), offset)
+        pwrite_all(self.fd, values.tobytes(), offset)
 
 
 class _Room:
@@ -225,11 +234,45 @@ class _Room:
         self.end = 0
 
 
-def _placed(fold: _Fold, heads: BinaryIO, source: int, path: Path, check: Callable[[], None]) -> Iterator[Batch]:
-    """Copy each segment's data into the base and tell where its compressed clusters are now."""
-    room = _Room()
-    entries: Iterator[tuple[SegmentHead, Records]] = read_heads(heads)
-    for head, records in entries:
-        check()
-        lengths = records["length"][records["kind"] == KIND_ZSTD].astype(np.int64)
-        yield records, fold.place(lengths, source, head.data_offset, path, room)
+class _Mover:
+    """Brings an overlay's data into the base: frames as they are, patches put into their clusters."""
+
+    def __init__(self, fold: _Fold, source: int, path: Path, check: Callable[[], None]) -> None:
+        self._fold, self._source, self._path, self._check = fold, source, path, check
+        self._room = _Room()
+        self._patcher = Patcher(fold.image, fold.fd, source, path)
+
+    def batches(self, heads: BinaryIO) -> Iterator[Batch]:
+        """Move each segment's data; tell its records, without patches any more, and where its clusters are now."""
+        entries: Iterator[tuple[SegmentHead, Records]] = read_heads(heads)
+        for head, records in entries:
+            self._check()
+            zstd, offsets = records["kind"] == KIND_ZSTD, np.zeros(len(records), np.int64)
+            offsets[zstd] = self._copy(records["length"][zstd].astype(np.int64), head.data_offset)
+            if head.patch_count:
+                records = records.copy()  # noqa: PLW2901 - the same records, said in another way
+                self._merge_patches(records, offsets, head.patches_at)
+            yield records, offsets[records["kind"] == KIND_ZSTD]
+
+    def _copy(self, lengths: I64, start: int) -> I64:
+        def put(begin: int, size: int, to: int) -> None:
+            copy_range(self._source, self._fold.fd, start=start + begin, to=to, size=size, path=self._path)
+
+        return self._fold.place(lengths, self._room, put)
+
+    def _merge_patches(self, records: Records, offsets: I64, start: int) -> None:
+        """Make whole clusters of patches, some at a time: bounded memory."""
+        patches = np.flatnonzero(is_patch(records))
+        for low in range(0, len(patches), _PATCHES):
+            self._check()
+            part = patches[low : low + _PATCHES]
+            made = self._patcher.frames(records[part], start + low * CLUSTER)
+            records["kind"][part] = [KIND_ZERO if frame is None else KIND_ZSTD for frame in made]
+            records["length"][part] = [1 if frame is None else len(frame) for frame in made]
+            used = part[[frame is not None for frame in made]]
+            body = memoryview(b"".join(frame for frame in made if frame is not None))
+
+            def put(begin: int, size: int, to: int, body: memoryview = body) -> None:
+                pwrite_all(self._fold.fd, body[begin : begin + size], to)
+
+            offsets[used] = self._fold.place(records["length"][used].astype(np.int64), self._room, put)

@@ -54,13 +54,17 @@ def encode(chunk: memoryview, level: int) -> list[bytes | None]:
     return frames
 
 
-def decode(frame: bytes | memoryview) -> bytes:
+def decode(frame: bytes | memoryview, *, padded: bool = False) -> bytes:
     """Decompress one frame into the 65 536 bytes of its cluster, checking its checksum.
+
+    Args:
+        frame: the frame.
+        padded: whether anything may stand behind it, as a qcow2 descriptor tells its end only to a sector.
 
     Raises:
         Corrupt: ``frame-broken``.
     """
-    return _decoded(frame, CLUSTER)
+    return _decoded(frame, CLUSTER, padded=padded)
 
 
 def encode_patch(blocks: memoryview, level: int) -> bytes:
@@ -98,13 +102,13 @@ def headers_ok(data: memoryview, starts: npt.NDArray[np.int64], blocks: npt.NDAr
     return all(bool((buffer[starts + place] == byte).all()) for place, byte in enumerate(expected))
 
 
-def _decoded(frame: bytes | memoryview, size: int) -> bytes:
+def _decoded(frame: bytes | memoryview, size: int, *, padded: bool = False) -> bytes:
     header = _HEADER_START + (size - _SIZE_BASE).to_bytes(2, "little")
     if bytes(frame[: len(header)]) != header:
         raise Corrupt("frame-broken", "a compressed cluster has no frame header of ours")
     try:
         # The header just checked tells the decompressor how much it may give out.
-        return _decompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
+        return _decompressor().decompress(frame, max_output_size=size, allow_extra_data=padded)
     except zstandard.ZstdError as error:
         raise Corrupt("frame-broken", f"a compressed cluster cannot be decompressed: {error}") from error
 

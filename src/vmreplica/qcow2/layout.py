@@ -14,10 +14,13 @@ import numpy.typing as npt
 
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.units import CLUSTER
-from vmreplica.qcow2.head import KIND_ZSTD, Records, record_ends
+from vmreplica.qcow2.head import BLOCKS, KIND_ZERO, KIND_ZSTD, Records, patch_masks, record_ends
 
 #: Guest clusters per L2 table: one cluster of 8-byte entries.
 L2_ENTRIES: Final = CLUSTER // 8
+#: Bytes of an entry with and without extended L2, where a bitmap of 32 subclusters follows each descriptor.
+_ENTRY: Final = 8
+_EXTENDED_ENTRY: Final = 16
 #: Host clusters per refcount block: one cluster of 2-byte entries.
 REFCOUNTS: Final = CLUSTER // 2
 COPIED: Final = 1 << 63
@@ -27,6 +30,8 @@ OFFSET_MASK: Final = 0x00FF_FFFF_FFFF_FE00
 #: An L2 entry that reads as zeroes, whatever the backing file has there.
 READS_ZERO: Final = 1
 UNALLOCATED: Final = 0
+#: The same as READS_ZERO with extended L2: a bitmap where every subcluster reads as zeroes.
+READS_ZERO_BITMAP: Final = 0xFFFF_FFFF << 32
 #: Compressed descriptors with 64 KiB clusters: 54 bits of offset, 8 of further 512-byte sectors.
 COMPRESSED_OFFSET_BITS: Final = 54
 SECTOR_BITS: Final = 9
@@ -45,6 +50,7 @@ _MAGIC: Final = b"QFI\xfb"
 _VERSION: Final = 3
 _REFCOUNT_ORDER: Final = 4
 _COMPRESSION_BIT: Final = 1 << 3
+_EXTENDED_BIT: Final = 1 << 4
 _ZSTD: Final = 1
 _BACKING_FORMAT: Final = struct.pack(">II", 0xE2792ACA, 5) + b"qcow2\0\0\0"
 _END: Final = bytes(8)
@@ -61,6 +67,8 @@ class Header:
     refcount_offset: int
     refcount_clusters: int
     backing: str | None = None
+    #: Whether L2 entries are extended; such an image is an overlay and never read by this program.
+    extended: bool = False
 
     def pack(self) -> bytes:
         """Render the header cluster's used part."""
@@ -69,9 +77,10 @@ class Header:
             raise ValueError("a backing name is at most 1023 bytes")
         extensions = (_BACKING_FORMAT if name else b"") + _END
         name_offset = _HEADER.size + len(extensions) if name else 0
+        features = _COMPRESSION_BIT | (_EXTENDED_BIT if self.extended else 0)
         fixed = _HEADER.pack(
             _MAGIC, _VERSION, name_offset, len(name), CLUSTER_BITS, self.size, 0, self.l1_entries, self.l1_offset,
-            self.refcount_offset, self.refcount_clusters, 0, 0, _COMPRESSION_BIT, 0, 0, _REFCOUNT_ORDER,
+            self.refcount_offset, self.refcount_clusters, 0, 0, features, 0, 0, _REFCOUNT_ORDER,
             _HEADER.size, _ZSTD,
         )  # fmt: skip
         return fixed + extensions + name
@@ -112,9 +121,14 @@ def round_up(offset: int) -> int:
     return -(-offset // CLUSTER) * CLUSTER
 
 
-def l1_entries_of(size: int) -> int:
+def l2_entries_of(*, extended: bool) -> int:
+    """Tell how many guest clusters an L2 table describes."""
+    return CLUSTER // (_EXTENDED_ENTRY if extended else _ENTRY)
+
+
+def l1_entries_of(size: int, *, extended: bool = False) -> int:
     """Tell how many L1 entries a disk of so many bytes has."""
-    return -(-size // (CLUSTER * L2_ENTRIES))
+    return -(-size // (CLUSTER * l2_entries_of(extended=extended)))
 
 
 def table_clusters(entries: int) -> int:
@@ -147,41 +161,55 @@ def count_frames(refcounts: npt.NDArray[np.uint16], starts: I64, ends: I64, step
         part += (counts * step).astype(np.uint16)  # wraps around for a negative step, as meant
 
 
-def touched_l2(records: Records) -> I64:
+def patch_bitmaps(masks: npt.NDArray[np.uint32]) -> U64:
+    """Make the subcluster bitmaps of patches from their masks: a block is two subclusters."""
+    bitmaps = np.zeros(len(masks), np.uint64)
+    for bit in range(BLOCKS):
+        bitmaps |= ((masks >> np.uint32(bit)) & np.uint32(1)).astype(np.uint64) * np.uint64(3 << 2 * bit)
+    return bitmaps
+
+
+def touched_l2(records: Records, *, extended: bool = False) -> I64:
     """Tell which L2 tables records touch, ascending."""
-    first = records["cluster"].astype(np.int64) // L2_ENTRIES
-    last = (record_ends(records) - 1) // L2_ENTRIES
+    per_table = l2_entries_of(extended=extended)
+    first = records["cluster"].astype(np.int64) // per_table
+    last = (record_ends(records) - 1) // per_table
     long = last > first
     spans = [np.arange(low, high + 1) for low, high in zip(first[long], last[long], strict=True)]
     return np.unique(np.concatenate([first, *spans]))
 
 
-def l2_tables(batches: Iterable[Batch], zero: int) -> Iterator[tuple[int, U64, npt.NDArray[np.bool_]]]:
+def l2_tables(
+    batches: Iterable[Batch], zero: int, *, extended: bool = False
+) -> Iterator[tuple[int, U64, npt.NDArray[np.bool_]]]:
     """Turn records into L2 tables, one after the other.
 
     Args:
-        batches: records, ascending over all batches, with the host offsets of their compressed clusters.
-        zero: the entry for clusters that read as zeroes.
+        batches: records, ascending over all batches, with the host offsets of those that have data.
+        zero: the entry for clusters that read as zeroes; with extended L2, its bitmap.
+        extended: make extended entries; only these can describe patches.
 
     Yields:
-        Number of the table, its entries, and which of them the records say something about.
+        Number of the table, its 8192 words, and which of its entries the records say something about.
 
     Raises:
         Corrupt: ``index-order``: the records do not ascend.
     """
-    current, entries, said = -1, np.zeros(0, np.uint64), np.zeros(0, np.bool_)
+    per_table = l2_entries_of(extended=extended)
+    current, entries, said = -1, np.zeros((0, 0), np.uint64), np.zeros(0, np.bool_)
     for records, offsets in batches:
-        batch = _worked_out(records, offsets, zero)
-        for number in touched_l2(records).tolist():
+        batch = _worked_out(records, offsets, zero, extended=extended)
+        for number in touched_l2(records, extended=extended).tolist():
             if number != current:
                 if current >= 0:
-                    yield current, entries, said
+                    yield current, entries.reshape(-1), said
                 if number < current:
                     raise Corrupt("index-order", "the records of a disk do not ascend")
-                current, entries, said = number, np.zeros(L2_ENTRIES, np.uint64), np.zeros(L2_ENTRIES, np.bool_)
-            _fill(entries, said, number * L2_ENTRIES, batch)
+                current, said = number, np.zeros(per_table, np.bool_)
+                entries = np.zeros((per_table, L2_ENTRIES // per_table), np.uint64)
+            _fill(entries, said, number * per_table, batch)
     if current >= 0:
-        yield current, entries, said
+        yield current, entries.reshape(-1), said
 
 
 class _Batch(NamedTuple):
@@ -189,37 +217,45 @@ class _Batch(NamedTuple):
 
     records: Records
     ends: I64
+    #: One row of one or two words for each record.
     values: U64
 
 
-def _worked_out(records: Records, offsets: I64, zero: int) -> _Batch:
-    values = np.full(len(records), zero, np.uint64)
-    zstd = records["kind"] == KIND_ZSTD
-    values[zstd] = descriptors(offsets, records["length"][zstd].astype(np.int64))
+def _worked_out(records: Records, offsets: I64, zero: int, *, extended: bool) -> _Batch:
+    values = np.zeros((len(records), 2 if extended else 1), np.uint64)
+    zstd, data = records["kind"] == KIND_ZSTD, records["kind"] != KIND_ZERO
+    values[~data, -1] = zero
+    values[zstd, 0] = descriptors(offsets[zstd[data]], records["length"][zstd].astype(np.int64))
+    patch = data & ~zstd
+    if patch.any():
+        if not extended:
+            raise ValueError("patches need extended L2 entries")
+        values[patch, 0] = offsets[patch[data]].astype(np.uint64) | np.uint64(COPIED)
+        values[patch, 1] = patch_bitmaps(patch_masks(records)[patch])
     return _Batch(records, record_ends(records), values)
 
 
 def _fill(entries: U64, said: npt.NDArray[np.bool_], base: int, batch: _Batch) -> None:
-    """Put into one table what the records say about its guest clusters [base, base + L2_ENTRIES)."""
+    """Put into one table what the records say about its guest clusters, the first of which is ``base``."""
     low = int(np.searchsorted(batch.ends, base, "right"))
-    high = int(np.searchsorted(batch.records["cluster"], np.uint64(base + L2_ENTRIES), "left"))
+    high = int(np.searchsorted(batch.records["cluster"], np.uint64(base + len(said)), "left"))
     part, ends, values = batch.records[low:high], batch.ends[low:high], batch.values[low:high]
-    zstd = part["kind"] == KIND_ZSTD
-    places = part["cluster"][zstd].astype(np.int64) - base
-    entries[places] = values[zstd]
+    data = part["kind"] != KIND_ZERO
+    places = part["cluster"][data].astype(np.int64) - base
+    entries[places] = values[data]
     said[places] = True
-    zeroes = _runs(part["cluster"][~zstd].astype(np.int64) - base, ends[~zstd] - base)
+    zeroes = _runs(part["cluster"][~data].astype(np.int64) - base, ends[~data] - base, len(said))
     if zeroes is not None:
-        entries[zeroes] = values[~zstd][0]
+        entries[zeroes] = values[~data][0]
         said[zeroes] = True
 
 
-def _runs(starts: I64, ends: I64) -> npt.NDArray[np.bool_] | None:
-    """Make a mask of a table's entries from disjoint runs, cut to the table."""
+def _runs(starts: I64, ends: I64, size: int) -> npt.NDArray[np.bool_] | None:
+    """Make a mask of a table's entries, ``size`` of them, from disjoint runs, cut to the table."""
     if not len(starts):
         return None
-    edges = np.zeros(L2_ENTRIES + 1, np.int8)
+    edges = np.zeros(size + 1, np.int8)
     edges[np.maximum(starts, 0)] += 1
-    edges[np.minimum(ends, L2_ENTRIES)] -= 1
+    edges[np.minimum(ends, size)] -= 1
     mask: npt.NDArray[np.bool_] = np.cumsum(edges[:-1], dtype=np.int8) > 0
     return mask

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import xxhash
 
 from vmreplica.model.units import CLUSTER
-from vmreplica.qcow2.head import DATA_START, KIND_ZSTD, Records
+from vmreplica.qcow2.head import DATA_START, KIND_ZERO, KIND_ZSTD, Records
 from vmreplica.qcow2.layout import (
     BIG16,
     BIG64,
     COPIED,
     READS_ZERO,
+    READS_ZERO_BITMAP,
     REFCOUNTS,
     UNALLOCATED,
     Batch,
@@ -44,15 +45,18 @@ class TablesResult:
     digest: str
 
 
-def write_tables(fd: int, *, size: int, data_end: int, records: Iterable[Records], backing: str | None) -> TablesResult:
+def write_tables(
+    fd: int, *, size: int, data_end: int, records: Iterable[Records], backing: str | None, patched: bool = False
+) -> TablesResult:
     """Make a valid image of a file that holds data.
 
     Args:
         fd: the file, open for writing; anything behind ``data_end`` in it is dropped.
         size: of the disk, in bytes.
-        data_end: where the data ends; it begins at DATA_START and has no gaps.
-        records: of all segments in order.
+        data_end: where the data ends; it begins at DATA_START, each segment's part goes on where the last ended.
+        records: of all segments in order, one array for each.
         backing: name of the backing file as it shall stand in the header.
+        patched: whether there are patches among the records; they need a backing file.
 
     Raises:
         Corrupt: ``index-order``.
@@ -62,9 +66,10 @@ def write_tables(fd: int, *, size: int, data_end: int, records: Iterable[Records
     os.ftruncate(fd, data_end)
     tail = _Tail(fd, round_up(data_end))
     counts = np.zeros(tail.offset // CLUSTER, np.uint16)
-    l1 = np.zeros(l1_entries_of(size), np.uint64)
+    l1 = np.zeros(l1_entries_of(size, extended=patched), np.uint64)
     batches = _placed(records, counts, keep_zeroes=backing is not None)
-    for number, entries, _said in l2_tables(batches, READS_ZERO if backing is not None else UNALLOCATED):
+    zero = UNALLOCATED if backing is None else READS_ZERO_BITMAP if patched else READS_ZERO
+    for number, entries, _said in l2_tables(batches, zero, extended=patched):
         l1[number] = tail.append(entries.astype(BIG64).tobytes()) | COPIED
     l1_offset = tail.append(l1.astype(BIG64).tobytes())
     refcount_offset, refcount_clusters = _write_refcounts(tail, counts)
@@ -76,6 +81,7 @@ def write_tables(fd: int, *, size: int, data_end: int, records: Iterable[Records
         refcount_offset=refcount_offset,
         refcount_clusters=refcount_clusters,
         backing=backing,
+        extended=patched,
     ).pack()
     pwrite_all(fd, header, 0)
     os.fsync(fd)
@@ -101,18 +107,25 @@ class _Tail:
 
 
 def _placed(records: Iterable[Records], counts: npt.NDArray[np.uint16], *, keep_zeroes: bool) -> Iterator[Batch]:
-    """Give each compressed cluster its place in the gapless data, and count it there."""
+    """Give each cluster with data its place, segment by segment, and count it there."""
     position = DATA_START
     counts[0] = 1
     for batch in records:
-        zstd = batch["kind"] == KIND_ZSTD
+        zstd, data = batch["kind"] == KIND_ZSTD, batch["kind"] != KIND_ZERO
+        starts, ends = np.zeros(len(batch), np.int64), np.zeros(len(batch), np.int64)
         lengths = batch["length"][zstd].astype(np.int64)
-        ends = position + np.cumsum(lengths)
-        count_frames(counts, ends - lengths, ends, 1)
+        ends[zstd] = position + np.cumsum(lengths)
+        starts[zstd] = ends[zstd] - lengths
         position += int(lengths.sum())
-        kept = batch if keep_zeroes else batch[zstd]
+        patches = data & ~zstd
+        if patches.any():
+            starts[patches] = round_up(position) + np.arange(np.count_nonzero(patches)) * CLUSTER
+            ends[patches] = starts[patches] + CLUSTER
+            position = int(ends[patches][-1])
+        count_frames(counts, starts[data], ends[data], 1)
+        kept = batch if keep_zeroes else batch[data]
         if len(kept):
-            yield kept, ends - lengths
+            yield kept, starts[data]
 
 
 def _write_refcounts(tail: _Tail, counts: npt.NDArray[np.uint16]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ a crash or an error undoes it. From ``commit`` on it is rolled forward, and each
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import xxhash
@@ -20,6 +21,8 @@ from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import DiskManifest, Manifest
 from vmreplica.model.units import CLUSTER, MiB
 from vmreplica.qcow2.fold import prepare_fold, reclaim, switch, undo
+from vmreplica.qcow2.frames import MAX_FRAME
+from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import REFCOUNTS
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape, store_errors, write_shape
 from vmreplica.repository.record import FoldDisk, FoldRecord
@@ -103,8 +106,15 @@ def _require_room(layout: Layout, base: Manifest, point: Manifest, shared: list[
     for target in shared:
         image = layout.image(base.point, target)
         needed += allocated_bytes(layout.image(point.point, target))
+        # A patched cluster is written anew as a whole: about as much again as the base has of it.
+        needed += min(_patches(layout.index(point.point, target)) * MAX_FRAME, allocated_bytes(image))
         needed += (image.stat().st_size // CLUSTER // REFCOUNTS + 2) * CLUSTER
     require_free(layout.root, needed, f"folding point {base.point} into {point.point}")
+
+
+def _patches(index: Path) -> int:
+    with index.open("rb") as fh:
+        return sum(head.patch_count for head, _records in read_heads(fh))
 
 
 def _prepare(

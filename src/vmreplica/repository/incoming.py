@@ -18,8 +18,20 @@ from vmreplica.model.ids import PointId
 from vmreplica.model.point import DiskClosing, DiskSpec, HeldSegments, IncomingPoint, PointOpening
 from vmreplica.qcow2.index import index_entry, read_entry, recover_index
 from vmreplica.qcow2.layout import touched_l2
+from vmreplica.qcow2.patching import write_patches
 from vmreplica.qcow2.rawio import punch, pwrite_all
-from vmreplica.qcow2.segment import DATA_START, Records, Segment, SegmentHead, clusters_of, parse, record_ends, split
+from vmreplica.qcow2.segment import (
+    BLOCK,
+    DATA_START,
+    Records,
+    Segment,
+    SegmentHead,
+    clusters_of,
+    parse,
+    patch_blocks,
+    record_ends,
+    split,
+)
 from vmreplica.repository.layout import FILE_MODE, store_errors
 
 _BUFFER = 1 << 20
@@ -32,6 +44,7 @@ class DiskCheck:
     l2_tables: int
     #: Bytes of all its segments as they were sent.
     wire_bytes: int
+    patches: int
 
 
 class IncomingDisk:
@@ -67,7 +80,9 @@ class IncomingDisk:
         segment = parse(body, point=self._point, target=self.spec.target, number=number, clusters=self.clusters)
         with self._claimed(segment.head) as fresh:
             if fresh:
-                require_free(self.image.parent, self._min_free + len(body), f"a segment of {self.spec.target}")
+                # Patches are stored decoded.
+                size = len(body) + int(patch_blocks(segment.records).sum()) * BLOCK
+                require_free(self.image.parent, self._min_free + size, f"a segment of {self.spec.target}")
                 with store_errors(self.image):
                     self._write(segment)
 
@@ -170,9 +185,11 @@ class IncomingDisk:
         head = segment.head
         try:
             pwrite_all(self._image_fd, segment.data, head.data_offset)
+            write_patches(self._image_fd, segment)
             os.fdatasync(self._image_fd)
-        except OSError:
-            punch(self._image_fd, head.data_offset, head.data_length)
+        except (OSError, Corrupt):
+            if head.data_end > head.data_offset:
+                punch(self._image_fd, head.data_offset, head.data_end - head.data_offset)
             raise
         entry = index_entry(segment.head_bytes)
         with self._change:
@@ -187,7 +204,7 @@ class IncomingDisk:
             self._held[head.number] = (head.digest, position)
 
     def _walk(self, closing: DiskClosing) -> DiskCheck:
-        place, reached, last_table, tables, wire = DATA_START, 0, -1, 0, 0
+        place, reached, last_table, tables, wire, patches = DATA_START, 0, -1, 0, 0, 0
         with self.index.open("rb") as fh:
             for number in range(closing.segments):
                 fh.seek(self._held[number][1])
@@ -198,10 +215,11 @@ class IncomingDisk:
                 if len(touched):
                     tables += len(touched) - (int(touched[0]) == last_table)
                     last_table, reached = int(touched[-1]), int(record_ends(records)[-1])
-                place, wire = head.data_end, wire + len(head_bytes) + head.data_length
+                place, wire = head.data_end, wire + len(head_bytes) + head.payload
+                patches += head.patch_count
         if place != closing.data_end:
             raise self._damaged(f"its data ends at {place}, the closing says {closing.data_end}")
-        return DiskCheck(tables, wire)
+        return DiskCheck(tables, wire, patches)
 
     def _sort_index(self) -> None:
         positions = [self._held[number][1] for number in range(len(self._held))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from vmreplica.fsio import publish_bytes, publish_dir, require_free
-from vmreplica.model.errors import BadRequest
+from vmreplica.model.errors import BadRequest, Corrupt
 from vmreplica.model.ids import PointId
 from vmreplica.model.point import DiskClosing, DiskManifest, Manifest, PointClosing, PointOpening
 from vmreplica.model.units import CLUSTER
@@ -48,11 +48,15 @@ def publish(
     if set(closings) != set(incoming.disks) or len(closing.disks) != len(closings):
         raise BadRequest("closing-differs", f"the closing of point {opening.point} names other disks than its opening")
     checks = {target: disk.check(closings[target]) for target, disk in incoming.disks.items()}
+    below = {disk.target for disk in parent.disks} if parent else set()
+    for target, check in checks.items():
+        if check.patches and target not in below:
+            text = f"point {opening.point} has patches of disk {target}, which has no copy here yet"
+            raise Corrupt("point-damaged", text, hint="the point is thrown away; the next cycle makes a new one")
     needed = sum(_table_bytes(incoming.disks[target], check) for target, check in checks.items())
     require_free(incoming.directory, min_free + needed, f"publishing point {opening.point}")
-    below = {disk.target for disk in parent.disks} if parent else set()
     disks = tuple(
-        _finish(disk, closings[target], opening.parent if target in below else None)
+        _finish(disk, closings[target], opening.parent if target in below else None, checks[target])
         for target, disk in incoming.disks.items()
     )
     wire = sum(check.wire_bytes for check in checks.values())
@@ -62,19 +66,21 @@ def publish(
 
 
 def _table_bytes(disk: IncomingDisk, check: DiskCheck) -> int:
-    clusters = check.l2_tables + table_clusters(l1_entries_of(disk.spec.size)) + _SLACK_CLUSTERS
+    extended = check.patches > 0
+    clusters = check.l2_tables * (2 if extended else 1) + _SLACK_CLUSTERS
+    clusters += table_clusters(l1_entries_of(disk.spec.size, extended=extended))
     clusters += (disk.image.stat().st_size // CLUSTER + clusters) // REFCOUNTS
     return clusters * CLUSTER
 
 
-def _finish(disk: IncomingDisk, closing: DiskClosing, parent: PointId | None) -> DiskManifest:
+def _finish(disk: IncomingDisk, closing: DiskClosing, parent: PointId | None, check: DiskCheck) -> DiskManifest:
     """Build a disk's tables and give it its final name."""
     name = f"{disk.spec.target}.qcow2"
     backing = f"../{parent}/{name}" if parent is not None else None
     with store_errors(disk.image):
         fd = os.open(disk.image, os.O_RDWR | os.O_CLOEXEC)
         try:
-            tables = _tables(fd, disk, closing, backing)
+            tables = _tables(fd, disk, closing, backing, patched=check.patches > 0)
         finally:
             os.close(fd)
         disk.image.rename(disk.image.with_name(name))
@@ -88,9 +94,10 @@ def _finish(disk: IncomingDisk, closing: DiskClosing, parent: PointId | None) ->
     )
 
 
-def _tables(fd: int, disk: IncomingDisk, closing: DiskClosing, backing: str | None) -> TablesResult:
+def _tables(fd: int, disk: IncomingDisk, closing: DiskClosing, backing: str | None, *, patched: bool) -> TablesResult:
+    size, data_end = disk.spec.size, closing.data_end
     try:
-        return write_tables(fd, size=disk.spec.size, data_end=closing.data_end, records=disk.records(), backing=backing)
+        return write_tables(fd, size=size, data_end=data_end, records=disk.records(), backing=backing, patched=patched)
     except OSError:
         os.ftruncate(fd, closing.data_end)  # gives back what the half of the tables took
         raise
