@@ -1,12 +1,15 @@
 """How clusters become segments: limits, zeroes, and the position that capture resumes at."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from spool_kit import POINT, content, opening
 
 from vmreplica.capture.build import SegmentBuilder
+from vmreplica.capture.pieces import Piece, Row
 from vmreplica.model.units import CLUSTER, GiB, MiB, TiB
 from vmreplica.qcow2.segment import (
     KIND_ZERO,
@@ -31,6 +34,13 @@ def _builder(disk: SpoolDisk, *, keep_zeroes: bool) -> SegmentBuilder:
     return SegmentBuilder(disk, keep_zeroes=keep_zeroes, cancel=threading.Event(), patience=1)
 
 
+def _piece(first: int, frames: Sequence[bytes | None]) -> Piece:
+    rows = [
+        Row(cluster, KIND_ZSTD if frame else KIND_ZERO, frame or b"") for cluster, frame in enumerate(frames, first)
+    ]
+    return Piece(rows, 0, np.empty(0, np.uint64))
+
+
 def _segments(disk: SpoolDisk) -> list[Segment]:
     return [
         parse(disk.body(number), point=POINT, target="vda", number=number, clusters=clusters_of(disk.size))
@@ -41,7 +51,7 @@ def _segments(disk: SpoolDisk) -> list[Segment]:
 def test_a_segment_closes_at_its_size_and_the_next_goes_on_behind_it(disk: SpoolDisk) -> None:
     builder = _builder(disk, keep_zeroes=False)
     for first in range(0, 320, 32):
-        builder.clusters(first, content(first, 32)[1])
+        builder.add(_piece(first, content(first, 32)[1]), first + 32)
     builder.flush()
     heads = [segment.head for segment in _segments(disk)]
     assert [head.data_offset for head in heads[1:]] == [head.data_end for head in heads[:-1]]
@@ -56,7 +66,7 @@ def test_zeroes_of_a_delta_are_merged_and_those_of_a_whole_copy_left_out(tmp_pat
         builder = _builder(disk, keep_zeroes=keep)
         (frame,) = content(0, 1)[1]
         builder.zeroes(0, 5)
-        builder.clusters(5, [None, frame, None])
+        builder.add(_piece(5, [None, frame, None]), 8)
         builder.zeroes(8, 1000)
         builder.flush()
         (segment,) = _segments(disk)

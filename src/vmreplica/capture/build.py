@@ -1,12 +1,13 @@
-"""Making segments of compressed clusters as they come, in the order of the disk."""
+"""Making segments of what was found, as it comes, in the order of the disk."""
 
 import threading
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from vmreplica.qcow2.head import KIND_ZERO, KIND_ZSTD, MAX_RECORDS, RECORD, SEGMENT_BYTES
+from vmreplica.capture.pieces import Piece
+from vmreplica.fingerprint import BLOCKS_PER_CLUSTER, blocks_of
+from vmreplica.qcow2.head import KIND_ZERO, KIND_ZSTD, MAX_PATCHES, MAX_RECORDS, RECORD, SEGMENT_BYTES
 from vmreplica.spool import SpoolDisk
 
 #: Longest run of zeroes in one record; its field has 32 bits.
@@ -32,16 +33,29 @@ class SegmentBuilder:
         self._records: list[tuple[int, int, int]] = []
         # One growing buffer: thousands of frames kept one by one would leave the heap in shreds.
         self._data = bytearray()
+        self._patches: list[bytes] = []
+        self._patch_bytes = 0
 
-    def clusters(self, first: int, frames: Sequence[bytes | None]) -> None:
-        """Add clusters that were read; None is one of zeroes."""
-        for cluster, frame in enumerate(frames, first):
-            if frame is None:
+    def add(self, piece: Piece, end: int) -> None:
+        """Add what was found up to a cluster.
+
+        Args:
+            piece: rows and hashes; hashes are staged before the first of its rows can be in a segment.
+            end: cluster behind the last that was looked at.
+
+        Raises:
+            NoSpace: the spool is full.
+            Conflict: ``cancelled``.
+        """
+        if len(piece.hashes):
+            self._disk.stage(piece.first_block, piece.hashes, cancel=self._cancel, patience=self._patience)
+        for cluster, kind, frame in piece.rows:
+            if kind == KIND_ZERO:
                 self.zeroes(cluster, 1)
             else:
-                self._records.append((cluster, len(frame), KIND_ZSTD))
-                self._data += frame
+                self._add_data(cluster, kind, frame)
                 self._advance(cluster + 1)
+        self._position = end
 
     def zeroes(self, first: int, count: int) -> None:
         """Add clusters that read as zeroes."""
@@ -53,6 +67,16 @@ class SegmentBuilder:
             self._advance(first)
         self._position = end
 
+    def newly_zero(self, first: int, count: int) -> None:
+        """Add clusters that read as zeroes and did not before; the fingerprint is told."""
+        first_block, end = first * BLOCKS_PER_CLUSTER, (first + count) * BLOCKS_PER_CLUSTER
+        self._disk.stage_zeroes(first_block, min(end, blocks_of(self._disk.size)) - first_block)
+        self.zeroes(first, count)
+
+    def pass_by(self, end: int) -> None:
+        """Go on to a cluster; what is before it has not changed."""
+        self._position = end
+
     def flush(self) -> None:
         """Hand over what there is: at the end of the disk.
 
@@ -62,10 +86,23 @@ class SegmentBuilder:
         """
         if not self._records:
             return
-        records = np.array(self._records, RECORD)
-        data = [memoryview(self._data)]
-        self._disk.append(records, data, self._position, cancel=self._cancel, patience=self._patience)
-        self._records, self._data = [], bytearray()
+        self._disk.append(
+            np.array(self._records, RECORD),
+            [memoryview(self._data)],
+            self._position,
+            patches=self._patches,
+            cancel=self._cancel,
+            patience=self._patience,
+        )
+        self._records, self._data, self._patches, self._patch_bytes = [], bytearray(), [], 0
+
+    def _add_data(self, cluster: int, kind: int, frame: bytes) -> None:
+        self._records.append((cluster, len(frame), kind))
+        if kind == KIND_ZSTD:
+            self._data += frame
+        else:
+            self._patches.append(frame)
+            self._patch_bytes += len(frame)
 
     def _add_zeroes(self, first: int, count: int) -> None:
         if self._records:
@@ -77,5 +114,9 @@ class SegmentBuilder:
 
     def _advance(self, position: int) -> None:
         self._position = position
-        if len(self._data) >= SEGMENT_BYTES or len(self._records) >= MAX_RECORDS:
+        if (
+            len(self._data) + self._patch_bytes >= SEGMENT_BYTES
+            or len(self._records) >= MAX_RECORDS
+            or len(self._patches) >= MAX_PATCHES
+        ):
             self.flush()

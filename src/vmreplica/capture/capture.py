@@ -8,8 +8,10 @@ from typing import Final
 from vmreplica.capture.build import SegmentBuilder
 from vmreplica.capture.connection import Export
 from vmreplica.capture.ordered import in_order
-from vmreplica.capture.plan import Run, reads
+from vmreplica.capture.plan import DiskPlan
+from vmreplica.capture.reader import DiskReader
 from vmreplica.capture.view import DiskView
+from vmreplica.fingerprint import Fingerprint
 from vmreplica.model.errors import HypervisorError
 from vmreplica.model.ids import DiskTarget
 from vmreplica.spool import SpoolDisk, SpoolPoint, cancelled
@@ -26,6 +28,8 @@ def capture_point(
     exports: Mapping[DiskTarget, Export],
     point: SpoolPoint,
     *,
+    plans: Mapping[DiskTarget, DiskPlan] | None = None,
+    fingerprints: Mapping[DiskTarget, Fingerprint] | None = None,
     workers: int = DEFAULT_WORKERS,
     level: int = DEFAULT_LEVEL,
     cancel: threading.Event,
@@ -35,11 +39,16 @@ def capture_point(
     """Read what is missing of a point from its frozen view into the spool, and finish the point.
 
     Goes on exactly where an earlier call (or a killed process) stopped, as long as the view is the same one. Memory
-    is bounded by workers and segment size, whatever the size of the disks.
+    is bounded by workers and segment size, whatever the size of the disks. The hashes of what is carried are staged in
+    the spool; a disk may be gone on with by another plan.
 
     Args:
-        exports: the frozen view of each disk. A disk with a bitmap is read as a delta when the point has a parent.
+        exports: the frozen view of each disk.
         point: where it goes.
+        plans: how each disk is read. One without a plan is read as a delta if its export has a bitmap and the point a
+            parent, else whole.
+        fingerprints: what the replica holds of each disk, at the point's parent. Of a whole disk only the key counts;
+            a disk without one has no hashes staged, and its delta carries whole clusters.
         workers: threads that read and compress, each with its own connection.
         level: zstd level.
         cancel: ends the capture within a second.
@@ -53,8 +62,18 @@ def capture_point(
         Conflict: ``cancelled``, or ``point-discarded``.
     """
     if point.closing is None:
-        capture = _Capture(point, workers=workers, level=level, cancel=cancel, progress=progress, patience=patience)
-        capture.run(exports)
+        capture = _Capture(point, workers=workers, cancel=cancel, progress=progress, patience=patience)
+        with contextlib.ExitStack() as open_views:
+            for disk in point.disks:
+                view = capture.view(disk, exports)
+                open_views.callback(view.close)
+                plan = (plans or {}).get(disk.target) or _usual_plan(point, exports[disk.target])
+                capture.add(DiskReader(disk, view, plan, (fingerprints or {}).get(disk.target), level))
+            capture.run()
+
+
+def _usual_plan(point: SpoolPoint, export: Export) -> DiskPlan:
+    return DiskPlan("delta" if point.opening.parent is not None and export.bitmap is not None else "whole")
 
 
 class _Capture:
@@ -63,71 +82,57 @@ class _Capture:
         point: SpoolPoint,
         *,
         workers: int,
-        level: int,
         cancel: threading.Event,
         progress: Progress,
         patience: float,
     ) -> None:
         self._point = point
         self._workers = workers
-        self._level = level
         self._cancel = cancel
         self._progress = progress
         self._patience = patience
         self._failed = threading.Event()
+        self._readers: list[DiskReader] = []
         self._done = self._total = 0
 
-    def run(self, exports: Mapping[DiskTarget, Export]) -> None:
-        with contextlib.ExitStack() as views:
-            self._read_all({disk.target: self._view(exports, disk, views) for disk in self._point.disks})
-        self._point.finish(self._point.guest_bytes)
-
-    def _read_all(self, views: dict[DiskTarget, DiskView]) -> None:
-        for disk in self._point.disks:
-            done, total = views[disk.target].weigh(disk.next_cluster)
-            self._done += total if disk.closing else done
-            self._total += total
-        for disk in self._point.disks:
-            if disk.closing is None:
-                self._read(disk, views[disk.target])
-            views[disk.target].close()
-
-    def _view(self, exports: Mapping[DiskTarget, Export], disk: SpoolDisk, views: contextlib.ExitStack) -> DiskView:
+    def view(self, disk: SpoolDisk, exports: Mapping[DiskTarget, Export]) -> DiskView:
         what = self._what(disk)
         export = exports.get(disk.target)
         if export is None:
             raise HypervisorError("backup-export-lost", f"{what} is not in the frozen view")
-        delta = self._point.opening.parent is not None and export.bitmap is not None
-        view = DiskView(export, what, disk.size, self._stopped)
-        views.callback(view.close)
-        if delta:
-            view.go_by_bitmap()
-        return view
+        return DiskView(export, what, disk.size, self._stopped)
 
-    def _read(self, disk: SpoolDisk, view: DiskView) -> None:
+    def add(self, reader: DiskReader) -> None:
+        self._readers.append(reader)
+
+    def run(self) -> None:
+        for reader in self._readers:
+            done, total = reader.view.weigh(reader.disk.next_cluster)
+            self._done += total if reader.disk.closing else done
+            self._total += total
+        for reader in self._readers:
+            if reader.disk.closing is None:
+                self._read(reader)
+            reader.view.close()
+        self._point.finish(self._point.guest_bytes)
+
+    def _read(self, reader: DiskReader) -> None:
         builder = SegmentBuilder(
-            disk,
+            reader.disk,
             keep_zeroes=self._point.opening.parent is not None,
             cancel=self._cancel,
             patience=self._patience,
         )
-
-        def frames(run: Run) -> list[bytes | None] | None:
-            return view.frames(run, self._level) if run.wanted else None
-
-        runs = reads(view.runs(disk.next_cluster))
-        with contextlib.closing(in_order(runs, frames, self._workers, self._failed)) as results:
-            for run, found in results:
+        reader.begin()
+        with contextlib.closing(in_order(reader.runs(), reader.piece, self._workers, self._failed)) as results:
+            for run, piece in results:
                 if self._cancel.is_set():
-                    raise cancelled(self._what(disk))
-                if found is None:
-                    builder.zeroes(run.first, run.length)
-                else:
-                    builder.clusters(run.first, found)
-                self._done += view.weight(run)
+                    raise cancelled(self._what(reader.disk))
+                reader.add(run, piece, builder)
+                self._done += reader.view.weight(run)
                 self._progress(self._done, self._total)
         builder.flush()
-        disk.finish()
+        reader.disk.finish()
 
     def _stopped(self) -> bool:
         return self._cancel.is_set() or self._failed.is_set()

@@ -1,7 +1,8 @@
 """From extents, as an NBD server tells them, to cluster-aligned reads: pure, streaming, never the whole map at once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
 from vmreplica.model.errors import HypervisorError
 from vmreplica.model.units import CLUSTER, MiB
@@ -11,6 +12,19 @@ READ_BYTES: Final = 2 * MiB
 READ_CLUSTERS: Final = READ_BYTES // CLUSTER
 #: A server whose extents advance by less than a sector says nothing.
 _SECTOR: Final = 512
+
+
+#: whole: everything that is allocated is carried. delta: the bitmap says which clusters may have changed, and the
+#: fingerprint, when there is one, which of their blocks have. compare: everything that is allocated is read, and the
+#: fingerprint says what has changed.
+Mode = Literal["whole", "delta", "compare"]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """How a disk is read."""
+
+    mode: Mode
 
 
 class Extent(NamedTuple):

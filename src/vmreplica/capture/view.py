@@ -10,7 +10,6 @@ from vmreplica.capture.connection import Connection, Export
 from vmreplica.capture.plan import READ_BYTES, READ_CLUSTERS, Run, cluster_runs, walk_extents
 from vmreplica.model.errors import HypervisorError
 from vmreplica.model.units import CLUSTER, GiB
-from vmreplica.qcow2.frames import encode
 from vmreplica.qcow2.head import clusters_of
 
 _BITMAP: Final = "qemu:dirty-bitmap:"
@@ -23,7 +22,7 @@ _FEW_CHANGES: Final = 1024
 
 
 class DiskView:
-    """What is to be read of a disk; for one thread, except ``frames``.
+    """What is to be read of a disk; for one thread, except ``read``.
 
     Args:
         export: the disk.
@@ -96,15 +95,20 @@ class DiskView:
         """Tell what a run counts in the measure of ``weigh``."""
         return run.length * CLUSTER if self._bitmap or run.wanted else 0
 
-    def frames(self, run: Run, level: int) -> list[bytes | None]:
-        """Read and compress a run of at most READ_CLUSTERS; None for a cluster of zeroes. Any thread."""
+    def read(self, run: Run) -> memoryview:
+        """Read a run of at most READ_CLUSTERS; whole clusters, zeroes behind the disk's end. Any thread.
+
+        The buffer is the thread's own: it holds until the thread reads again.
+        """
         if not hasattr(self._readers, "connection"):
             self._readers.connection = self._connect()
             self._readers.buffer = memoryview(bytearray(READ_BYTES))
         offset = run.first * CLUSTER
-        chunk = self._readers.buffer[: min(run.length * CLUSTER, self._size - offset)]
-        self._readers.connection.read_into(chunk, offset)
-        return encode(chunk, level)
+        chunk: memoryview = self._readers.buffer[: run.length * CLUSTER]
+        there = min(len(chunk), self._size - offset)
+        self._readers.connection.read_into(chunk[:there], offset)
+        chunk[there:] = bytes(len(chunk) - there)
+        return chunk
 
     def _changed(self, first: int) -> Iterator[Run]:
         if self._changes is not None:
