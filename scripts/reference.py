@@ -39,6 +39,8 @@ _ERRORS_INTRO: Final = (
     "number.\n"
 )
 _FAMILIES: Final = {family.__name__: family for family in errors.VmReplicaError.__subclasses__()}
+#: Errors that tell more than their family; the wire and the exit code know the family only.
+_MEMBERS: Final = {member.__name__: name for name, family in _FAMILIES.items() for member in family.__subclasses__()}
 
 
 def main() -> int:
@@ -229,7 +231,8 @@ def _add(known: list[str], new: Iterable[str]) -> None:
 
 
 def _called(call: ast.Call) -> str:
-    return call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+    name = call.func.id if isinstance(call.func, ast.Name) else str(getattr(call.func, "attr", ""))
+    return _MEMBERS.get(name, name)
 
 
 def _texts(node: ast.expr) -> list[str]:

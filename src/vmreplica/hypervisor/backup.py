@@ -1,7 +1,7 @@
 """Pull-mode backup jobs: a frozen view of all disks at one instant, served over a unix socket."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,18 +18,19 @@ from vmreplica.hypervisor.backup_xml import (
     render_backup,
     render_checkpoint,
 )
+from vmreplica.hypervisor.bases import Plan, require_bases, tracking_lost
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.disks import parse_disks
-from vmreplica.hypervisor.faults import said
+from vmreplica.hypervisor.faults import named_disks, said
+from vmreplica.hypervisor.inspection import guest_size, untracked_disks
 from vmreplica.hypervisor.job_files import JobFiles
-from vmreplica.model.errors import BadRequest, Conflict, HypervisorError, TimedOut
+from vmreplica.model.errors import BadRequest, Conflict, TimedOut
 from vmreplica.model.ids import VmId
 
 _END_LIMIT: Final = 60.0
 _END_STEP: Final = 0.002
 _END_LONGEST_STEP: Final = 0.05
-#: With the one being made, two of a relationship: the base and its successor.
-_MAX_EARLIER: Final = 1
+_BROKEN: Final = frozenset({libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT, libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,45 +94,46 @@ class BackupJob:
         self.end()
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A job to begin: the base of each disk by target, None for a whole copy."""
-
-    vm: VmId
-    name: str
-    checkpoint: str
-    bases: Mapping[str, str | None]
-
-
 def begin(domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf, files: JobFiles) -> dict[str, Export]:
     """Freeze the view and create the checkpoint in one instant.
+
+    Disks that cannot hold a bitmap are in the job, but not in the checkpoint; without other disks there is none.
 
     Raises:
         Conflict: the VM is off (``vm-not-running``), a foreign job runs (``backup-job-running``), or there are two
             checkpoints of this relationship already (``too-many-checkpoints``).
         BadRequest: a disk is not there (``disk-unknown``).
-        HypervisorError: a base cannot be used (``checkpoint-broken``).
+        CheckpointBroken: a base cannot be used on some disks (``checkpoint-broken``).
         NoSpace: no room for scratch.
     """
     live = _live_definition(domain, plan)
     _require_no_job(domain, plan, files)
-    _require_bases(domain, plan, shelf)
+    untracked = untracked_disks(domain, live)
+    require_bases(domain, shelf, plan, untracked)
     files.prepare(plan.vm, plan.checkpoint, _qemu_owner(live))
-    disks = [
-        BackupDisk(target, files.scratch(plan.vm, plan.checkpoint, target), base) for target, base in plan.bases.items()
-    ]
+    disks = _job_disks(plan, files, plan.bases)
     socket = files.socket(plan.vm, plan.checkpoint)
+    tracked = [target for target in plan.bases if target not in untracked]
     try:
-        domain.backupBegin(render_backup(socket, disks), render_checkpoint(plan.checkpoint, list(plan.bases)))
+        domain.backupBegin(
+            render_backup(socket, disks), render_checkpoint(plan.checkpoint, tracked) if tracked else None
+        )
     except libvirt.libvirtError as error:
         raise _refusal(domain, plan, shelf, files, error) from error
-    shelf.keep(plan.vm, plan.checkpoint, domain.checkpointLookupByName(plan.checkpoint).getXMLDesc())
+    if tracked:
+        shelf.keep(plan.vm, plan.checkpoint, domain.checkpointLookupByName(plan.checkpoint).getXMLDesc())
     return exports_of(domain, socket, {disk.target: disk.bitmap for disk in disks})
+
+
+def _job_disks(plan: Plan, files: JobFiles, targets: Iterable[str]) -> list[BackupDisk]:
+    return [
+        BackupDisk(target, files.scratch(plan.vm, plan.checkpoint, target), plan.bases[target]) for target in targets
+    ]
 
 
 def exports_of(domain: libvirt.virDomain, socket: Path, bitmaps: Mapping[str, str | None]) -> dict[str, Export]:
     """Describe the exports of a running job; a disk cannot be resized while it runs."""
-    return {target: Export(socket, target, domain.blockInfo(target)[0], bitmap) for target, bitmap in bitmaps.items()}
+    return {target: Export(socket, target, guest_size(domain, target), bitmap) for target, bitmap in bitmaps.items()}
 
 
 def running(domain: libvirt.virDomain) -> RunningBackup | None:
@@ -201,31 +203,6 @@ def vm_not_running(name: str) -> Conflict:
     )
 
 
-def _require_bases(domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf) -> None:
-    checkpoints.require_ours(plan.checkpoint)
-    known = checkpoints.names(domain)
-    earlier = checkpoints.relatives(plan.checkpoint, known)
-    if len(earlier) > _MAX_EARLIER:
-        raise Conflict(
-            "too-many-checkpoints",
-            f"{plan.name} has {len(earlier)} checkpoints of this relationship: {', '.join(sorted(earlier))}",
-            hint="all but the base must be deleted first",
-        )
-    for base in {base for base in plan.bases.values() if base is not None} - set(known):
-        reason = checkpoints.why_unusable(domain, shelf, plan.vm, base, frozenset())
-        if reason is not None:
-            raise checkpoint_broken(plan.name, reason)
-
-
-def checkpoint_broken(name: str, reason: str) -> HypervisorError:
-    """Build the error for a base that changes cannot be asked for any more."""
-    return HypervisorError(
-        "checkpoint-broken",
-        f"change tracking of {name} is lost: {reason}",
-        hint="the next cycle makes a whole copy by itself",
-    )
-
-
 def _qemu_owner(live: str) -> tuple[int, int] | None:
     """Find the uid and gid of a running domain's QEMU: the DAC label ``+uid:+gid``."""
     for label in fromstring(live, forbid_dtd=True).iterfind("seclabel[@model='dac']/label"):
@@ -239,7 +216,10 @@ def _refusal(
     domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf, files: JobFiles, error: libvirt.libvirtError
 ) -> Exception:
     """Clean up after a refused begin and say why: libvirt may have made the checkpoint although the export failed."""
+    broken: frozenset[str] | None = None
     try:
+        if error.get_error_code() in _BROKEN:
+            broken = _broken_disks(domain, plan, files, error)
         files.remove(plan.vm, plan.checkpoint)
         if plan.checkpoint in checkpoints.names(domain):
             checkpoints.delete(domain, shelf, plan.vm, plan.checkpoint)
@@ -247,5 +227,27 @@ def _refusal(
             return vm_not_running(plan.name)
     except libvirt.libvirtError as second:
         return second
-    broken = {libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT, libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT}
-    return checkpoint_broken(plan.name, said(error)) if error.get_error_code() in broken else error
+    return error if broken is None else tracking_lost(plan.name, said(error), broken)
+
+
+def _broken_disks(
+    domain: libvirt.virDomain, plan: Plan, files: JobFiles, error: libvirt.libvirtError
+) -> frozenset[str]:
+    """Find every disk whose base is broken, as libvirt names only the first that it meets.
+
+    Jobs are asked for that cannot begin: the disk already named comes last, until libvirt names no other.
+    """
+    based = frozenset(target for target, base in plan.bases.items() if base is not None)
+    broken = named = named_disks(error, based)
+    socket = files.socket(plan.vm, plan.checkpoint)
+    while named:
+        order = [*sorted(based - broken), *sorted(broken)]
+        try:
+            domain.backupBegin(render_backup(socket, _job_disks(plan, files, order)))
+        except libvirt.libvirtError as again:
+            named = named_disks(again, based) - broken
+            broken |= named
+        else:
+            abort(domain, plan.name)
+            break
+    return broken

@@ -85,21 +85,21 @@ def checkpoint_disks(xml: str) -> frozenset[str]:
     return frozenset(disk.get("name", "") for disk in disks if disk.get("checkpoint") == "bitmap")
 
 
-def standalone_checkpoint(xml: str, only: str | None = None) -> str:
+def standalone_checkpoint(xml: str, only: Collection[str]) -> str:
     """Prepare a kept checkpoint for redefinition: without its parent, which may be gone.
 
     Every bitmap records by itself since libvirt 7.6, so parents carry no meaning for us.
 
     Args:
         xml: the full checkpoint document, with ``<domain>``.
-        only: keep the bitmap of this disk alone.
+        only: keep the bitmaps of these disks.
     """
     root = fromstring(xml, forbid_dtd=True)
     parent = root.find("parent")
     if parent is not None:
         root.remove(parent)
     for disk in root.iterfind("disks/disk"):
-        if only is not None and disk.get("name") != only:
+        if disk.get("name") not in only:
             disk.attrib.pop("bitmap", None)
             disk.set("checkpoint", "no")
     return ET.tostring(root, encoding="unicode")

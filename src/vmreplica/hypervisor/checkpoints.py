@@ -8,6 +8,7 @@ import contextlib
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,8 @@ import libvirt
 
 from vmreplica.fsio import publish_bytes
 from vmreplica.hypervisor.backup_xml import checkpoint_disks, standalone_checkpoint
-from vmreplica.hypervisor.disks import parse_disks
-from vmreplica.hypervisor.faults import said
+from vmreplica.hypervisor.faults import named_disks, said
+from vmreplica.hypervisor.inspection import disks_of
 from vmreplica.model.errors import BadRequest, Conflict
 from vmreplica.model.ids import VmId
 
@@ -84,26 +85,25 @@ def names(domain: libvirt.virDomain) -> list[str]:
 def find(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str) -> libvirt.virDomainCheckpoint | None:
     """Find one of our checkpoints; redefine it from the shelf when libvirt lost it. None when it is gone for good.
 
+    One that had to be redefined has only those disks whose bitmaps are sound.
+
     Raises:
-        libvirt.libvirtError: VIR_ERR_CHECKPOINT_INCONSISTENT when it had to be redefined and its bitmap is broken.
+        libvirt.libvirtError: VIR_ERR_CHECKPOINT_INCONSISTENT when bitmaps are broken and libvirt names no disk.
     """
     known = _lookup(domain, name)
     if known is not None:
         return known
     xml = shelf.read(vm, name)
-    if xml is None:
-        return None
-    flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
-    if domain.isActive():
-        flags |= libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
-    return domain.checkpointCreateXML(standalone_checkpoint(xml), flags)
+    return None if xml is None else _redefine_sound(domain, xml)
 
 
 def delete(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str) -> None:
     """Delete one of our checkpoints with its bitmaps, whichever half of it still exists."""
     require_ours(name)
     xml = shelf.read(vm, name)
-    checkpoint = _lookup(domain, name) or _redefine(domain, xml)
+    checkpoint = _lookup(domain, name)
+    if checkpoint is None and xml is not None:
+        checkpoint = _redefine(domain, xml, checkpoint_disks(xml))
     if checkpoint is not None:
         xml = xml or checkpoint.getXMLDesc()
         if domain.isActive():
@@ -113,20 +113,20 @@ def delete(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: st
     shelf.forget(vm, name)
 
 
-def why_unusable(
-    domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str, targets: frozenset[str]
-) -> str | None:
-    """Say why changes since a checkpoint cannot be asked for these disks; None when they can, as far as is known."""
+def lost(
+    domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str, targets: Collection[str]
+) -> dict[str, str]:
+    """Say of which of these disks changes since a checkpoint cannot be asked, and why, as far as is known."""
     try:
         checkpoint = find(domain, shelf, vm, name)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT:
             raise
-        return f"change tracking is broken: {said(error)}"
+        return dict.fromkeys(targets, f"change tracking is broken: {said(error)}")
     if checkpoint is None:
-        return f"checkpoint {name} is gone"
-    missing = sorted(targets - checkpoint_disks(checkpoint.getXMLDesc()))
-    return f"{', '.join(missing)} is not part of checkpoint {name}" if missing else None
+        return dict.fromkeys(targets, f"checkpoint {name} is gone")
+    missing = sorted(frozenset(targets) - checkpoint_disks(checkpoint.getXMLDesc()))
+    return {target: f"{target} is not part of checkpoint {name}" for target in missing}
 
 
 def _lookup(domain: libvirt.virDomain, name: str) -> libvirt.virDomainCheckpoint | None:
@@ -138,26 +138,39 @@ def _lookup(domain: libvirt.virDomain, name: str) -> libvirt.virDomainCheckpoint
         return None
 
 
-def _redefine(
-    domain: libvirt.virDomain, xml: str | None, only: str | None = None
-) -> libvirt.virDomainCheckpoint | None:
-    if xml is None:
-        return None
+def _redefine(domain: libvirt.virDomain, xml: str, only: Collection[str]) -> libvirt.virDomainCheckpoint:
     return domain.checkpointCreateXML(standalone_checkpoint(xml, only), libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
 
 
+def _redefine_sound(domain: libvirt.virDomain, xml: str) -> libvirt.virDomainCheckpoint | None:
+    """Redefine with the disks whose bitmaps libvirt finds sound, if it can look; None when there is none."""
+    flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
+    if domain.isActive():
+        flags |= libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
+    sound = checkpoint_disks(xml)
+    while sound:
+        try:
+            return domain.checkpointCreateXML(standalone_checkpoint(xml, sound), flags)
+        except libvirt.libvirtError as error:
+            broken = named_disks(error, sound)
+            if error.get_error_code() != libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT or not broken:
+                raise
+            sound -= broken
+    return None
+
+
 def _delete_live(domain: libvirt.virDomain, checkpoint: libvirt.virDomainCheckpoint, xml: str) -> None:
-    """Delete; when a bitmap is missing on one disk, remove those of the others one by one."""
+    """Delete; when a bitmap is missing on one disk, or libvirt knows not all, remove the others one by one."""
+    left = checkpoint_disks(xml) - checkpoint_disks(checkpoint.getXMLDesc())
     try:
         checkpoint.delete()
     except libvirt.libvirtError:
         if not domain.isActive():
             raise
         checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
-        for target in sorted(checkpoint_disks(xml)):
-            single = _redefine(domain, xml, target)
-            if single is not None:
-                _delete_or_forget(single)
+        left = checkpoint_disks(xml)
+    for target in sorted(left):
+        _delete_or_forget(_redefine(domain, xml, {target}))
 
 
 def _delete_or_forget(checkpoint: libvirt.virDomainCheckpoint) -> None:
@@ -170,7 +183,7 @@ def _delete_or_forget(checkpoint: libvirt.virDomainCheckpoint) -> None:
 def _delete_offline(domain: libvirt.virDomain, checkpoint: libvirt.virDomainCheckpoint, name: str, xml: str) -> None:
     """Remove the bitmaps of a VM that is off: libvirt cannot, qemu-img can; its image lock keeps a start out."""
     wanted = checkpoint_disks(xml)
-    for disk in parse_disks(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+    for disk in disks_of(domain, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
         if disk.target in wanted and disk.path is not None:
             _remove_bitmap(domain.name(), disk.path, name)
     checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)

@@ -13,6 +13,10 @@ _QCOW2_MAGIC: Final = b"QFI\xfb"
 #: Magic, version, and behind the backing file's place and the cluster bits the size.
 _HEAD: Final = struct.Struct(">4sI16xQ")
 _OLDEST_WITH_BITMAPS: Final = 3
+#: What QEMU can serve, but has no place for bitmaps in.
+_UNTRACKED_FORMATS: Final = frozenset({"raw", "qed", "vdi", "vmdk", "vpc"})
+#: A volume's kind is its pool's affair: its path tells.
+_LOCAL_KINDS: Final = frozenset({"file", "block", "volume"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class DiskElement:
     format: str
     #: Path of the image file or device; None for network disks and empty drives.
     path: str | None
+    #: ``rbd``, ``iscsi`` and so on: read by QEMU itself over the network.
+    protocol: str | None
     #: Pool and volume of a ``type='volume'`` disk, to be looked up.
     volume: tuple[str, str] | None
     readonly: bool = False
@@ -41,12 +47,14 @@ def parse_disks(domain_xml: str) -> list[DiskElement]:
 
 def _parse_disk(disk: ET.Element) -> DiskElement:
     source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
+    path = (source.get("file") or source.get("dev")) if source is not None else None
     return DiskElement(
         target=target.get("dev", "") if target is not None else "",
         device=disk.get("device", "disk"),
         kind=disk.get("type", "file"),
         format=driver.get("type", "raw") if driver is not None else "raw",
-        path=(source.get("file") or source.get("dev")) if source is not None else None,
+        path=path,
+        protocol=_protocol(source),
         volume=_volume(source),
         readonly=disk.find("readonly") is not None,
         shareable=disk.find("shareable") is not None,
@@ -61,18 +69,29 @@ def _volume(source: ET.Element | None) -> tuple[str, str] | None:
     return source.get("pool", ""), source.get("volume", "")
 
 
-def reason_ineligible(disk: DiskElement, qcow2_version: int | None) -> str | None:
-    """Say why a disk cannot be replicated; None when it can.
+def _protocol(source: ET.Element | None) -> str | None:
+    """Tell the network protocol that QEMU speaks; a volume of an iSCSI pool in direct mode is read so, too."""
+    if source is None:
+        return None
+    return source.get("protocol") or ("iscsi" if source.get("mode") == "direct" else None)
+
+
+def reason_ineligible(disk: DiskElement) -> str | None:
+    """Say why a disk from ``parse_disks``, with the path of a volume filled in, cannot be replicated; None: it can."""
+    return next((reason for applies, reason in _findings(disk) if applies), None)
+
+
+def reason_untracked(disk: DiskElement, qcow2_version: int | None) -> str | None:
+    """Say why QEMU cannot keep the changes of an eligible disk in a bitmap; None when it can.
 
     Args:
-        disk: from ``parse_disks``, with the path of a volume filled in.
+        disk: from ``parse_disks``.
         qcow2_version: from the image's header; None when it could not be read.
     """
-    for applies, reason in _findings(disk):
-        if applies:
-            return reason
+    if disk.format != "qcow2":
+        return f"format {disk.format} has no place for bitmaps: all of it is read each time, only changes are sent"
     if qcow2_version is not None and qcow2_version < _OLDEST_WITH_BITMAPS:
-        return "qcow2 version 2 cannot hold bitmaps; with the VM off: qemu-img amend -o compat=1.1 FILE"
+        return "qcow2 version 2 has no place for bitmaps; with the VM off: qemu-img amend -o compat=1.1 FILE"
     return None
 
 
@@ -83,12 +102,14 @@ def _findings(disk: DiskElement) -> list[tuple[bool, str]]:
         (disk.readonly, "read-only: the guest never changes it"),
         (disk.shareable, "shareable: other VMs write to it, unseen by this one"),
         (disk.transient, "transient: its changes are thrown away"),
-        (disk.kind == "network", "a network disk; only qcow2 files can be replicated"),
-        (disk.kind == "block", "a block device; only qcow2 files can be replicated (raw disks come later)"),
-        (disk.path is None, "it has no image file"),
+        (
+            disk.kind == "network" or disk.protocol is not None,
+            f"a network disk ({disk.protocol or 'pool'}) is not supported yet: let the host map it (as rbd map does)",
+        ),
+        (disk.kind not in _LOCAL_KINDS, f"disks of type {disk.kind} are not supported"),
+        (disk.path is None, "it has no image file, or its storage pool is off"),
         (disk.encrypted, "encrypted by libvirt: its copy would be in the clear"),
-        (disk.format == "raw", "raw disks come later; convert to qcow2"),
-        (disk.format != "qcow2", f"format {disk.format}; only qcow2 can be replicated"),
+        (disk.format not in _UNTRACKED_FORMATS | {"qcow2"}, f"format {disk.format} is not supported"),
     ]
 
 

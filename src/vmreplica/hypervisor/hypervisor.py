@@ -12,6 +12,7 @@ import structlog
 from vmreplica.hypervisor import backup, checkpoints, policies
 from vmreplica.hypervisor.abilities import Abilities, parse_abilities
 from vmreplica.hypervisor.backup import BackupJob, Export
+from vmreplica.hypervisor.bases import Plan
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connection
 from vmreplica.hypervisor.events import Watcher, Watchers
@@ -78,7 +79,7 @@ class Hypervisor:
     def inspect(self, vm: VmId) -> DomainView:
         """Look at a domain's definition and disks."""
         return self._connection.call(
-            f"inspect {self._label(vm)}", lambda raw: inspect(raw, raw.lookupByUUIDString(vm)), repeatable=True
+            f"inspect {self._label(vm)}", lambda raw: inspect(raw.lookupByUUIDString(vm)), repeatable=True
         )
 
     def exists(self, vm: VmId) -> bool:
@@ -152,11 +153,10 @@ class Hypervisor:
 
         A checkpoint that libvirt lost is redefined on the way. A bitmap broken by a crash shows in begin_backup.
         """
-        return self._with(
-            vm,
-            f"look at checkpoint {name} of",
-            lambda domain: checkpoints.why_unusable(domain, self._shelf, vm, name, frozenset(targets)),
+        lost = self._with(
+            vm, f"look at checkpoint {name} of", lambda domain: checkpoints.lost(domain, self._shelf, vm, name, targets)
         )
+        return "; ".join(dict.fromkeys(lost.values())) or None
 
     # -- backup jobs -------------------------------------------------------------------------------------------
 
@@ -171,24 +171,29 @@ class Hypervisor:
     ) -> BackupJob:
         """Freeze a view of the disks at one instant and serve it over NBD; makes the checkpoint of that instant.
 
+        Disks that cannot hold a bitmap (``DiskView.tracked`` is False) take part without one and are not in the
+        checkpoint. When no disk is tracked, no checkpoint is made, and its name merely names the job.
+
         Args:
             vm: a running or paused VM.
             checkpoint: a new name of ours.
             base: earlier checkpoint of ours since which changes are asked; None for whole disks.
             targets: the disks.
-            bases: instead of ``base`` and ``targets``: each disk with its own base, None for a whole copy.
+            bases: instead of ``base`` and ``targets``: each disk with its own base, None for a whole copy; always
+                None for untracked disks.
 
         Raises:
             Conflict: ``vm-not-running``, ``backup-job-running``, ``too-many-checkpoints``.
             BadRequest: ``disk-unknown``, ``checkpoint-foreign``.
-            HypervisorError: ``checkpoint-broken``: the base's bitmap is lost; make a whole copy.
+            CheckpointBroken: ``checkpoint-broken``: a base's bitmap is lost on ``error.disks`` (empty: nobody knows
+                on which); ask again with no base for these. Nothing is left of the attempt.
             NoSpace: no room for scratch.
         """
         wanted = dict.fromkeys(targets, base) if bases is None else dict(bases)
 
         def begin(raw: libvirt.virConnect) -> dict[str, Export]:
             domain = raw.lookupByUUIDString(vm)
-            plan = backup.Plan(vm, domain.name(), checkpoint, wanted)
+            plan = Plan(vm, domain.name(), checkpoint, wanted)
             return backup.begin(domain, plan, self._shelf, self._files)
 
         def undo(_exports: dict[str, Export]) -> None:

@@ -1,15 +1,24 @@
-"""A close look at one domain: its definition, and its disks with the reason why one cannot be replicated."""
+"""A close look at one domain: its definition, and its disks with the reasons why one cannot be copied or tracked."""
 
-import contextlib
 from dataclasses import replace
+from typing import Final
 
 import libvirt
 
-from vmreplica.hypervisor.disks import DiskElement, parse_disks, qcow2_head, reason_ineligible
+from vmreplica.hypervisor.disks import (
+    DiskElement,
+    Qcow2Head,
+    parse_disks,
+    qcow2_head,
+    reason_ineligible,
+    reason_untracked,
+)
 from vmreplica.hypervisor.views import DiskView, DomainView
 
+_SECTOR: Final = 512
 
-def inspect(raw: libvirt.virConnect, domain: libvirt.virDomain) -> DomainView:
+
+def inspect(domain: libvirt.virDomain) -> DomainView:
     """Look at a domain; the disks are those it has now, the definition is the one of its next start."""
     active = bool(domain.isActive())
     inactive_xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
@@ -20,23 +29,54 @@ def inspect(raw: libvirt.virConnect, domain: libvirt.virDomain) -> DomainView:
         active=active,
         autostart=bool(domain.isPersistent()) and bool(domain.autostart()),
         definition=inactive_xml,
-        disks=tuple(_view(raw, domain, disk) for disk in parse_disks(current_xml)),
+        disks=tuple(_view(domain, disk, active=active) for disk in disks_of(domain, current_xml)),
     )
 
 
-def _view(raw: libvirt.virConnect, domain: libvirt.virDomain, disk: DiskElement) -> DiskView:
-    disk = _with_volume_path(raw, disk)
-    head = qcow2_head(disk.path) if disk.format == "qcow2" else None
-    size = head.size if head is not None else _asked_size(domain, disk)
-    reason = reason_ineligible(disk, head.version if head is not None else None)
-    return DiskView(disk.target, disk.device, disk.format, disk.path, size, reason)
+def disks_of(domain: libvirt.virDomain, xml: str) -> list[DiskElement]:
+    """List the disks of a domain's XML, with the paths of volumes filled in."""
+    return [_with_volume_path(domain.connect(), disk) for disk in parse_disks(xml)]
 
 
-def _asked_size(domain: libvirt.virDomain, disk: DiskElement) -> int:
-    if disk.path is not None:
-        with contextlib.suppress(libvirt.libvirtError):
-            return domain.blockInfo(disk.target)[0]
-    return 0
+def untracked_disks(domain: libvirt.virDomain, xml: str) -> frozenset[str]:
+    """Tell the targets of all disks in which QEMU cannot keep a bitmap."""
+    disks = disks_of(domain, xml)
+    return frozenset(disk.target for disk in disks if reason_untracked(disk, _version(_head(disk))) is not None)
+
+
+def guest_size(domain: libvirt.virDomain, target: str) -> int:
+    """Tell the size of a disk as its guest sees it: QEMU rounds odd files up to whole sectors."""
+    size: int = domain.blockInfo(target)[0]
+    return -(-size // _SECTOR) * _SECTOR
+
+
+def _view(domain: libvirt.virDomain, disk: DiskElement, *, active: bool) -> DiskView:
+    head, reason = _head(disk), reason_ineligible(disk)
+    size = head.size if head is not None else _asked_size(domain, disk, surely=active and reason is None)
+    if reason is None and not size:
+        reason = f"its size cannot be told: is {disk.path} there?"
+    untracked = reason_untracked(disk, _version(head))
+    return DiskView(disk.target, disk.device, disk.format, disk.path, size, reason, untracked)
+
+
+def _head(disk: DiskElement) -> Qcow2Head | None:
+    return qcow2_head(disk.path) if disk.format == "qcow2" else None
+
+
+def _version(head: Qcow2Head | None) -> int | None:
+    return None if head is None else head.version
+
+
+def _asked_size(domain: libvirt.virDomain, disk: DiskElement, *, surely: bool) -> int:
+    """Ask libvirt; of a disk that is replicated now, an error must not look like a disk that went away."""
+    if disk.path is None:
+        return 0
+    try:
+        return guest_size(domain, disk.target)
+    except libvirt.libvirtError:
+        if surely:
+            raise
+        return 0
 
 
 def _with_volume_path(raw: libvirt.virConnect, disk: DiskElement) -> DiskElement:
@@ -49,4 +89,4 @@ def _with_volume_path(raw: libvirt.virConnect, disk: DiskElement) -> DiskElement
         if error.get_error_code() not in {libvirt.VIR_ERR_NO_STORAGE_POOL, libvirt.VIR_ERR_NO_STORAGE_VOL}:
             raise
         return disk
-    return replace(disk, path=path)
+    return replace(disk, path=path) if path.startswith("/") else replace(disk, kind="network")

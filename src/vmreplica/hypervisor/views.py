@@ -18,7 +18,8 @@ class DomainBrief:
 class DiskView:
     """One device below ``<disk>``: ``size`` in bytes, 0 when nobody could tell; ``path`` None without a file.
 
-    ``reason_ineligible`` is None for a disk that can be replicated, else a sentence for a person.
+    ``reason_ineligible`` is None for a disk that can be replicated, else a sentence for a person;
+    ``reason_untracked`` likewise for a disk whose changes QEMU can keep in a bitmap.
     """
 
     target: str
@@ -27,6 +28,12 @@ class DiskView:
     path: str | None
     size: int
     reason_ineligible: str | None
+    reason_untracked: str | None = None
+
+    @property
+    def tracked(self) -> bool:
+        """Tell whether it can be replicated by bitmaps; else it is compared with its fingerprint."""
+        return self.reason_ineligible is None and self.reason_untracked is None
 
 
 @dataclass(frozen=True, slots=True)

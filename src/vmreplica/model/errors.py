@@ -11,6 +11,7 @@
     +-- NoSpace             a file system or cap is full; goes on by itself when there is room (exit 7, HTTP 507)
     +-- Unreachable         the other host or the local agent does not answer (exit 8, HTTP 502)
     +-- HypervisorError     libvirt or QEMU refused or failed (exit 9, HTTP 500)
+    |   +-- CheckpointBroken    changes since a checkpoint cannot be asked of some disks
     +-- TimedOut            a call took longer than its limit (exit 10, HTTP 504)
     +-- Internal            a defect of ours (exit 1, HTTP 500)
 
@@ -113,6 +114,21 @@ class HypervisorError(VmReplicaError):
 
     exit_code, status = 9, 500
     kind: Kind = "transient"
+
+
+class CheckpointBroken(HypervisorError):
+    """Changes since a checkpoint cannot be asked of some disks any more.
+
+    Args:
+        code: as for every error.
+        message: likewise.
+        hint: likewise.
+        disks: their targets; empty when nobody could tell which, so all must be doubted.
+    """
+
+    def __init__(self, code: str, message: str, *, hint: str = "", disks: frozenset[str] = frozenset()) -> None:
+        super().__init__(code, message, hint=hint)
+        self.disks = disks
 
 
 class TimedOut(VmReplicaError):
