@@ -14,6 +14,8 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 import vmreplica
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.point import (
@@ -30,6 +32,7 @@ from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.report import PointsReport
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.client import PeerClient
+from vmreplica.peer.hashes import Hashes
 from vmreplica.peer.identity import Identity, utc_now
 from vmreplica.peer.pairing import Invitations, join
 from vmreplica.peer.server import PeerServer, make_app, start_server
@@ -81,6 +84,9 @@ class KeepingService:
         self.openings: list[PointOpening] = []
         self.closed: list[tuple[str, str, str, PointClosing]] = []
         self.removed: list[tuple[str, str, bool]] = []
+        self.asked: list[tuple[str, str, int, int, int]] = []
+        #: Each block's hash is its number times this.
+        self.stride = 1
         self.abandoned: list[tuple[str, str, str]] = []
         self.clock_ahead = dt.timedelta()
         self.free_bytes = 1 << 40
@@ -123,6 +129,13 @@ class KeepingService:
 
     def abandon(self, peer: str, vm: str, point: str) -> None:
         self.abandoned.append((peer, vm, point))
+
+    def fingerprint(  # noqa: PLR0917
+        self, peer: str, vm: str, point: str, target: str, key: int, first_block: int, blocks: int
+    ) -> Hashes:
+        self.known(peer, vm)
+        self.asked.append((point, target, key, first_block, blocks))
+        return np.arange(first_block, first_block + blocks, dtype=np.uint64) * np.uint64(self.stride)
 
     def runs_here(self, peer: str, vm: str) -> RunsHere:
         self.known(peer, vm)

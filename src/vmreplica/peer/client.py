@@ -15,6 +15,7 @@ from vmreplica.model.report import PeerTest, PointsReport
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import format_size
 from vmreplica.peer.book import Peer
+from vmreplica.peer.hashes import Hashes, unpack_hashes
 from vmreplica.peer.identity import Identity, trusting_only
 from vmreplica.peer.measuring import measure
 from vmreplica.peer.transport import Answer, Buffer, Connections
@@ -27,6 +28,8 @@ READ_TIMEOUT: Final = 60.0
 #: A segment is answered after what waits in the socket's buffer crossed a slow line and was made durable.
 SEGMENT_TIMEOUT: Final = 120.0
 COMPLETE_TIMEOUT: Final = 900.0
+#: One request reads up to 4 GiB of a chain.
+FINGERPRINT_TIMEOUT: Final = 900.0
 
 _ERROR: Final = 400
 
@@ -124,6 +127,27 @@ class PeerClient:
     def abandon(self, vm: VmId, point: PointId) -> None:
         """Ask the peer to throw away a point under construction."""
         self._exchange("DELETE", f"/replicas/{vm}/points/{point}")
+
+    def fingerprint(  # noqa: PLR0917 - in the order of the request's path
+        self, vm: VmId, point: PointId, target: DiskTarget, key: int, first_block: int, blocks: int
+    ) -> Hashes:
+        """Ask for the keyed hashes of a range of blocks that a published point holds; may take minutes.
+
+        Args:
+            vm: whose disk.
+            point: published at the peer.
+            target: the disk.
+            key: of the hashes, 64 bits.
+            first_block: where to begin, in blocks of 4096 bytes.
+            blocks: how many, at most MAX_HASHES.
+        """
+        query = f"key={key:x}&first={first_block}&blocks={blocks}"
+        path = f"/replicas/{vm}/points/{point}/fingerprint/{target}?{query}"
+        answer = self._exchange("GET", path, timeout=max(self._timeout, FINGERPRINT_TIMEOUT))
+        try:
+            return unpack_hashes(answer.body, blocks)
+        except ValueError:
+            raise _unreadable(answer, self.peer.name) from None
 
     def runs_here(self, vm: VmId) -> RunsHere:
         """Ask whether a VM of our relationship runs at the peer, and its epoch there."""

@@ -7,14 +7,21 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import DiskTarget, PointId, VmId
+from vmreplica.peer.hashes import MAX_HASHES
 from vmreplica.peer.service import CopyFate
 
 _Number = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+
+#: 64 bits in hex.
+_Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,16}$")]
+_Block = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,14})$")]
 
 _VM: Final = TypeAdapter[str](VmId)
 _POINT: Final = TypeAdapter[str](PointId)
 _TARGET: Final = TypeAdapter[str](DiskTarget)
 _NUMBER: Final = TypeAdapter[str](_Number)
+_KEY: Final = TypeAdapter[str](_Key)
+_BLOCK: Final = TypeAdapter[str](_Block)
 _FATE: Final = TypeAdapter[CopyFate](CopyFate)
 
 
@@ -36,6 +43,19 @@ def target(request: web.Request) -> DiskTarget:
 def number(request: web.Request) -> int:
     """Tell which segment a request is about."""
     return int(_checked(_NUMBER, request.match_info["number"], "segment number"))
+
+
+def hash_key(request: web.Request) -> int:
+    """Tell the key of the hashes that a request is about."""
+    return int(_checked(_KEY, request.query.get("key", ""), "key"), 16)
+
+
+def block_range(request: web.Request) -> tuple[int, int]:
+    """Tell the first block that a request is about, and how many."""
+    first, blocks = (int(_checked(_BLOCK, request.query.get(name, ""), "block")) for name in ("first", "blocks"))
+    if not 0 < blocks <= MAX_HASHES:
+        raise BadRequest("parameter-invalid", f"{blocks} blocks were asked for; at most {MAX_HASHES} go at once")
+    return first, blocks
 
 
 def copy_fate(request: web.Request) -> CopyFate:

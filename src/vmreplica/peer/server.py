@@ -20,6 +20,7 @@ from vmreplica.peer import params
 from vmreplica.peer.access import Access
 from vmreplica.peer.bodies import IDLE_LIMIT, MAX_BODIES, BodySlots, discard, read_shape
 from vmreplica.peer.book import Peer, PeerBook
+from vmreplica.peer.hashes import pack_hashes
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.listening import BOOK, SEEN, PeerServer, start_server
 from vmreplica.peer.pairing import Invitations, accept
@@ -34,6 +35,8 @@ _R = TypeVar("_R")
 
 #: Threads for calls without large bodies; one may take minutes (completing a point).
 _CALLS: Final = 8
+#: Threads for reading whole disks: each keeps a processor and the store busy for a long time, other calls go on.
+_READS: Final = 2
 _REPLICA: Final = PREFIX + "/replicas/{vm}"
 _POINT: Final = _REPLICA + "/points/{point}"
 #: What a host that is not paired yet may ask.
@@ -75,17 +78,21 @@ class _Pool:
 
     def __init__(self) -> None:
         self._calls = concurrent.futures.ThreadPoolExecutor(_CALLS, "peer-call")
+        self._reads = concurrent.futures.ThreadPoolExecutor(_READS, "peer-read")
         self._bodies = concurrent.futures.ThreadPoolExecutor(MAX_BODIES, "peer-body")
 
     async def call(self, act: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return await self._run(self._calls, functools.partial(act, *args, **kwargs))
+
+    async def read(self, act: Callable[[], _R]) -> _R:
+        return await self._run(self._reads, act)
 
     async def store(self, act: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return await self._run(self._bodies, functools.partial(act, *args, **kwargs))
 
     async def closing(self, _app: web.Application) -> AsyncIterator[None]:
         yield
-        for pool in (self._calls, self._bodies):
+        for pool in (self._calls, self._reads, self._bodies):
             await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
 
     @staticmethod
@@ -138,6 +145,7 @@ class _Routes:
                 web.put(_POINT, self._open_point),
                 web.delete(_POINT, self._abandon),
                 web.post(f"{_POINT}/complete", self._complete),
+                web.get(f"{_POINT}/fingerprint/{{target}}", self._fingerprint),
                 web.put(f"{_POINT}/{{target}}/{{number}}", self._put_segment),
             ]
         )
@@ -187,6 +195,16 @@ class _Routes:
         vm, point = params.vm(request), params.point(request)
         closing = await read_shape(request, PointClosing, MAX_JSON)
         return _json(await self._pool.call(self._service.complete, _caller(request), vm, point, closing))
+
+    async def _fingerprint(self, request: web.Request) -> web.Response:
+        about = params.vm(request), params.point(request), params.target(request), params.hash_key(request)
+        about_blocks = params.block_range(request)
+        caller, service = _caller(request), self._service
+
+        def hashes() -> bytes:
+            return pack_hashes(service.fingerprint(caller, *about, *about_blocks))
+
+        return web.Response(body=await self._pool.read(hashes), content_type="application/octet-stream")
 
     async def _put_segment(self, request: web.Request) -> web.Response:
         vm, point = params.vm(request), params.point(request)

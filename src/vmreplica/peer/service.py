@@ -6,6 +6,7 @@ from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.report import PointsReport
+from vmreplica.peer.hashes import Hashes
 from vmreplica.peer.wire import Hello, RunsHere
 
 CopyFate = Literal["keep", "delete"]
@@ -56,6 +57,12 @@ class PeerService(Protocol):
 
     def abandon(self, peer: HostId, vm: VmId, point: PointId) -> None:
         """Throw away a point under construction."""
+        ...
+
+    def fingerprint(  # noqa: PLR0917 - in the order of the request's path
+        self, peer: HostId, vm: VmId, point: PointId, target: DiskTarget, key: int, first_block: int, blocks: int
+    ) -> Hashes:
+        """Tell the keyed hashes of a range of blocks that a published point holds; may take minutes."""
         ...
 
     def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+from vmreplica.fingerprint import Hashes
 from vmreplica.model.errors import Conflict, NotFound, Refused
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
@@ -10,6 +11,7 @@ from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.report import PointsReport
 from vmreplica.model.states import RECEIVING, Event, State
 from vmreplica.peer.wire import Hello, RunsHere
+from vmreplica.receive.reading import hash_image
 from vmreplica.repository import Replica, Repository
 
 _PAUSABLE: Final = frozenset({State.WAITING, State.REPLICATING})
@@ -148,6 +150,25 @@ class Receiver:
             Refused: ``not-your-replica``.
         """
         self._own(peer, vm).abandon(point)
+
+    def fingerprint(  # noqa: PLR0917 - in the order of the request's path
+        self, peer: HostId, vm: VmId, point: PointId, target: DiskTarget, key: int, first_block: int, blocks: int
+    ) -> Hashes:
+        """Hash blocks of a disk as a published point holds it; the point stays as it is meanwhile.
+
+        Raises:
+            Refused: ``not-your-replica``.
+            NotFound: ``point-unknown`` or ``disk-unknown``.
+            BadRequest, Corrupt, HypervisorError, TimedOut: see ``reading.hash_image``.
+        """
+        replica = self._own(peer, vm)
+        image = replica.image(point, target)
+        hold = replica.hold(point, "fingerprint", "the primary compares its disks with it", lasting=False)
+        try:
+            sizes = {disk.target: disk.size for disk in replica.point(point).disks}
+            return hash_image(image, size=sizes[target], key=key, first_block=first_block, blocks=blocks)
+        finally:
+            replica.release(hold)
 
     def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
         """Tell whether a VM of the caller's relationship runs here, and its epoch."""

@@ -28,14 +28,22 @@ class Holds:
         for path in sorted(directory.glob("[0-9a-f]*.json")):
             self._load(path)
 
-    def add(self, point: PointId, owner: str, reason: str, since: dt.datetime) -> str:
+    def add(self, point: PointId, owner: str, reason: str, since: dt.datetime, *, lasting: bool) -> str:
         """Hold a point; tell the hold's id.
+
+        Args:
+            point: the point.
+            owner: who needs it.
+            reason: why.
+            since: aware time.
+            lasting: whether the hold survives the process.
 
         Raises:
             NoSpace: the store is full; nothing is held.
         """
         hold = Hold(id=secrets.token_hex(8), point=point, owner=owner, reason=reason, since=since)
-        write_shape(self._directory / f"{hold.id}.json", hold)
+        if lasting:
+            write_shape(self._directory / f"{hold.id}.json", hold)
         self._holds[hold.id] = hold
         return hold.id
 

@@ -51,8 +51,11 @@ def publish(
     below = {disk.target for disk in parent.disks} if parent else set()
     for target, check in checks.items():
         if check.patches and target not in below:
-            text = f"point {opening.point} has patches of disk {target}, which has no copy here yet"
-            raise Corrupt("point-damaged", text, hint="the point is thrown away; the next cycle makes a new one")
+            raise Corrupt(
+                "point-damaged",
+                f"point {opening.point} has patches of disk {target}, which has no copy here yet",
+                hint="the point is thrown away; the next cycle makes a new one",
+            )
     needed = sum(_table_bytes(incoming.disks[target], check) for target, check in checks.items())
     require_free(incoming.directory, min_free + needed, f"publishing point {opening.point}")
     disks = tuple(

@@ -214,8 +214,10 @@ class Replica:
 
     # ---- holds and retention
 
-    def hold(self, point: PointId, owner: str, reason: str) -> str:
+    def hold(self, point: PointId, owner: str, reason: str, *, lasting: bool = True) -> str:
         """Keep a point, and all it stands on, as it is until released; a fold under way is stopped or finished.
+
+        A hold that is not lasting ends with the process.
 
         Returns:
             The id to release it by.
@@ -228,7 +230,7 @@ class Replica:
             self._stop_fold.clear()
             self._settle()
             with self._memory:
-                return self._holds.add(self._published(point).id, owner, reason, self._clock())
+                return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting)
 
     def release(self, hold_id: str) -> None:
         """Release a hold; one that is gone already is no error."""
