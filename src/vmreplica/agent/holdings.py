@@ -30,11 +30,6 @@ class Holdings:
         self._client = client
         self._vm = vm
 
-    @property
-    def key(self) -> int:
-        """Key of the VM's hashes."""
-        return self._store.key(self._vm)
-
     def good(self, target: DiskTarget, latest: PointSummary | None) -> bool:
         """Tell whether the fingerprint of a disk describes the replica's latest point."""
         sizes = {disk.target: disk.size for disk in latest.disks} if latest else {}
@@ -63,11 +58,12 @@ class Holdings:
     def _ask(
         self, target: DiskTarget, size: int, point: PointId, halt: threading.Event
     ) -> Iterator[tuple[int, Hashes]]:
+        key = self._store.key(self._vm)
         for first in range(0, blocks_of(size), _FETCH):
             if halt.is_set():
                 raise Conflict("cycle-stopped", "the cycle was stopped", kind="transient")
             count = min(_FETCH, blocks_of(size) - first)
-            yield first, self._client.fingerprint(self._vm, point, target, self.key, first, count)
+            yield first, self._client.fingerprint(self._vm, point, target, key, first, count)
 
     def follow_sizes(self, opening: PointOpening) -> None:
         """Let the fingerprints of grown disks grow before the disks are compared with them."""
@@ -79,23 +75,45 @@ class Holdings:
 
     @contextlib.contextmanager
     def opened(self, opening: PointOpening) -> Iterator[dict[DiskTarget, Fingerprint]]:
-        """Open the fingerprints that a capture compares with: those of all disks that are not read whole."""
+        """Open the fingerprints that a capture compares with; a disk that is read whole begins a new one.
+
+        Raises:
+            Conflict: ``fingerprint-doubtful``: one does not describe the point's parent (any more).
+        """
         with contextlib.ExitStack() as stack:
             found: dict[DiskTarget, Fingerprint] = {}
-            for target, mode in opening.modes.items():
-                fingerprint = self._store.open(self._vm, target) if mode != "whole" else None
-                if fingerprint is not None:
-                    found[target] = stack.enter_context(fingerprint)
+            for disk in opening.disks:
+                if opening.modes.get(disk.target) == "whole":
+                    fingerprint = self._store.create(self._vm, disk.target, disk.size)
+                else:
+                    fingerprint = self._believed(disk.target, disk.size, opening)
+                found[disk.target] = stack.enter_context(fingerprint)
             yield found
 
-    def learn(self, point: SpoolPoint) -> None:
-        """Take in what a point brought, once the replica has acknowledged it; again, after a crash, is harmless."""
-        for disk in point.disks:
-            whole = point.opening.modes.get(disk.target) == "whole"
-            with self._to_learn(disk.target, disk.size, whole=whole) as found:
-                if found.point in {point.opening.parent, point.opening.point} or whole:
-                    found.merge(disk.staged(), point.opening.point)
+    def _believed(self, target: DiskTarget, size: int, opening: PointOpening) -> Fingerprint:
+        found = self._store.open(self._vm, target)
+        if found is not None and opening.parent is not None and found.good_for(opening.parent, size):
+            return found
+        if found is not None:
+            found.close()
+        raise Conflict(
+            "fingerprint-doubtful",
+            f"the fingerprint of disk {target} of {opening.name} does not describe point {opening.parent}",
+            hint="the next cycle asks the replica for it",
+            kind="transient",
+        )
 
-    def _to_learn(self, target: DiskTarget, size: int, *, whole: bool) -> Fingerprint:
-        found = None if whole else self._store.open(self._vm, target)
-        return found or self._store.create(self._vm, target, size)
+    def learn(self, point: SpoolPoint) -> None:
+        """Take in what a point brought, once the replica has acknowledged it; again, after a crash, is harmless.
+
+        A fingerprint that does not describe the point's parent cannot be brought forward: it stays in doubt.
+        """
+        opening = point.opening
+        for disk in point.disks:
+            found = self._store.open(self._vm, disk.target)
+            if found is None:
+                continue
+            with found:
+                fresh = opening.modes.get(disk.target) == "whole" and found.point is None
+                if fresh or found.point in {opening.parent, opening.point}:
+                    found.merge(disk.staged(), opening.point)

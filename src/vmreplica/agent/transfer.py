@@ -18,7 +18,7 @@ import structlog
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import BACKOFF
-from vmreplica.capture import capture_point
+from vmreplica.capture import DiskPlan, capture_point
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import BackupJob
 from vmreplica.model.errors import Conflict, Corrupt, NoSpace, VmReplicaError
@@ -132,8 +132,8 @@ class Transfer:
                 capture_point(
                     job.exports,
                     self._point,
+                    plans={target: DiskPlan(mode) for target, mode in self._point.opening.modes.items()},
                     fingerprints=fingerprints,
-                    key=self._holdings.key,
                     workers=self._limits.workers,
                     level=self._limits.level,
                     cancel=self._halt,
