@@ -243,7 +243,7 @@ def _broken_disks(
     while named:
         order = [*sorted(based - broken), *sorted(broken)]
         try:
-            domain.backupBegin(render_backup(socket, _job_disks(plan, files, order)))
+            domain.backupBegin(render_backup(socket, _job_disks(plan, files, order)), None)
         except libvirt.libvirtError as again:
             named = named_disks(again, based) - broken
             broken |= named
