@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import signal
+import string
 import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -113,12 +115,25 @@ def bitmaps(path: Path) -> list[str]:
     return [bitmap["name"] for bitmap in found]
 
 
-def disk_xml(target: str, image: Path, extra: str = "") -> str:
-    """Write a ``<disk>`` over a qcow2 file."""
+def disk_xml(target: str, image: Path, extra: str = "", *, form: str = "qcow2", driver: str = "") -> str:
+    """Write a ``<disk>`` over an image file or, below /dev, a block device."""
+    kind, source = ("block", "dev") if image.is_relative_to("/dev") else ("file", "file")
     return (
-        f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{image}'/>"
+        f"<disk type='{kind}' device='disk'><driver name='qemu' type='{form}' {driver}/><source {source}='{image}'/>"
         f"<target dev='{target}' bus='virtio'/>{extra}</disk>"
     )
+
+
+@contextlib.contextmanager
+def loop_device(image: Path, size: int) -> Iterator[Path]:
+    """Make a block device over a new file."""
+    with image.open("wb") as backing:
+        backing.truncate(size)
+    done = subprocess.run(["losetup", "--find", "--show", str(image)], check=True, capture_output=True, text=True)
+    try:
+        yield Path(done.stdout.strip())
+    finally:
+        subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
 
 
 class Guest:
@@ -152,7 +167,7 @@ class Guest:
 
     def write(self, target: str, offset: str, length: str, pattern: int) -> None:
         """Write through the guest's own device, as the guest would, so that bitmaps see it."""
-        number = list(self.disks).index(target)
+        number = string.ascii_lowercase.index(target.removeprefix("vd"))
         device = f"/machine/peripheral/virtio-disk{number}/virtio-backend"
         self.virsh(
             "qemu-monitor-command", self.name, "--hmp",

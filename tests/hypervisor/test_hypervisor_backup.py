@@ -4,13 +4,12 @@ import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import nbd
 import pytest
 from libvirt_kit import Guest, PrivateLibvirtd, bitmaps
+from nbd_kit import content, dirty
 
-from vmreplica.hypervisor import Export, Hypervisor
+from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import BadRequest, Conflict, HypervisorError, NoSpace
 from vmreplica.model.units import CLUSTER, MiB
 
@@ -21,35 +20,6 @@ NewGuest = Callable[..., Guest]
 
 def name(number: int) -> str:
     return f"vmreplica-0123abcd-20260101T000000Z-{number:08x}"
-
-
-def dirty(export: Export) -> list[tuple[int, int]]:
-    """List the dirty ranges of an export as offset and length."""
-    found: list[tuple[int, int]] = []
-
-    def collect(_context: str, offset: int, entries: list[int], _error: object) -> int:
-        for length, flags in zip(entries[::2], entries[1::2], strict=True):
-            if flags & 1:
-                found.append((offset, length))
-            offset += length
-        return 0
-
-    client: Any = nbd.NBD()
-    client.set_export_name(export.name)
-    client.add_meta_context(f"qemu:dirty-bitmap:{export.bitmap}")
-    client.connect_unix(str(export.socket))
-    client.block_status(export.size, 0, collect)
-    client.shutdown()
-    return found
-
-
-def content(export: Export, offset: int, length: int) -> bytes:
-    client: Any = nbd.NBD()
-    client.set_export_name(export.name)
-    client.connect_unix(str(export.socket))
-    data = bytes(client.pread(length, offset))
-    client.shutdown()
-    return data
 
 
 def files_below(place: Path) -> list[Path]:

@@ -1,16 +1,17 @@
 """Definitions built for this host are really accepted and started by its libvirt."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from libvirt_kit import PrivateLibvirtd, make_image
+from libvirt_kit import Guest, PrivateLibvirtd, disk_xml, loop_device, make_image
 
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import build
 from vmreplica.model.errors import Refused
 from vmreplica.model.ids import VmId
+from vmreplica.model.units import MiB
 
 pytestmark = pytest.mark.main_job
 
@@ -86,6 +87,28 @@ def test_a_server_full_of_things_this_host_lacks_starts_all_the_same(
     assert [disk.reason_ineligible for disk in view.disks] == [None, None]
     assert "/primary/" not in view.definition
     assert log.exists()
+
+
+@pytest.mark.seeding
+def test_a_vm_on_block_devices_and_raw_files_starts_from_our_images(
+    hypervisor: Hypervisor, new_guest: Callable[..., Guest], home: Path
+) -> None:
+    raw = home / "raw.img"
+    raw.write_bytes(bytes(MiB))
+    with loop_device(home / "loop", MiB) as device:
+        guest = new_guest(
+            devices=disk_xml("vdb", device, form="raw", driver="cache='none' io='native' discard='ignore'")
+            + disk_xml("vdc", raw, form="raw", driver="cache='directsync' io='native'")
+        )
+        untrusted = hypervisor.inspect(guest.vm).definition
+        guest.remove()
+    images = {target: make_image(home / f"copy-{target}.qcow2", "1M") for target in ("vda", "vdb", "vdc")}
+    definition = build(untrusted, disks=images, network_map={}, **hypervisor.abilities())
+    assert str(device) not in definition.xml
+    hypervisor.define(definition.xml)
+    hypervisor.start(guest.vm)
+    disks = hypervisor.inspect(guest.vm).disks
+    assert [(disk.path, disk.tracked) for disk in disks] == [(str(image), True) for image in images.values()]
 
 
 def test_an_interface_reaches_the_network_the_map_names(

@@ -46,23 +46,34 @@ def _disk(kind: str, body: str, device: str = "disk") -> str:
     return f"<disk type='{kind}' device='{device}'>{body}</disk>"
 
 
+def _network_disk(target: str, protocol: str) -> str:
+    source = f"<source protocol='{protocol}' name='pool/image'><host name='h' port='1'/></source>"
+    return _disk("network", f"<driver name='qemu' type='raw'/>{source}<target dev='{target}' bus='virtio'/>")
+
+
 def _odd_disks(home: Path) -> str:
-    raw, old = home / "raw.img", make_image(home / "old.qcow2", "1M", "-o", "compat=0.10")
+    raw, image = home / "raw.img", make_image(home / "shared.qcow2", "1M")
     raw.write_bytes(bytes(1 << 20))
-    iso = make_image(home / "shared.qcow2", "1M")
+    luks = (
+        "<encryption format='luks'><secret type='passphrase' uuid='0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f'/></encryption>"
+    )
+    pci = "<source type='pci' namespace='1'><address domain='0' bus='1' slot='0' function='0'/></source>"
     return (
-        _disk("file", f"<driver name='qemu' type='raw'/><source file='{raw}'/><target dev='vdb' bus='virtio'/>")
-        + disk_xml("vdc", old)
+        _network_disk("vdb", "rbd")
+        + _network_disk("vdc", "nbd")
         + _disk("file", f"<source file='{raw}'/><target dev='hda' bus='ide'/><readonly/>", "cdrom")
         + _disk("file", f"<source file='{raw}'/><target dev='vdd' bus='virtio'/><shareable/>")
-        + disk_xml("vde", iso, "<readonly/>")
-        + disk_xml("vdf", iso, "<transient/>")
-        + _disk(
-            "network",
-            "<driver name='qemu' type='raw'/><source protocol='nbd' name='x'><host name='h' port='1'/></source>"
-            "<target dev='vdg' bus='virtio'/>",
-        )
-        + _disk("block", "<driver name='qemu' type='raw'/><source dev='/dev/null'/><target dev='vdh' bus='virtio'/>")
+        + disk_xml("vde", image, "<readonly/>")
+        + disk_xml("vdf", image, "<transient/>")
+        + disk_xml("vdg", image).replace("shared.qcow2'/>", f"shared.qcow2'>{luks}</source>")
+        + disk_xml("vdh", Path("/dev/null"), form="raw")
+        + disk_xml("vdi", home / "gone.img", form="raw")
+        + disk_xml("sda", Path("/dev/sg0"), form="raw").replace("'disk'", "'lun'").replace("virtio", "scsi")
+        + disk_xml("vdj", raw, form="bochs")
+        + _disk("dir", f"<source dir='{home}'/><target dev='vdk' bus='virtio'/><readonly/>")
+        + _disk("nvme", f"{pci}<target dev='vdl' bus='virtio'/>")
+        + _disk("volume", "<source pool='off' volume='v'/><target dev='vdm' bus='virtio'/>")
+        + _disk("volume", "<source pool='off' volume='v' mode='direct'/><target dev='vdn' bus='virtio'/>")
     )
 
 
@@ -73,13 +84,16 @@ def test_every_disk_that_cannot_be_replicated_has_its_reason(
     view = hypervisor.inspect(guest.vm)
     reasons = {disk.target: disk.reason_ineligible for disk in view.disks}
     words = {
-        "vdb": "convert to qcow2", "vdc": "qemu-img amend", "hda": "cdrom", "vdd": "shareable", "vde": "read-only",
-        "vdf": "transient", "vdg": "network disk", "vdh": "block device",
+        "vdb": "network disk (rbd)", "vdc": "network disk (nbd)", "hda": "cdrom", "vdd": "shareable",
+        "vde": "read-only", "vdf": "transient", "vdg": "encrypted", "vdh": "is /dev/null there?",
+        "vdi": "gone.img there?", "sda": "lun", "vdj": "format bochs", "vdk": "read-only", "vdl": "type nvme",
+        "vdm": "storage pool is off", "vdn": "network disk (iscsi)",
     }  # fmt: skip
     assert reasons.pop("vda") is None
     assert set(reasons) == set(words)
     for target, word in words.items():
         assert word in (reasons[target] or ""), target
+    assert [disk.target for disk in view.disks if disk.tracked] == ["vda"]
 
 
 def test_inspect_tells_path_size_and_the_definition(hypervisor: Hypervisor, guest: Guest) -> None:
