@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from image_kit import ZERO, check, flat, noise, qemu_img, read_through_qemu, tex
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.units import CLUSTER, GiB
 from vmreplica.qcow2 import fold
-from vmreplica.qcow2.tools import image_info
+from vmreplica.qcow2.tools import create_overlay, image_info
 
 pytestmark = pytest.mark.seeding
 
@@ -158,3 +159,20 @@ def test_many_folds_of_patches_neither_grow_the_base_without_end_nor_lose_a_bloc
     check(base)
     assert read_through_qemu(base) == _shown(model)
     assert base.stat().st_blocks * 512 < 1.5 * CLUSTERS * CLUSTER
+
+
+def test_a_vm_may_run_on_a_patched_point(tmp_path: Path) -> None:
+    model = {n: noise(n) for n in range(20)}
+    base, point, run = tmp_path / "base.qcow2", tmp_path / "point.qcow2", tmp_path / "run.qcow2"
+    write_image(base, model, SIZE)
+    change = {n: with_blocks(model[n], n) for n in range(10)}
+    write_image(point, change, SIZE, backing=base, below=model)
+    create_overlay(run, point, SIZE)
+    before = point.read_bytes()
+    writes = ["-c", f"write -P 7 {3 * CLUSTER + 5000} 512", "-c", f"write -z {4 * CLUSTER} {CLUSTER}"]
+    subprocess.run(["qemu-io", "-f", "qcow2", *writes, str(run)], check=True, capture_output=True, timeout=60)
+    expected = bytearray(_shown(model | change | {4: ZERO}))
+    expected[3 * CLUSTER + 5000 : 3 * CLUSTER + 5512] = b"\7" * 512
+    check(run)
+    assert read_through_qemu(run) == expected
+    assert point.read_bytes() == before

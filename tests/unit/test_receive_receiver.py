@@ -68,6 +68,7 @@ CALLS: dict[str, Callable[[Host, HostId, VmId], object]] = {
     "open": lambda host, peer, vm: host.service.open_point(peer, host.primary.opening().model_copy(update={"vm": vm})),
     "put": lambda host, peer, vm: host.service.put_segment(peer, vm, POINT, "vda", 0, NO_BODY),
     "complete": lambda host, peer, vm: host.service.complete(peer, vm, POINT, _closing(host)),
+    "fingerprint": lambda host, peer, vm: host.service.fingerprint(peer, vm, POINT, "vda", 1, 0, 1),
     "abandon": lambda host, peer, vm: host.service.abandon(peer, vm, POINT),
 }
 

@@ -18,6 +18,7 @@ from repository_kit import (
     noise,
     offer,
     open_repository,
+    read_image,
     small_file_system,
     with_blocks,
 )
@@ -185,3 +186,19 @@ def test_room_is_asked_for_what_patches_decode_to(tmp_path: Path) -> None:
             replica.put_segment(opening.point, "vda", 0, body)
         (mounted / "ballast").unlink()
         replica.put_segment(opening.point, "vda", 0, body)
+
+
+def test_a_fold_of_patches_asks_for_the_room_of_whole_clusters_first(tmp_path: Path) -> None:
+    with small_file_system(tmp_path, 64) as mounted:
+        replica, primary = new_replica(mounted, keep=1), Primary({"vda": 128 * CLUSTER}, patches=True)
+        primary.send(replica, {"vda": {n: noise(n) for n in range(100)}})
+        primary.send(replica, {"vda": {n: noise(9)[:BLOCK] + c[BLOCK:] for n, c in primary.disks["vda"].items()}})
+        leave_free(mounted / "ballast", 20 * MiB)
+        before = {path: path.stat().st_mtime_ns for path in replica.dir.rglob("*.qcow2")}
+        with pytest.raises(NoSpace):
+            replica.apply_retention()
+        assert {path: path.stat().st_mtime_ns for path in replica.dir.rglob("*.qcow2")} == before
+        (mounted / "ballast").unlink()
+        assert replica.apply_retention() == 1
+        image = replica.image(str(primary.latest), "vda")
+        assert read_image(image, tmp_path) == primary.expected[str(primary.latest)]["vda"]
