@@ -70,7 +70,9 @@ def _odd_disks(home: Path) -> str:
         + disk_xml("vdi", home / "gone.img", form="raw")
         + disk_xml("sda", Path("/dev/sg0"), form="raw").replace("'disk'", "'lun'").replace("virtio", "scsi")
         + disk_xml("vdj", raw, form="bochs")
-        + _disk("dir", f"<source dir='{home}'/><target dev='vdk' bus='virtio'/><readonly/>")
+        + _disk(
+            "dir", f"<driver name='qemu' type='fat'/><source dir='{home}'/><target dev='vdk' bus='virtio'/><readonly/>"
+        )
         + _disk("nvme", f"{pci}<target dev='vdl' bus='virtio'/>")
         + _disk("volume", "<source pool='off' volume='v'/><target dev='vdm' bus='virtio'/>")
         + _disk("volume", "<source pool='off' volume='v' mode='direct'/><target dev='vdn' bus='virtio'/>")

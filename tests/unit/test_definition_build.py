@@ -65,21 +65,27 @@ def test_a_disk_is_our_image_in_the_same_place_of_the_guest() -> None:
     assert disk[5].get("bus") == "0x04"
 
 
+@pytest.mark.seeding
 @pytest.mark.parametrize(
-    "source",
+    ("kind", "driver", "source"),
     [
-        "type='block' device='disk'><driver name='qemu' type='raw' cache='none' io='native' iothread='1' queues='2'/>"
-        "<source dev='/dev/vg/web' index='1'><reservations managed='yes'/></source>",
-        "type='block' device='disk'><driver name='qemu' type='qcow2' cache='directsync' io='io_uring'/>"
-        "<source dev='/dev/vg/web'/><backingStore type='block'><format type='raw'/><source dev='/dev/b'/></backingStore>",
-        "type='volume' device='disk'><driver name='qemu' type='raw' cache='unsafe' error_policy='stop'/>"
-        "<source pool='vg' volume='web' mode='host'/>",
-        "type='network' device='disk'><driver name='qemu' type='raw' io='native'/><source protocol='rbd' name='p/web'>"
-        "<host name='mon'/><auth username='u'><secret type='ceph' uuid='x'/></auth></source>",
+        (
+            "block",
+            "type='raw' cache='none' io='native' iothread='1' queues='2'",
+            "<source dev='/dev/vg/web' index='1'/>",
+        ),
+        (
+            "block",
+            "type='qcow2' cache='directsync' io='io_uring'",
+            "<source dev='/dev/b'/><backingStore type='block'/>",
+        ),
+        ("volume", "type='raw' cache='unsafe' error_policy='stop'", "<source pool='vg' volume='web' mode='host'/>"),
+        ("network", "type='raw' io='native'", "<source protocol='rbd' name='p/web'><host name='mon'/></source>"),
     ],
 )
-def test_a_disk_on_other_storage_becomes_our_image_with_our_own_driver(source: str) -> None:
-    definition = built(domain(f"<disk {source}<target dev='vda' bus='virtio'/></disk>"))
+def test_a_disk_on_other_storage_becomes_our_image_with_our_own_driver(kind: str, driver: str, source: str) -> None:
+    body = f"<driver name='qemu' {driver}/>{source}<target dev='vda' bus='virtio'/>"
+    definition = built(domain(f"<disk type='{kind}' device='disk'>{body}</disk>"))
     disk = find(definition, "devices/disk")
     assert disk.attrib == {"type": "file", "device": "disk"}
     assert [(child.tag, child.attrib) for child in disk] == [
