@@ -182,6 +182,10 @@ def test_a_disk_plugged_in_is_copied_whole_while_the_others_go_on_by_deltas(lab:
     copies = images(b, vm.uuid, cycle["point"])
     assert all(same_content(vm.images[copy.stem], copy) for copy in copies)
 
+    vm.stop()
+    b.ask("failover", vm.name, "--yes")
+    assert [path.name for path in b.disk_paths(vm.name)] == ["vda.qcow2", "vdb.qcow2"], "the guest may need it"
+
 
 def test_a_vm_renamed_while_off_is_followed_under_its_new_name_by_deltas(lab: Lab, new_blank: NewBlank) -> None:
     a, b = lab.host("a"), lab.host("b")
