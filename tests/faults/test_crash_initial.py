@@ -28,15 +28,15 @@ pytestmark = pytest.mark.main_job
         ("b", "publish.publish_dir:after"),
     ],
 )
-def test_an_initial_replication_goes_on_after_a_kill(
-    filled_patient: Patient, filled: Blank, side: str, trap: str
-) -> None:
-    patient, host = filled_patient, filled_patient.lab.host(side)
+def test_an_initial_replication_goes_on_after_a_kill(unprotected: Patient, filled: Blank, side: str, trap: str) -> None:
+    patient, host = unprotected, unprotected.lab.host(side)
     programs, before = running_programs(patient.lab), patient.published()
     patient.set_trap(host, trap)
-    patient.enable(wait=False)
+    patient.enable()
     patient.wait_trapped(host)
     patient.start_agent(host)
+    patient.wait_published(before + 1)
+    patient.sync()
     patient.wait_published(before + 2)
     patient.rest()
 
