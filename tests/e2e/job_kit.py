@@ -55,8 +55,14 @@ def reasons(host: Host, vm: str) -> dict[str, Document]:
 
 def wait_reason(host: Host, vm: str, code: str, *, limit: float = 90.0) -> Document:
     """Wait until health complains about something; gives the complaint."""
-    assert until(lambda: code in reasons(host, vm), limit), relation(host, vm)
-    return reasons(host, vm)[code]
+    found: Document = {}
+
+    def complains() -> bool:
+        found.update(reasons(host, vm).get(code, {}))
+        return bool(found)
+
+    assert until(complains, limit), relation(host, vm)
+    return found
 
 
 def wait_healthy(host: Host, vm: str, *, limit: float = 120.0) -> None:
