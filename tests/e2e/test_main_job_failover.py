@@ -161,7 +161,7 @@ def test_network_cards_are_attached_as_the_map_says_or_unplugged(lab: Lab, new_b
     assert (code, error["code"]) == (2, "network-map-invalid")
     b.ask("networks", vm.name, "--map", "br-dmz=bridge:br-isolated", "--map", "isolated=none")
     vm.stop()
-    warnings = b.ask("failover", vm.name, "--yes")["plan"]["warnings"]
+    said = b.vmreplica("failover", vm.name, "--yes").stdout
     rows = [line.split() for line in b.virsh("domiflist", vm.name).stdout.splitlines()]
     # Of a card on a network, a running VM shows the network and the kind of its bridge.
     attached = {row[4]: (row[1], row[2]) for row in rows}
@@ -170,7 +170,7 @@ def test_network_cards_are_attached_as_the_map_says_or_unplugged(lab: Lab, new_b
     for mac in ("52:54:00:00:00:03", "52:54:00:00:00:04"):
         assert attached[mac][0] == "user"
         assert "down" in b.virsh("domif-getlink", vm.name, mac, "--config").stdout
-    unplugged = " ".join(warning for warning in warnings if "unplugged" in warning)
+    unplugged = " ".join(remark for remark in said.split("! ") if "unplugged" in remark)
     assert "52:54:00:00:00:03" in unplugged
     assert "br-lost" in unplugged
     assert "52:54:00:00:00:04" in unplugged
