@@ -182,6 +182,7 @@ def test_a_backup_job_is_given_up_before_its_scratch_space_is_full(
     protected()
 
 
+@pytest.mark.slow
 def test_a_backup_job_is_given_up_at_the_cap_of_its_scratch_space(
     lab: Lab, filled: Blank, small_disk: SmallDiskFor
 ) -> None:
