@@ -67,7 +67,7 @@ def resting(lab: Lab, protected_writer: Patient) -> Patient:
 def _attended(patient: Patient) -> Iterator[Patient]:
     yield patient
     patient.lab.restore()
-    if any(row["name"] == patient.name for row in patient.a.ask("status")["relationships"]):
+    if patient.is_protected():
         patient.disable()
     for host in (patient.a, patient.b):
         host.stop_agent()  # the tapped one: whoever needs agents starts the lab's own

@@ -109,6 +109,19 @@ class Patient:
         found: list[Document] = json.loads(self._api.get(vm_path(self.name, "points")))["points"]
         return found[::-1]
 
+    def points_held(self) -> list[str]:
+        """Name the points that the replica has published, oldest first; asks nobody."""
+        manifests = (self.b.layout.store / self.uuid / "points").glob("*/manifest.json")
+        return sorted(manifest.parent.name for manifest in manifests)
+
+    def pending(self) -> list[str]:
+        """Name the points in the spool."""
+        return [path.name for path in (self.a.layout.state_dir / "spool" / self.uuid).glob("[0-9]*")]
+
+    def is_protected(self) -> bool:
+        """Tell whether a policy stands in its metadata."""
+        return any(row["name"] == self.name for row in json.loads(self._api.get("/v1/status"))["relationships"])
+
     def images(self, point: str) -> tuple[Path, ...]:
         """Tell a point's images."""
         return images(self.b, self.uuid, point)
@@ -182,7 +195,7 @@ class Patient:
         known = self.points()
         assert known
         for older, point in zip([None, *known], known, strict=False):
-            assert point["parent"] in {None, older["point"] if older else None}
+            assert point["parent"] in {None, older["point"] if older else None}, known
             found = self.images(point["point"])
             assert len(found) == len(point["disks"])
             for image in found:
