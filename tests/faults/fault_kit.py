@@ -3,10 +3,13 @@
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+from _pytest.mark import ParameterSet
 from job_kit import Document, images, qemu_img
 from pydantic import BaseModel
 
@@ -16,6 +19,7 @@ from vmreplica.lab import Host, Lab
 from vmreplica.lab.waiting import until
 from vmreplica.model.errors import Unreachable
 
+Case = tuple[str, str]
 _LAUNCHER: Final = Path(__file__).with_name("crashing_agent.py")
 #: Segments of one cycle on the line at once: the default of ``limits.connections``.
 OPEN_SEGMENTS: Final = 2
@@ -127,8 +131,8 @@ class Patient:
         return images(self.b, self.uuid, point)
 
     def _folded(self) -> bool:
-        store = self.b.layout.store / self.uuid
-        return len(self.points()) <= KEEP and not (store / "fold.json").exists()
+        store, known = self.b.layout.store / self.uuid, self.points()
+        return len(known) <= KEEP and known[0]["parent"] is None and not (store / "fold.json").exists()
 
     def _ask(self, verb: str, body: BaseModel | None = None, *, trapped: bool = False) -> None:
         try:
@@ -226,6 +230,11 @@ class Patient:
         said = self.a.virsh("qemu-monitor-command", self.name, '{"execute": "query-named-block-nodes"}').stdout
         nodes: list[dict[str, Any]] = json.loads(said)["return"]
         return {bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())}
+
+
+def kills(quick: Sequence[Case], thorough: Sequence[Case]) -> list[ParameterSet]:
+    """Make parameters of host and trap; the thorough ones are left out by ``make test``."""
+    return [pytest.param(*case) for case in quick] + [pytest.param(*case, marks=pytest.mark.slow) for case in thorough]
 
 
 def running_programs(lab: Lab) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """An agent is killed with SIGKILL at any instant of a delta of a guest that writes: every point stays whole."""
 
 import pytest
-from fault_kit import Patient, running_programs
+from fault_kit import Patient, kills, running_programs
 from job_kit import check_point
 
 from vmreplica.lab import Guest
@@ -11,31 +11,35 @@ pytestmark = pytest.mark.main_job
 
 @pytest.mark.parametrize(
     ("side", "trap"),
-    [
-        ("a", "Spool.create:after"),
-        ("a", "CheckpointShelf.keep:before"),
-        ("a", "Hypervisor.begin_backup:after"),
-        ("a", "SpoolDisk.append:after"),
-        ("a", "PeerClient.put_segment:before"),
-        ("a", "SpoolPoint.finish:before"),
-        ("a", "Hypervisor.end_job:before"),
-        ("a", "PeerClient.complete:before"),
-        ("a", "PeerClient.complete:after"),
-        ("a", "SpoolPoint.discard:before"),
-        ("a", "Hypervisor.delete_checkpoint:before"),
-        ("a", "Hypervisor.delete_checkpoint:after"),
-        ("b", "Replica.open_point:after"),
-        ("b", "Replica.put_segment:before"),
-        ("b", "Replica.put_segment:after"),
-        ("b", "Replica.complete:before"),
-        ("b", "publish._finish:after"),
-        ("b", "publish._commit:before"),
-        ("b", "publish.publish_dir:after"),
-        ("b", "Replica.complete:after"),
-        ("b", "folding._prepare:after"),
-        ("b", "folding._switch:before:2"),
-        ("b", "folding._reclaim:before"),
-    ],
+    kills(
+        quick=[
+            ("a", "CheckpointShelf.keep:before"),
+            ("a", "Hypervisor.begin_backup:after"),
+            ("a", "SpoolPoint.discard:before"),
+            ("a", "Hypervisor.delete_checkpoint:before"),
+            ("b", "Replica.complete:before"),
+            ("b", "publish.publish_dir:after"),
+            ("b", "folding._switch:before:2"),
+        ],
+        thorough=[
+            ("a", "Spool.create:after"),
+            ("a", "SpoolDisk.append:after"),
+            ("a", "PeerClient.put_segment:before"),
+            ("a", "SpoolPoint.finish:before"),
+            ("a", "Hypervisor.end_job:before"),
+            ("a", "PeerClient.complete:before"),
+            ("a", "PeerClient.complete:after"),
+            ("a", "Hypervisor.delete_checkpoint:after"),
+            ("b", "Replica.open_point:after"),
+            ("b", "Replica.put_segment:before"),
+            ("b", "Replica.put_segment:after"),
+            ("b", "publish._finish:after"),
+            ("b", "publish._commit:before"),
+            ("b", "Replica.complete:after"),
+            ("b", "folding._prepare:after"),
+            ("b", "folding._reclaim:before"),
+        ],
+    ),
 )
 def test_deltas_go_on_after_a_kill(resting: Patient, writer: Guest, side: str, trap: str) -> None:
     patient, host = resting, resting.lab.host(side)
