@@ -21,11 +21,11 @@ setup:  ## install the system packages and the virtual environment, or repair th
 demo: setup  ## two hosts in a lab: protect a running VM, kill its host, start the copy
 	@$(AS_ROOT) scripts/demo
 
-test: setup  ## the tests (PYTEST_ARGS="-k words" to choose some)
-	@$(AS_ROOT) $(VENV)/python -m pytest -m "not slow" tests $(PYTEST_ARGS)
+test: setup  ## the tests (PYTEST_ARGS="tests/unit -k words" to choose some)
+	@$(AS_ROOT) $(VENV)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-slow: setup  ## the tests that `make test` leaves out
-	@$(AS_ROOT) $(VENV)/python -m pytest -m slow tests $(PYTEST_ARGS)
+	@$(AS_ROOT) $(VENV)/python -m pytest -m slow $(PYTEST_ARGS)
 
 check: setup  ## lint, format, types, import contracts, sizes, reference pages, addresses
 	@scripts/check

@@ -55,8 +55,14 @@ def reasons(host: Host, vm: str) -> dict[str, Document]:
 
 def wait_reason(host: Host, vm: str, code: str, *, limit: float = 90.0) -> Document:
     """Wait until health complains about something; gives the complaint."""
-    assert until(lambda: code in reasons(host, vm), limit), relation(host, vm)
-    return reasons(host, vm)[code]
+    found: Document = {}
+
+    def complains() -> bool:
+        found.update(reasons(host, vm).get(code, {}))
+        return bool(found)
+
+    assert until(complains, limit), relation(host, vm)
+    return found
 
 
 def wait_healthy(host: Host, vm: str, *, limit: float = 120.0) -> None:
@@ -120,30 +126,35 @@ class Blank:
         name: its name.
         disks: targets.
         devices: XML of more devices.
-        domain: XML of more elements of the domain.
+        vm: its UUID, when it shall not be a new one.
     """
 
     def __init__(
-        self, host: Host, name: str, disks: tuple[str, ...] = ("vda",), *, devices: str = "", domain: str = ""
+        self, host: Host, name: str, disks: tuple[str, ...] = ("vda",), *, devices: str = "", vm: str | None = None
     ) -> None:
         self.host = host
         self.name = name
-        self.uuid = str(uuid.uuid4())
+        self.uuid = vm or str(uuid.uuid4())
         self.images = {target: host.layout.images / f"{name}-{target}.qcow2" for target in disks}
         for image in self.images.values():
             qemu_img("create", "-q", "-f", "qcow2", str(image), "64M")
         self._devices = devices
-        self._domain = domain
         self.define()
 
-    def define(self) -> None:
-        """Make it known to libvirt."""
+    def define(self, *, devices: str = "", kernel: str = "", more: str = "") -> None:
+        """Make it known to libvirt, or change the definition of its next start.
+
+        Args:
+            devices: XML of more devices, besides those it was made with.
+            kernel: XML of more elements of ``<os>``.
+            more: XML of more elements of ``<domain>``.
+        """
         disks = "".join(disk_xml(target, image) for target, image in self.images.items())
         xml = (
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
             f"<name>{self.name}</name><uuid>{self.uuid}</uuid><memory unit='MiB'>16</memory><vcpu>1</vcpu>"
-            "<os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>"
-            f"<devices>{disks}{self._devices}</devices>{self._domain}</domain>"
+            f"<os><type arch='x86_64' machine='pc'>hvm</type>{kernel}</os><features><acpi/></features>"
+            f"<devices>{disks}{self._devices}{devices}</devices>{more}</domain>"
         )
         self.host.exec(["virsh", "-q", "-c", self.host.layout.uri, "define", "/dev/stdin"], stdin=xml)
 
@@ -164,12 +175,12 @@ class Blank:
             assert "rror" not in said, said
 
     def attach(self, target: str) -> Path:
-        """Plug another disk in, for now and for the next start."""
+        """Plug another disk in; the definition of the next start knows nothing of it."""
         image = self.images[target] = self.host.layout.images / f"{self.name}-{target}.qcow2"
         qemu_img("create", "-q", "-f", "qcow2", str(image), "64M")
         xml = disk_xml(target, image)
         virsh = ["virsh", "-q", "-c", self.host.layout.uri]
-        self.host.exec([*virsh, "attach-device", self.name, "/dev/stdin", "--live", "--config"], stdin=xml)
+        self.host.exec([*virsh, "attach-device", self.name, "/dev/stdin", "--live"], stdin=xml)
         return image
 
     def remove(self) -> None:

@@ -1,6 +1,7 @@
 """A relationship's policy through the command line: pause, disks left out, points kept, changes, and its end."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -182,6 +183,10 @@ def test_a_disk_plugged_in_is_copied_whole_while_the_others_go_on_by_deltas(lab:
     copies = images(b, vm.uuid, cycle["point"])
     assert all(same_content(vm.images[copy.stem], copy) for copy in copies)
 
+    vm.stop()
+    b.ask("failover", vm.name, "--yes")
+    assert [path.name for path in b.disk_paths(vm.name)] == ["vda.qcow2", "vdb.qcow2"], "the guest may need it"
+
 
 def test_a_vm_renamed_while_off_is_followed_under_its_new_name_by_deltas(lab: Lab, new_blank: NewBlank) -> None:
     a, b = lab.host("a"), lab.host("b")
@@ -212,9 +217,14 @@ def _rename(host: Host, old: str, new: str) -> None:
 def test_an_interval_that_cannot_be_kept_is_said_and_nothing_piles_up(lab: Lab, new_blank: NewBlank) -> None:
     a = lab.host("a")
     vm = new_blank(a)
-    enable(a, vm.name)
+    vm.write("vda", "0", "1M", 1)
     # A round trip of three seconds: the handful that a cycle needs takes longer than its interval.
     lab.slow("a", "b", ms=1500)
+    said = a.vmreplica("enable", vm.name, "--to", "b", "--every", "5s")
+    assert re.search(rf"^{vm.name}: initial replication 1\.0 MiB of 1\.0 MiB, .* sent", said.stderr, re.MULTILINE), (
+        said.stderr
+    )
+    assert re.match(rf"{vm.name}: point \S+ published \(initial\): ", said.stdout)
     reason = wait_reason(a, vm.name, "interval-not-kept")
     assert "--every" in reason["hint"]
     count, begun = len(cycles(a, vm.name)), time.monotonic()

@@ -41,21 +41,34 @@ def writer(session_lab: Lab) -> Iterator[Guest]:
 
 
 @pytest.fixture
-def filled_patient(lab: Lab, filled: Blank) -> Iterator[Patient]:
+def unprotected(lab: Lab, filled: Blank) -> Iterator[Patient]:
     """Yield the VM that never changes, not protected yet."""
     yield from _attended(Patient(lab, filled.name, filled.uuid))
 
 
+@pytest.fixture(scope="module")
+def protected_writer(session_lab: Lab, writer: Guest) -> Iterator[Patient]:
+    patient = Patient(session_lab, writer.name, writer.uuid)
+    patient.enable()
+    patient.wait_published(1)
+    yield from _attended(patient)
+
+
 @pytest.fixture
-def writing_patient(lab: Lab, writer: Guest) -> Iterator[Patient]:
-    """Yield the guest that writes, not protected yet."""
-    yield from _attended(Patient(lab, writer.name, writer.uuid))
+def resting(lab: Lab, protected_writer: Patient) -> Patient:
+    """Give the guest that writes, protected, and no cycle under way."""
+    assert lab is protected_writer.lab
+    protected_writer.resume()
+    protected_writer.wait_published(protected_writer.published() + 1)
+    protected_writer.rest()
+    return protected_writer
 
 
 def _attended(patient: Patient) -> Iterator[Patient]:
     yield patient
     patient.lab.restore()
-    if any(row["name"] == patient.name for row in patient.a.ask("status")["relationships"]):
+    if patient.is_protected():
         patient.disable()
     for host in (patient.a, patient.b):
-        host.stop_agent()  # the tapped one: the lab starts its own again
+        host.stop_agent()  # the tapped one: whoever needs agents starts the lab's own
+    patient.lab.restore()

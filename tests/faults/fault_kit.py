@@ -3,19 +3,28 @@
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from job_kit import Document, cycles, images, points, qemu_img, relation, wait_cycles
+import pytest
+from _pytest.mark import ParameterSet
+from job_kit import Document, images, qemu_img
+from pydantic import BaseModel
 
+from vmreplica.api.requests import DisableRequest, EnableRequest
+from vmreplica.cli.client import AgentClient, vm_path
 from vmreplica.lab import Host, Lab
 from vmreplica.lab.waiting import until
 from vmreplica.model.errors import Unreachable
 
+Case = tuple[str, str]
 _LAUNCHER: Final = Path(__file__).with_name("crashing_agent.py")
 #: Segments of one cycle on the line at once: the default of ``limits.connections``.
 OPEN_SEGMENTS: Final = 2
+#: Points that the replica keeps; it folds older ones after it has answered.
+KEEP: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,8 @@ class Sending:
 class Patient:
     """A VM on host a, replicated to host b every five seconds.
 
+    Asks the agents over their sockets, as the command line does, to spare the time it takes to start.
+
     Args:
         lab: of two paired hosts.
         name: of the VM.
@@ -49,59 +60,86 @@ class Patient:
         self.uuid = uuid
         self.a, self.b = lab.hosts
         self._log = self.a.layout.dir / "sent"
+        self._api = AgentClient(self.a.layout.agent_socket)
 
     # --- replication ----------------------------------------------------------------------------------------------
 
-    def enable(self, *, wait: bool = True) -> None:
-        """Protect it; without waiting the agent may be killed while it answers."""
-        words = ("enable", self.name, "--to", "b", "--every", "5s", "--keep", "4", "--json")
-        self.a.vmreplica(*words, "--wait" if wait else "--no-wait", check=wait, timeout=300)
+    def enable(self) -> None:
+        """Begin to protect it; the agent may be killed while it answers."""
+        self._ask("enable", EnableRequest(to="b", every=5, excluded=(), keep=KEEP), trapped=True)
 
     def disable(self) -> None:
         """Give it up with its copy."""
-        self.a.vmreplica("disable", self.name, "--delete-copy", "--yes", "--json")
+        self._ask("disable", DisableRequest(delete_copy=True))
 
     def rest(self) -> None:
-        """Finish a cycle and begin no other: nothing moves until ``resume``."""
+        """Let a cycle finish and begin no other: nothing moves until ``resume``."""
 
         def rested() -> bool:
-            self.a.ask("sync", self.name, timeout=300)
-            self.a.ask("pause", self.name)
+            self._ask("pause")
             if self.history()[0]["outcome"] == "published":
                 return True
-            self.a.ask("resume", self.name)  # a cycle that had just begun was cancelled: it left things to clear up
+            self._ask("resume")  # a cycle that had just begun was cancelled: it left things to clear up
+            self.wait_published(self.published() + 1)
             return False
 
         assert until(rested, 120), self.history()
+        assert until(self._folded, 60), self.points()
 
     def resume(self) -> None:
         """Begin a cycle at once; the agent may be killed while it answers."""
-        self.a.vmreplica("resume", self.name, check=False)
+        self._ask("resume", trapped=True)
+
+    def sync(self) -> None:
+        """Make a cycle due now."""
+        self._ask("sync")
 
     def history(self) -> list[Document]:
         """List the cycles, newest first."""
-        found: list[Document] = self.a.ask("history", self.name, "--limit", "1000")["cycles"]
+        found: list[Document] = json.loads(self._api.get(vm_path(self.name, "history"), limit="1000"))["cycles"]
         return found
 
     def published(self) -> int:
         """Count the cycles that came to a point."""
-        return len(cycles(self.a, self.name))
+        return sum(cycle["outcome"] == "published" for cycle in self.history())
 
     def wait_published(self, count: int, limit: float = 180.0) -> list[Document]:
         """Wait for so many published cycles; gives all, oldest first."""
-        return wait_cycles(self.a, self.name, count, limit=limit)
-
-    def status(self) -> Document:
-        """Tell how it does, seen from the primary."""
-        return relation(self.a, self.name)
+        assert until(lambda: self.published() >= count, limit), self.history()
+        return [cycle for cycle in reversed(self.history()) if cycle["outcome"] == "published"]
 
     def points(self) -> list[Document]:
         """List the points, oldest first."""
-        return points(self.a, self.name)
+        found: list[Document] = json.loads(self._api.get(vm_path(self.name, "points")))["points"]
+        return found[::-1]
+
+    def points_held(self) -> list[str]:
+        """Name the points that the replica has published, oldest first; asks nobody."""
+        manifests = (self.b.layout.store / self.uuid / "points").glob("*/manifest.json")
+        return sorted(manifest.parent.name for manifest in manifests)
+
+    def pending(self) -> list[str]:
+        """Name the points in the spool."""
+        return [path.name for path in (self.a.layout.state_dir / "spool" / self.uuid).glob("[0-9]*")]
+
+    def is_protected(self) -> bool:
+        """Tell whether a policy stands in its metadata."""
+        return any(row["name"] == self.name for row in json.loads(self._api.get("/v1/status"))["relationships"])
 
     def images(self, point: str) -> tuple[Path, ...]:
         """Tell a point's images."""
         return images(self.b, self.uuid, point)
+
+    def _folded(self) -> bool:
+        store, known = self.b.layout.store / self.uuid, self.points()
+        return len(known) <= KEEP and known[0]["parent"] is None and not (store / "fold.json").exists()
+
+    def _ask(self, verb: str, body: BaseModel | None = None, *, trapped: bool = False) -> None:
+        try:
+            self._api.send("POST", vm_path(self.name, verb), body, timeout=120)
+        except Unreachable:
+            if not trapped:
+                raise
 
     # --- agents ---------------------------------------------------------------------------------------------------
 
@@ -114,8 +152,8 @@ class Patient:
     def set_trap(self, host: Host, trap: str) -> None:
         """Begin a new account of what is sent, with a tapped agent on a and a trapped one on the host."""
         for each in (self.a, self.b):
-            (each.layout.dir / "sent").unlink(missing_ok=True)
-        if host is self.b:
+            (each.layout.dir / "sent").write_text("")
+        if host is not self.a and not self._is_tapped():
             self.start_agent(self.a)
         with contextlib.suppress(Unreachable):  # it may run into the trap at once
             self.start_agent(host, trap)
@@ -135,6 +173,10 @@ class Patient:
             for how, *rest in lines
             if rest and rest[0] == self.uuid
         ]
+
+    def _is_tapped(self) -> bool:
+        pid = self.a.agent_pid
+        return pid is not None and str(_LAUNCHER).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
 
     # --- what must be true ----------------------------------------------------------------------------------------
 
@@ -157,7 +199,7 @@ class Patient:
         known = self.points()
         assert known
         for older, point in zip([None, *known], known, strict=False):
-            assert point["parent"] in {None, older["point"] if older else None}
+            assert point["parent"] in {None, older["point"] if older else None}, known
             found = self.images(point["point"])
             assert len(found) == len(point["disks"])
             for image in found:
@@ -165,7 +207,7 @@ class Patient:
 
     def require_clean(self) -> None:
         """Require that a resting VM has one checkpoint, and nothing else of ours anywhere."""
-        checkpoint = self.status()["latest"]["checkpoint"]
+        checkpoint = self.points()[-1]["checkpoint"]
         assert self.a.virsh("checkpoint-list", self.name, "--name").stdout.split() == [checkpoint]
         assert self._bitmaps() <= {checkpoint}
         assert self.a.virsh("backup-dumpxml", self.name, check=False).returncode != 0
@@ -188,6 +230,11 @@ class Patient:
         said = self.a.virsh("qemu-monitor-command", self.name, '{"execute": "query-named-block-nodes"}').stdout
         nodes: list[dict[str, Any]] = json.loads(said)["return"]
         return {bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())}
+
+
+def kills(quick: Sequence[Case], thorough: Sequence[Case]) -> list[ParameterSet]:
+    """Make parameters of host and trap; the thorough ones are left out by ``make test``."""
+    return [pytest.param(*case) for case in quick] + [pytest.param(*case, marks=pytest.mark.slow) for case in thorough]
 
 
 def running_programs(lab: Lab) -> list[list[str]]:

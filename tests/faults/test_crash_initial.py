@@ -1,7 +1,7 @@
 """An agent is killed with SIGKILL at any instant of an initial replication: it goes on where it was."""
 
 import pytest
-from fault_kit import Patient, running_programs
+from fault_kit import Patient, kills, running_programs
 from job_kit import Blank, same_content
 
 pytestmark = pytest.mark.main_job
@@ -9,34 +9,38 @@ pytestmark = pytest.mark.main_job
 
 @pytest.mark.parametrize(
     ("side", "trap"),
-    [
-        ("a", "Spool.create:after"),
-        ("a", "CheckpointShelf.keep:before"),
-        ("a", "Hypervisor.begin_backup:after"),
-        ("a", "PeerClient.open_point:after"),
-        ("a", "SpoolDisk.append:after:3"),
-        ("a", "PeerClient.put_segment:after:2"),
-        ("a", "SpoolDisk.acknowledge:after:2"),
-        ("a", "SpoolDisk.finish:after"),
-        ("a", "Hypervisor.end_job:after"),
-        ("a", "PeerClient.complete:after"),
-        ("b", "Replica.open_point:after"),
-        ("b", "Replica.put_segment:before:3"),
-        ("b", "Replica.put_segment:after:2"),
-        ("b", "Replica.complete:before"),
-        ("b", "publish._finish:after"),
-        ("b", "publish.publish_dir:after"),
-    ],
+    kills(
+        quick=[
+            ("a", "SpoolDisk.append:after:3"),
+            ("a", "PeerClient.put_segment:after:2"),
+            ("a", "PeerClient.complete:after"),
+            ("b", "Replica.put_segment:after:2"),
+            ("b", "publish._finish:after"),
+        ],
+        thorough=[
+            ("a", "Spool.create:after"),
+            ("a", "CheckpointShelf.keep:before"),
+            ("a", "Hypervisor.begin_backup:after"),
+            ("a", "PeerClient.open_point:after"),
+            ("a", "SpoolDisk.acknowledge:after:2"),
+            ("a", "SpoolDisk.finish:after"),
+            ("a", "Hypervisor.end_job:after"),
+            ("b", "Replica.open_point:after"),
+            ("b", "Replica.put_segment:before:3"),
+            ("b", "Replica.complete:before"),
+            ("b", "publish.publish_dir:after"),
+        ],
+    ),
 )
-def test_an_initial_replication_goes_on_after_a_kill(
-    filled_patient: Patient, filled: Blank, side: str, trap: str
-) -> None:
-    patient, host = filled_patient, filled_patient.lab.host(side)
+def test_an_initial_replication_goes_on_after_a_kill(unprotected: Patient, filled: Blank, side: str, trap: str) -> None:
+    patient, host = unprotected, unprotected.lab.host(side)
     programs, before = running_programs(patient.lab), patient.published()
     patient.set_trap(host, trap)
-    patient.enable(wait=False)
+    patient.enable()
     patient.wait_trapped(host)
     patient.start_agent(host)
+    patient.wait_published(before + 1)
+    patient.sync()
     patient.wait_published(before + 2)
     patient.rest()
 

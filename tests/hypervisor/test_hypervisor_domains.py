@@ -10,6 +10,7 @@ import pytest
 from libvirt_kit import Guest, PrivateLibvirtd, disk_xml, make_image
 
 from vmreplica.hypervisor import Hypervisor
+from vmreplica.hypervisor.disks import parse_disks
 from vmreplica.model.errors import Conflict, Corrupt, NotFound
 from vmreplica.model.policy import Policy
 
@@ -241,3 +242,20 @@ def test_the_domain_type_is_one_under_which_firmware_really_runs(hypervisor: Hyp
             capture_output=True, timeout=3, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     assert b"SeaBIOS" in (caught.value.stdout or b"")
+
+
+def test_a_disk_plugged_into_the_running_vm_only_is_in_the_definition(
+    hypervisor: Hypervisor, guest: Guest, home: Path
+) -> None:
+    make_image(home / "plugged.qcow2")
+    xml = home / "plugged.xml"
+    xml.write_text(
+        f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{home}/plugged.qcow2'/>"
+        "<target dev='sdb' bus='usb'/></disk>"
+    )
+    guest.virsh("attach-device", guest.name, str(xml), "--live")
+    view = hypervisor.inspect(guest.vm)
+    assert view.disks[-1].target == "sdb"
+    disks = {disk.target: disk for disk in parse_disks(view.definition)}
+    assert disks["sdb"].path == str(home / "plugged.qcow2")
+    assert "sdb" not in guest.virsh("dumpxml", "--inactive", guest.name)

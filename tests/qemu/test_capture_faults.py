@@ -270,7 +270,7 @@ def test_a_handshake_is_gone_through_even_when_the_capture_is_to_stop(disk: Path
     with served(disk, socket) as view:
         shaken = connection.Connection(view, "disk vda of web", lambda: True)
         assert shaken.size == SIZE
-        with pytest.raises(Conflict, match="stopped|cancelled"):
+        with pytest.raises(Conflict, match=r"stopped|cancelled"):
             shaken.read_into(memoryview(bytearray(512)), 0)
         shaken.close()
         shaken.close()

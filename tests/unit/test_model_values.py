@@ -154,6 +154,11 @@ def facts(**changes: object) -> Facts:
         ({"last_duration": 301.0}, Level.WARNING, "interval-not-kept"),
         ({"last_error": "x", "last_error_code": "no-space"}, Level.WARNING, "no-space"),
         ({"state": State.FENCED}, Level.CRITICAL, "failed-over-elsewhere"),
+        (
+            {"state": State.FENCED, "last_error": "x", "last_error_code": "failed-over-elsewhere"},
+            Level.CRITICAL,
+            "failed-over-elsewhere",
+        ),
         ({"state": State.PAUSED, "point_age": 9999.0}, Level.WARNING, "paused"),
         ({"complaints": ("store nearly full",)}, Level.WARNING, "replica-complains"),
     ],

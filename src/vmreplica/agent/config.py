@@ -92,7 +92,7 @@ class LimitsSection(_Section):
     spool_cap: Size = Field(4 * GiB, description="bytes of the local spool; capture waits when it is full")
     scratch_cap: Size = Field(8 * GiB, description="bytes of a job's scratch files; the job is given up above it")
     min_free: Size = Field(256 * MiB, description="bytes always left free on each file system we write to")
-    workers: int = Field(2, ge=1, le=32, description="reading and compressing threads per cycle")
+    workers: int = Field(3, ge=1, le=32, description="reading and compressing threads per cycle")
     connections: int = Field(2, ge=1, le=16, description="segments of one cycle sent at once")
     level: int = Field(1, ge=-7, le=19, description="zstd level of recovery points")
 

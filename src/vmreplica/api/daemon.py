@@ -1,6 +1,7 @@
 """The agent as a process: configuration, logging, both servers, signals."""
 
 import asyncio
+import ctypes
 import logging
 import signal
 import sys
@@ -12,7 +13,12 @@ import structlog
 from vmreplica.agent.agent import Agent
 from vmreplica.agent.config import Config, LogSection, load_config, split_address
 from vmreplica.api.server import start_api
+from vmreplica.model.units import KiB
 from vmreplica.peer.server import make_app, start_server
+
+#: Parameters of mallopt(3), from glibc's malloc.h.
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -23,6 +29,7 @@ def run(path: Path) -> None:
     Raises:
         VmReplicaError: the configuration is wrong, a directory or a socket cannot be used.
     """
+    _bound_heap()
     config = load_config(path)
     _configure_logging(config.log)
     agent = Agent(config)
@@ -49,6 +56,17 @@ async def _serve(agent: Agent, config: Config) -> None:
             await asyncio.to_thread(agent.stop)
     finally:
         await api.stop()
+
+
+def _bound_heap() -> None:
+    """Keep freed buffers of many threads from adding up: few arenas, large blocks given back at once (mallopt(3)).
+
+    Every stage handles buffers of megabytes in threads of its own; glibc would keep a heap for each of them.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 2)
+        libc.mallopt(_M_MMAP_THRESHOLD, 256 * KiB)
 
 
 def _configure_logging(section: LogSection) -> None:

@@ -128,8 +128,7 @@ def plan_view(plan: FailoverPlan) -> RenderableType:
     lines = [Text(f"{plan.kind.capitalize()} failover of {printable(plan.name)} from point {plan.point}", style="bold")]
     lines += [Text(f"  {number}. {printable(step.text)}") for number, step in enumerate(plan.steps, start=1)]
     lines.append(Text(loss_text(plan), style="yellow"))
-    lines += [Text(f"! {printable(warning)}", style="yellow") for warning in plan.warnings]
-    return Group(*lines)
+    return Group(*lines, *_warnings(plan))
 
 
 def loss_text(plan: FailoverPlan) -> str:
@@ -153,6 +152,7 @@ def failover_view(report: FailoverReport) -> RenderableType:
             f"it is now {report.state}."
         ),
         Text(loss_text(plan), style="yellow"),
+        *_warnings(plan),
     )
 
 
@@ -163,6 +163,10 @@ def cycle_text(vm: str, cycle: CycleReport) -> str:
         f"{format_size(cycle.guest_bytes)} of the guest, {format_size(cycle.wire_bytes)} sent, "
         f"{format_duration(cycle.seconds)}"
     )
+
+
+def _warnings(plan: FailoverPlan) -> list[Text]:
+    return [Text(f"! {printable(warning)}", style="yellow") for warning in plan.warnings]
 
 
 def _status_row(relation: RelationshipReport, now: dt.datetime) -> tuple[str | Text, ...]:

@@ -1,9 +1,11 @@
 """A close look at one domain: its definition, and its disks with the reasons why one cannot be copied or tracked."""
 
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from typing import Final
 
 import libvirt
+from defusedxml.ElementTree import fromstring
 
 from vmreplica.hypervisor.disks import (
     DiskElement,
@@ -19,7 +21,7 @@ _SECTOR: Final = 512
 
 
 def inspect(domain: libvirt.virDomain) -> DomainView:
-    """Look at a domain; the disks are those it has now, the definition is the one of its next start."""
+    """Look at a domain: the disks it has now, and the definition of its next start, with all of these disks."""
     active = bool(domain.isActive())
     inactive_xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     current_xml = domain.XMLDesc() if active else inactive_xml
@@ -28,7 +30,7 @@ def inspect(domain: libvirt.virDomain) -> DomainView:
         name=domain.name(),
         active=active,
         autostart=bool(domain.isPersistent()) and bool(domain.autostart()),
-        definition=inactive_xml,
+        definition=with_plugged_disks(inactive_xml, current_xml),
         disks=tuple(_view(domain, disk, active=active) for disk in disks_of(domain, current_xml)),
     )
 
@@ -36,6 +38,31 @@ def inspect(domain: libvirt.virDomain) -> DomainView:
 def disks_of(domain: libvirt.virDomain, xml: str) -> list[DiskElement]:
     """List the disks of a domain's XML, with the paths of volumes filled in."""
     return [_with_volume_path(domain.connect(), disk) for disk in parse_disks(xml)]
+
+
+def with_plugged_disks(definition: str, current: str) -> str:
+    """Add the disks that were plugged into the running VM only to the definition of its next start.
+
+    They are replicated, so the copy needs them: the guest's file systems may lie on them. Where they are plugged in is
+    left to libvirt, since the definition may have promised that address to another device.
+    """
+    wanted = fromstring(definition, forbid_dtd=True)
+    devices = wanted.find("devices")
+    known = {_target(disk) for disk in wanted.iterfind("devices/disk")}
+    plugged = fromstring(current, forbid_dtd=True).iterfind("devices/disk")
+    more = [disk for disk in plugged if _target(disk) not in known]
+    if devices is None or not more:
+        return definition
+    for disk in more:
+        for address in disk.findall("address"):
+            disk.remove(address)
+        devices.append(disk)
+    return ET.tostring(wanted, encoding="unicode")
+
+
+def _target(disk: ET.Element) -> str:
+    target = disk.find("target")
+    return target.get("dev", "") if target is not None else ""
 
 
 def untracked_disks(domain: libvirt.virDomain, xml: str) -> frozenset[str]:

@@ -90,7 +90,8 @@ def _of_state(facts: Facts) -> list[Reason]:
 
 
 def _of_error(facts: Facts) -> list[Reason]:
-    if facts.last_error is None:
+    if facts.last_error is None or facts.state is State.FENCED:
+        # What ended the last cycle of a fenced relationship is what its state says already.
         return []
     return [
         Reason(

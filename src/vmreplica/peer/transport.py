@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import http.client
 import select
 import socket
@@ -21,6 +22,12 @@ _MAX_IDLE: Final = 4
 #: The time limit is for each piece, so that a slow line is not taken for a dead one.
 _PIECE: Final = 256 * KiB
 _MAX_ANSWER: Final = 16 * MiB
+#: Seconds of silence before the other kernel is asked whether it lives, seconds between questions, and their number.
+_PROBE_AFTER, _PROBE_EVERY, _PROBES = 10, 5, 4
+#: Such a body finds room in the other kernel however busy its agent is.
+_SMALL: Final = 64 * KiB
+#: Seconds in which the other kernel has to confirm a small request: a dead line is noticed long before the time limit.
+_UNHEARD_LIMIT: Final = 20
 
 _REFUSING_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")
 _PAIR_AGAIN: Final = "pair again: vmreplica peer invite on one host, vmreplica peer join on the other"
@@ -72,7 +79,7 @@ class Connection(http.client.HTTPConnection):
         except OSError as error:
             raise Unreachable("peer-unreachable", f"{self.address}: {_reason(error)}", hint=_CHECK_LINE) from error
         try:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _set_options(raw)
             self.sock = self._context.wrap_socket(raw, server_hostname=self._server_name)
         except OSError as error:
             raw.close()
@@ -244,9 +251,13 @@ class Connections:
 
 
 def _talk(connection: Connection, request: _Request) -> Answer:
-    connection.sock.settimeout(request.timeout)
     headers = {"Content-Type": request.content_type} if request.content_type else {}
-    headers["Content-Length"] = str(sum(len(buffer) for buffer in request.body))
+    size = sum(len(buffer) for buffer in request.body)
+    headers["Content-Length"] = str(size)
+    # The kernel's limit also ends the wait for a busy peer to take more, so it is for what always finds room there.
+    limit = _UNHEARD_LIMIT if size <= _SMALL else 0
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit * 1000)
+    connection.sock.settimeout(request.timeout)
     # A peer that refuses early stops reading; what it has to say about that is still read.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.request(request.method, request.path, _pieces(request.body), headers)
@@ -271,12 +282,21 @@ def _pieces(body: Sequence[Buffer]) -> Iterator[memoryview]:
             yield view[start : start + _PIECE]
 
 
+def _set_options(raw: socket.socket) -> None:
+    """Let the kernels keep in touch while an answer takes its time: a host without power says no farewell."""
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+
+
 _CHECK_LINE: Final = "check that the agent runs there, and that network and firewall let this port through"
 
 
 def failure_of(error: OSError | http.client.HTTPException, address: str, timeout: float) -> VmReplicaError:
     """Say what a failure of a connection means."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and error.errno != errno.ETIMEDOUT:
         text = f"{address} accepts connections and does not answer within {timeout:g} s"
         return TimedOut("peer-timeout", text, hint="look at the agent's log on that host")
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -299,7 +319,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"no agent speaks TLS there ({error.reason or error})"
     if isinstance(error, TimeoutError):
-        return "no answer"
+        return "no answer: the line is dead" if error.errno == errno.ETIMEDOUT else "no answer"
     if isinstance(error, http.client.IncompleteRead | http.client.RemoteDisconnected | ConnectionError):
         return f"the connection ended ({getattr(error, 'strerror', None) or error})"
     return str(getattr(error, "strerror", None) or error)

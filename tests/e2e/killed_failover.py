@@ -1,0 +1,29 @@
+"""The real agent, which kills itself with SIGKILL just before a named step of a failover.
+
+``killed_failover.py STEP --config FILE``; the steps are those that ``failover.execute`` tells its observer.
+"""
+
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+
+from vmreplica.agent import replica
+from vmreplica.api.daemon import run
+
+
+def main() -> None:
+    """Watch the steps, run the agent."""
+    fatal, _, config = sys.argv[1:]
+
+    def before(step: str) -> None:
+        if step == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    vars(replica)["execute"] = functools.partial(vars(replica)["execute"], before=before)
+    run(Path(config))
+
+
+if __name__ == "__main__":
+    main()
