@@ -37,7 +37,7 @@ def check_disks(view: DomainView, excluded: Sequence[DiskTarget]) -> list[DiskVi
         raise Refused(
             "no-eligible-disks",
             f"{view.name} has no disk that can be replicated",
-            hint="a VM needs at least one qcow2 disk that is not excluded",
+            hint="a VM needs at least one disk that can be replicated and is not excluded",
         )
     return wanted
 
