@@ -279,7 +279,6 @@ class Cycle:
             )
         point = self._stages.spool.create(self._opening(step))
         try:
-            self._holdings.follow_sizes(point.opening)
             job = self._begin_job(point.opening, step.base)
         except CheckpointBroken as error:
             point.discard()

@@ -189,8 +189,9 @@ def _delta(facts: CycleFacts, latest: PointSummary) -> Capture:
     troubles = {target: _trouble(facts, target, latest) for target in facts.disks}
     modes = {target: _mode(disk, troubles[target]) for target, disk in facts.disks.items()}
     told = sorted(f"{target}: {why}" for target, why in troubles.items() if why)
+    known = {disk.target for disk in latest.disks}
     return Capture(
-        kind="resync" if told else "delta",
+        kind="resync" if any(troubles[target] for target in troubles if target in known) else "delta",
         parent=latest.point,
         modes=modes,
         base=latest.checkpoint if "delta" in modes.values() else None,

@@ -65,14 +65,6 @@ class Holdings:
             count = min(_FETCH, blocks_of(size) - first)
             yield first, self._client.fingerprint(self._vm, point, target, key, first, count)
 
-    def follow_sizes(self, opening: PointOpening) -> None:
-        """Let the fingerprints of grown disks grow before the disks are compared with them."""
-        for disk in opening.disks:
-            found = self._store.open(self._vm, disk.target) if opening.modes.get(disk.target) != "whole" else None
-            if found is not None:
-                with found:
-                    found.resize(disk.size)
-
     @contextlib.contextmanager
     def opened(self, opening: PointOpening) -> Iterator[dict[DiskTarget, Fingerprint]]:
         """Open the fingerprints that a capture compares with; a disk that is read whole begins a new one.
@@ -92,7 +84,8 @@ class Holdings:
 
     def _believed(self, target: DiskTarget, size: int, opening: PointOpening) -> Fingerprint:
         found = self._store.open(self._vm, target)
-        if found is not None and opening.parent is not None and found.good_for(opening.parent, size):
+        # Of a disk that grew, the fingerprint still has the old size: what is new was zero at the parent.
+        if found is not None and found.clean and found.point == opening.parent and found.size <= size:
             return found
         if found is not None:
             found.close()
@@ -116,4 +109,5 @@ class Holdings:
             with found:
                 fresh = opening.modes.get(disk.target) == "whole" and found.point is None
                 if fresh or found.point in {opening.parent, opening.point}:
+                    found.resize(disk.size)
                     found.merge(disk.staged(), opening.point)
