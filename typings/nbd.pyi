@@ -37,7 +37,7 @@ class NBD:
     def aio_command_completed(self, cookie: int) -> bool: ...
     def aio_pread(
         self,
-        buf: Buffer,
+        buf: Buffer | bytearray | memoryview,
         offset: int,
         completion: Callable[[int], int] | None = None,
         flags: int = 0,

@@ -274,3 +274,15 @@ def test_a_handshake_is_gone_through_even_when_the_capture_is_to_stop(disk: Path
             shaken.read_into(memoryview(bytearray(512)), 0)
         shaken.close()
         shaken.close()
+
+
+def test_reading_keeps_no_memory(disk: Path, socket: Path) -> None:
+    """What libnbd's own buffers do not give back would be megabytes in each cycle."""
+    buffer = memoryview(bytearray(512))
+    before = sys.getrefcount(buffer)
+    with served(disk, socket) as view:
+        reader = connection.Connection(view, "disk vda of web", lambda: False)
+        for _ in range(10):
+            reader.read_into(buffer, 0)
+        reader.close()
+    assert sys.getrefcount(buffer) == before

@@ -99,8 +99,8 @@ class Connection:
             Conflict: ``cancelled``.
         """
         with self._errors():
-            target = nbd.Buffer.from_buffer(buffer)
-            self._complete(self._handle.aio_pread(target, offset))
+            # The memory itself, not an nbd.Buffer made of it: that is never freed again (libnbd 1.14).
+            self._complete(self._handle.aio_pread(buffer, offset))
 
     def extents(self, offset: int, count: int) -> Sequence[tuple[int, int]]:
         """Ask for (length, flags) pairs of the context from an offset on; may answer for less or more than asked.
