@@ -66,7 +66,17 @@ class Patient:
 
     def enable(self) -> None:
         """Begin to protect it; the agent may be killed while it answers."""
-        self._ask("enable", EnableRequest(to="b", every=5, excluded=(), keep=KEEP), trapped=True)
+
+        def enabled() -> bool:
+            try:
+                self._ask("enable", EnableRequest(to="b", every=5, excluded=(), keep=KEEP), trapped=True)
+            except Unreachable as error:
+                if error.code != "peer-unreachable":
+                    raise
+                return False  # the peer's agent has just started and does not listen yet
+            return True
+
+        assert until(enabled, 60)
 
     def disable(self) -> None:
         """Give it up with its copy."""
@@ -137,8 +147,8 @@ class Patient:
     def _ask(self, verb: str, body: BaseModel | None = None, *, trapped: bool = False) -> None:
         try:
             self._api.send("POST", vm_path(self.name, verb), body, timeout=120)
-        except Unreachable:
-            if not trapped:
+        except Unreachable as error:
+            if not trapped or error.code not in {"agent-connection-lost", "agent-not-running"}:
                 raise
 
     # --- agents ---------------------------------------------------------------------------------------------------
