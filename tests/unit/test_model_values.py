@@ -1,6 +1,7 @@
 """Values of the model: what they accept, refuse and say."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,7 +76,7 @@ def test_every_size_and_duration_can_be_spelt(value: int) -> None:
         (VmName, ""),
     ],
 )
-def test_names_that_could_become_paths_or_options_are_refused(kind: object, bad: str) -> None:
+def test_names_that_could_become_paths_or_options_are_refused(kind: Any, bad: str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(kind).validate_python(bad)
 

@@ -13,7 +13,7 @@ import structlog
 from vmreplica.agent.agent import Agent
 from vmreplica.agent.config import Config, LogSection, load_config, split_address
 from vmreplica.api.server import start_api
-from vmreplica.model.units import KiB
+from vmreplica.model.units import MiB
 from vmreplica.peer.server import make_app, start_server
 
 #: Parameters of mallopt(3), from glibc's malloc.h.
@@ -66,7 +66,7 @@ def _bound_heap() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 2)
-        libc.mallopt(_M_MMAP_THRESHOLD, 256 * KiB)
+        libc.mallopt(_M_MMAP_THRESHOLD, 4 * MiB)
 
 
 def _configure_logging(section: LogSection) -> None:
