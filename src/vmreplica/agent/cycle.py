@@ -52,6 +52,7 @@ from vmreplica.spool import Spool, SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
+_PHASES: Final = {"initial": "initial replication", "resync": "resynchronizing"}
 #: A cycle is a handful of steps; more means that two facts contradict each other for ever.
 _MAX_STEPS: Final = 12
 
@@ -339,7 +340,7 @@ class Cycle:
             return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
 
     def _read_and_ship(self, point: SpoolPoint, job: BackupJob) -> PointSummary:
-        self._meter.phase("initial replication" if point.opening.kind == "initial" else "replicating")
+        self._meter.phase(_PHASES.get(point.opening.kind, "replicating"))
         summary = self._transfer(point).capture_and_ship(job)
         self._acknowledged(point, summary)
         return summary

@@ -17,6 +17,7 @@ from vmreplica.model.units import MiB
 from vmreplica.peer.server import make_app, start_server
 
 #: Parameters of mallopt(3), from glibc's malloc.h.
+_M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
@@ -67,6 +68,7 @@ def _bound_heap() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 2)
         libc.mallopt(_M_MMAP_THRESHOLD, 4 * MiB)
+        libc.mallopt(_M_TRIM_THRESHOLD, 32 * MiB)
 
 
 def _configure_logging(section: LogSection) -> None:
