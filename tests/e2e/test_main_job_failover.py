@@ -136,6 +136,21 @@ def test_an_older_point_can_be_chosen_and_is_not_written_to(lab: Lab, new_blank:
     assert same_content(moment, inside(b, b.layout.store / vm.uuid / "points" / older / "vda.qcow2"))
 
 
+def test_a_failed_over_copy_is_given_up_only_when_its_vm_is_gone(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    enable(a, vm.name, every="24h")
+    vm.stop()
+    b.ask("failover", vm.name, "--yes")
+    code, error = refusal(b, "disable", vm.name, "--delete-copy", "--yes")
+    assert (code, error["code"]) == (5, "replica-in-use")
+    b.virsh("destroy", vm.name)
+    b.virsh("undefine", vm.name)
+    b.ask("disable", vm.name, "--delete-copy", "--yes")
+    assert not inside(b, b.layout.store / vm.uuid).exists()
+    assert refusal(b, "points", vm.name)[1]["code"] == "vm-unknown"
+
+
 def _keep(vm: Blank, kept: Path) -> Path:
     qemu_img("convert", "-U", "-O", "qcow2", str(vm.images["vda"]), str(kept))
     return kept

@@ -19,7 +19,7 @@ from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostId, PointId, VmId
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import FailoverPlan, FailoverReport, PointsReport, RelationshipReport
-from vmreplica.model.states import Event, State
+from vmreplica.model.states import RECEIVING, Event, State
 from vmreplica.peer.book import PeerBook
 from vmreplica.repository import Replica, Repository
 
@@ -135,19 +135,22 @@ class ReplicaSide:
         """Dissolve a relationship from this side, for a primary that is gone for good.
 
         Raises:
-            Conflict: the VM runs here on the replica's files.
+            Conflict: the VM is defined here on the replica's files.
         """
         record = replica.record
-        if record.failover is not None:
+        if record.failover is not None and self._hypervisor.exists(record.vm):
             raise Conflict(
                 "replica-in-use",
-                f"{record.name} runs here on the files of its replica",
-                hint="shut it down and undefine it before its files are given up",
+                f"{record.name} was failed over and is defined here, on the files of its replica",
+                hint=f"to give it up for good: virsh destroy {record.name}; virsh undefine {record.name}",
             )
         if delete_copy:
             replica.move(Event.REMOVE)
+            if record.failover is not None:
+                replica.release(record.failover.hold)
+                replica.update(failover=None)
             self._repository.remove(record.vm)
-        elif State(record.state) is not State.PAUSED:
+        elif State(record.state) in RECEIVING:
             replica.move(Event.PAUSE)
 
     def describe(self, replica: Replica) -> RelationshipReport:
