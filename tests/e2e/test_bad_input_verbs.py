@@ -68,13 +68,14 @@ def test_a_policy_that_cannot_be_is_refused_and_nothing_is_changed(
 
 def test_disks_that_cannot_be_replicated_are_named_with_a_remedy(lab: Lab, new_blank: NewBlank) -> None:
     a, b = lab.host("a"), lab.host("b")
-    raw = a.layout.images / "odd-vdb.raw"
-    qemu_img("create", "-q", "-f", "raw", str(raw), "1M")
-    vm = new_blank(a, devices=disk_xml("vdb", raw, kind="raw"))
+    shared = a.layout.images / "odd-vdb.raw"
+    qemu_img("create", "-q", "-f", "raw", str(shared), "1M")
+    disk = disk_xml("vdb", shared, kind="raw").replace("</disk>", "<shareable/></disk>")
+    vm = new_blank(a, devices=disk)
     code, error = refusal(a, "enable", vm.name, "--to", "b")
     assert (code, error["code"]) == (4, "disk-not-eligible")
     assert "vdb" in error["message"]
-    assert "raw" in error["message"]
+    assert "share" in error["message"]
     assert "--exclude-disk vdb" in error["hint"]
     assert refusal(a, "status", vm.name)[1]["code"] == "not-protected"
 
