@@ -13,19 +13,19 @@ _DEVICES = """
 <hostdev mode='subsystem' type='pci' managed='yes'>
   <source><address domain='0x0000' bus='0x00' slot='0x01' function='0x0'/></source></hostdev>
 <filesystem type='mount' accessmode='passthrough'><source dir='/etc'/><target dir='etc'/></filesystem>
-<serial type='file'><source path='/root/serial-of-the-primary'/><target port='0'/></serial>
+<serial type='file'><source path='/srv/serial-of-the-primary'/><target port='0'/></serial>
 <channel type='unix'><source mode='bind' path='/run/channel-of-the-primary'/>
   <target type='virtio' name='org.example.0'/></channel>
 <disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='/etc/shadow'/>
   <target dev='hda' bus='ide'/><readonly/></disk>
 <rng model='virtio'><backend model='random'>/dev/mem</backend></rng>
-<interface type='ethernet'><mac address='52:54:00:00:00:09'/><script path='/root/script-of-the-primary'/>
+<interface type='ethernet'><mac address='52:54:00:00:00:09'/><script path='/srv/script-of-the-primary'/>
   <model type='virtio'/></interface>
 """
 _KERNEL = "<kernel>/boot/kernel-of-the-primary</kernel><cmdline>init=/bin/sh</cmdline>"
 _ARGUMENTS = """
 <qemu:commandline><qemu:arg value='-fw_cfg'/><qemu:arg value='name=opt/x,file=/etc/passwd'/>
-  <qemu:env name='LD_PRELOAD' value='/root/library-of-the-primary'/></qemu:commandline>
+  <qemu:env name='LD_PRELOAD' value='/srv/library-of-the-primary'/></qemu:commandline>
 """
 _FORBIDDEN = (
     "hostdev", "filesystem", "/etc", "of-the-primary", "qemu:", "LD_PRELOAD", "cdrom", "ethernet", "<kernel", "cmdline",
