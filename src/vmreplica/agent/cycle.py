@@ -45,7 +45,7 @@ from vmreplica.model.ids import (
     new_point_id,
     point_instant,
 )
-from vmreplica.model.point import DiskSpec, PointOpening, PointSummary, Position
+from vmreplica.model.point import DiskSpec, PointKind, PointOpening, PointSummary, Position
 from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
 from vmreplica.spool import Spool, SpoolPoint
@@ -90,6 +90,7 @@ class Cycle:
         halt: set from outside to give up (pause, shutdown).
         meter: fed with progress.
         seen: called with each position the replica tells.
+        began: called with the kind of a point when reading and sending it begins.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Cycle:
         halt: threading.Event,
         meter: Meter,
         seen: Callable[[Position], None],
+        began: Callable[[PointKind], None],
     ) -> None:
         self._stages = stages
         self._hypervisor = stages.hypervisor
@@ -111,6 +113,7 @@ class Cycle:
         self._halt = halt
         self._meter = meter
         self._seen = seen
+        self._began = began
         self._view: DomainView | None = None
         self._latest: PointSummary | None = None
         self._job: BackupJob | None = None
@@ -341,6 +344,7 @@ class Cycle:
 
     def _read_and_ship(self, point: SpoolPoint, job: BackupJob) -> PointSummary:
         self._meter.phase(_PHASES.get(point.opening.kind, "replicating"))
+        self._began(point.opening.kind)
         summary = self._transfer(point).capture_and_ship(job)
         self._acknowledged(point, summary)
         return summary

@@ -30,6 +30,8 @@ class Relationship:
     fenced: bool = False
     #: Set while a cycle runs.
     meter: Meter | None = None
+    #: Kind of the point on its way, while one is.
+    sending: PointKind | None = None
     halt: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)
     #: Tasks that the next cycle, or the running one, answers.
@@ -51,12 +53,7 @@ class Relationship:
             return State.READY
         if self.position.latest is None:
             return State.INITIAL if self.running else State.READY
-        return State.REPLICATING
-
-    def latest_kind(self) -> PointKind | None:
-        """Tell what the newest point is."""
-        latest = self.position.latest if self.position else None
-        return latest.kind if latest else None
+        return State.RESYNC if self.sending == "resync" else State.REPLICATING
 
 
 def describe(

@@ -189,18 +189,23 @@ class Runner:
             halt=rel.halt,
             meter=meter,
             seen=lambda position: self._saw(rel, position),
+            began=lambda kind: self._began(rel, kind),
         )
 
     def _saw(self, rel: Relationship, position: Position) -> None:
         with self._wake:
             rel.position = position
 
+    def _began(self, rel: Relationship, kind: PointKind) -> None:
+        with self._wake:
+            rel.sending = kind
+
     def _settle(self, rel: Relationship, report: CycleReport | None, outcome: Outcome, started: float) -> None:
         if report is not None:
             self._keep(rel, report)
         with self._wake:
             now = self._clock()
-            rel.meter = None
+            rel.meter, rel.sending = None, None
             rel.waits = outcome.waits
             rel.fenced = outcome.error is not None and outcome.error.code == "failed-over-elsewhere"
             rel.last = report or rel.last
