@@ -11,9 +11,9 @@ from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import HostName
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import GiB, MiB, parse_size
+from vmreplica.peer.wire import DEFAULT_PORT, split_address
 
 DEFAULT_CONFIG = Path("/etc/vmreplica/agent.toml")
-DEFAULT_PORT = 7432
 
 
 def _size(value: Any) -> Any:
@@ -66,14 +66,14 @@ class AgentSection(_Section):
     @field_validator("listen")
     @classmethod
     def _listen(cls, value: str) -> str:
-        split_address(value)
+        _require_address(value)
         return value
 
     @field_validator("advertise")
     @classmethod
     def _advertise(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for address in value:
-            split_address(address)
+            _require_address(address)
         return value
 
     def addresses(self) -> tuple[str, ...]:
@@ -112,17 +112,11 @@ class Config(_Section):
     log: LogSection = Field(default_factory=LogSection)
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Split ``host:port`` or ``[v6]:port``.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP's ports
+def _require_address(address: str) -> None:
+    """Refuse what is not ``host:port`` or ``[v6]:port``; unlike between peers, the port is not left out here."""
+    _, port = split_address(address)
+    if not address.endswith(f":{port}"):
         raise ValueError(f"{address!r} is not host:port, for example 192.0.2.10:{DEFAULT_PORT}")
-    return host, int(port)
 
 
 def load_config(path: Path) -> Config:

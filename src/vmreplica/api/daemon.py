@@ -11,10 +11,11 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.agent import Agent
-from vmreplica.agent.config import Config, LogSection, load_config, split_address
+from vmreplica.agent.config import Config, LogSection, load_config
 from vmreplica.api.server import start_api
 from vmreplica.model.units import MiB
 from vmreplica.peer.server import make_app, start_server
+from vmreplica.peer.wire import split_address
 
 #: Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD: Final = -1
