@@ -19,6 +19,8 @@ VIR_DOMAIN_EVENT_STOPPED: Final[int]
 VIR_DOMAIN_EVENT_SUSPENDED: Final[int]
 VIR_DOMAIN_EVENT_UNDEFINED: Final[int]
 VIR_DOMAIN_METADATA_ELEMENT: Final[int]
+VIR_DOMAIN_SHUTOFF: Final[int]
+VIR_DOMAIN_SHUTOFF_MIGRATED: Final[int]
 VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA: Final[int]
 VIR_DOMAIN_UNDEFINE_MANAGED_SAVE: Final[int]
 VIR_DOMAIN_UNDEFINE_NVRAM: Final[int]
@@ -71,6 +73,7 @@ class virDomain:
     def name(self) -> str: ...
     def setAutostart(self, autostart: int) -> int: ...
     def setMetadata(self, type: int, metadata: str | None, key: str, uri: str, flags: int = ...) -> int: ...
+    def state(self, flags: int = ...) -> list[int]: ...
     def undefineFlags(self, flags: int = ...) -> int: ...
 
 class virNetwork:

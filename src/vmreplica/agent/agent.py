@@ -14,6 +14,7 @@ from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.rest import RestBook
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.transfer import TransferLimits
@@ -74,6 +75,7 @@ class Agent:
             spool=Spool(paths.state_dir / "spool", limits.spool_cap),
             spool_dir=paths.state_dir / "spool",
             fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
+            rest=RestBook(paths.state_dir / "rest"),
             limits=_transfer_limits(config),
         )
         self._runner = Runner(

@@ -7,11 +7,12 @@ low, the job is given up.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Protocol, Self
 
 import structlog
 
@@ -20,8 +21,9 @@ from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import BACKOFF
 from vmreplica.capture import DiskPlan, capture_point
 from vmreplica.fsio import free_bytes
-from vmreplica.hypervisor import BackupJob
+from vmreplica.hypervisor import Export
 from vmreplica.model.errors import Conflict, Corrupt, NoSpace, VmReplicaError
+from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import PointSummary
 from vmreplica.model.units import format_size
 from vmreplica.peer.client import PeerClient
@@ -58,6 +60,33 @@ class TransferLimits:
     scratch_dir: Path
     scratch_cap: int
     min_free: int
+
+
+class FrozenView(Protocol):
+    """Disks at one instant: a backup job of a running VM, or the images of one that is off."""
+
+    @property
+    def exports(self) -> Mapping[DiskTarget, Export]:
+        """Where each disk is read."""
+        ...
+
+    def scratch_bytes(self) -> int:
+        """Tell the bytes kept aside for it."""
+        ...
+
+    def require_undisturbed(self) -> None:
+        """Raise when what was read is not of one instant."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Begin to read."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        ...
 
 
 class Transfer:
@@ -99,7 +128,7 @@ class Transfer:
         with self._watched(None):
             return self._ship_or_give_up()
 
-    def capture_and_ship(self, job: BackupJob) -> PointSummary:
+    def capture_and_ship(self, job: FrozenView) -> PointSummary:
         """Read the job's frozen view and send it; the job has ended when this returns or raises.
 
         Raises:
@@ -126,7 +155,7 @@ class Transfer:
                 self._give_up()
             raise
 
-    def _read(self, job: BackupJob) -> None:
+    def _read(self, job: FrozenView) -> None:
         try:
             with self._holdings.opened(self._point.opening) as fingerprints:
                 capture_point(
@@ -138,6 +167,7 @@ class Transfer:
                     level=self._limits.level,
                     cancel=self._halt,
                     progress=self._meter.read,
+                    settle=job.require_undisturbed,
                 )
         except VmReplicaError:
             # What set the halt says more than "cancelled".
@@ -181,7 +211,7 @@ class Transfer:
             self._halt.set()
 
     @contextlib.contextmanager
-    def _watched(self, job: BackupJob | None) -> Iterator[None]:
+    def _watched(self, job: FrozenView | None) -> Iterator[None]:
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(job, over), name="watch", daemon=True)
         watcher.start()
@@ -191,14 +221,22 @@ class Transfer:
             over.set()
             watcher.join()
 
-    def _watch(self, job: BackupJob | None, over: threading.Event) -> None:
+    def _watch(self, job: FrozenView | None, over: threading.Event) -> None:
         while not over.wait(_WATCH):
             if self._outer_halt.is_set():
                 self._stop(Conflict("cycle-stopped", "the cycle was stopped", kind="transient"))
             elif job is not None:
-                self._watch_scratch(job)
+                self._watch_view(job)
 
-    def _watch_scratch(self, job: BackupJob) -> None:
+    def _watch_view(self, job: FrozenView) -> None:
+        try:
+            job.require_undisturbed()
+        except VmReplicaError as error:
+            self._stop(error)
+        else:
+            self._watch_scratch(job)
+
+    def _watch_scratch(self, job: FrozenView) -> None:
         used = job.scratch_bytes()
         free = free_bytes(self._limits.scratch_dir)
         if used <= _SCRATCH_ALARM * self._limits.scratch_cap and free >= self._limits.min_free // 2:

@@ -1,5 +1,6 @@
 """libvirt's backup and checkpoint documents: written and read, nothing else. Pure."""
 
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,18 @@ def render_checkpoint(name: str, targets: Collection[str]) -> str:
     listed = ET.SubElement(root, "disks")
     for target in targets:
         ET.SubElement(listed, "disk", name=target, checkpoint="bitmap")
+    return ET.tostring(root, encoding="unicode")
+
+
+def render_stopped_checkpoint(name: str, targets: Collection[str], definition: str) -> str:
+    """Write the full document of a checkpoint whose bitmaps were put into the images of a VM that is off."""
+    root = ET.Element("domaincheckpoint")
+    ET.SubElement(root, "name").text = name
+    ET.SubElement(root, "creationTime").text = str(int(time.time()))
+    listed = ET.SubElement(root, "disks")
+    for target in targets:
+        ET.SubElement(listed, "disk", name=target, checkpoint="bitmap", bitmap=name)
+    root.append(fromstring(definition, forbid_dtd=True))
     return ET.tostring(root, encoding="unicode")
 
 
