@@ -54,7 +54,7 @@ def publish(
         if check.patches and target not in below:
             raise Corrupt(
                 "point-damaged",
-                f"point {opening.point} has patches of disk {target}, which stands on no copy here",
+                f"point {opening.point} has patches of disk {target}, which has no copy here yet to stand on",
                 hint="the point is thrown away; the next cycle makes a new one",
             )
     needed = sum(_table_bytes(incoming.disks[target], check) for target, check in checks.items())
