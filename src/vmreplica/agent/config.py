@@ -97,6 +97,23 @@ class LimitsSection(_Section):
     level: int = Field(1, ge=-7, le=19, description="zstd level of recovery points")
 
 
+class ReplicaSection(_Section):
+    """``[replica]``: what other hosts may use of this one."""
+
+    base_devices: tuple[str, ...] = Field(
+        (),
+        description="block devices that may hold bases of replicas, such as /dev/vg/* (* ends at a slash)",
+    )
+
+    @field_validator("base_devices")
+    @classmethod
+    def _below_dev(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            if not pattern.startswith("/dev/") or ".." in pattern:
+                raise ValueError(f"{pattern!r} names no device below /dev, for example /dev/vg/*")
+        return value
+
+
 class LogSection(_Section):
     """``[log]``: structured logs on standard error."""
 
@@ -109,6 +126,7 @@ class Config(_Section):
 
     agent: AgentSection = Field(default_factory=AgentSection)
     limits: LimitsSection = Field(default_factory=LimitsSection)
+    replica: ReplicaSection = Field(default_factory=ReplicaSection)
     log: LogSection = Field(default_factory=LogSection)
 
 

@@ -7,7 +7,7 @@ import structlog
 
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.facts import Stages
-from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused
+from vmreplica.agent.protect import Bases, already_protected, base_wishes, check_disks, not_protected, paused
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
@@ -39,7 +39,9 @@ class PrimarySide:
         self._book = book
         self._tasks = tasks
 
-    def enable(self, vm: str, to: HostId, *, interval: int, keep: int, excluded: tuple[DiskTarget, ...]) -> Task:
+    def enable(
+        self, vm: str, to: HostId, *, interval: int, keep: int, excluded: tuple[DiskTarget, ...], bases: Bases
+    ) -> Task:
         """Protect a VM, or change the policy of one that is protected to the same host.
 
         Raises:
@@ -58,6 +60,8 @@ class PrimarySide:
             keep=keep,
             epoch=policy.epoch,
             disk_bytes=sum(disk.size for disk in disks),
+            base_devices=base_wishes(brief.name, disks, bases.devices),
+            erase=bases.erase,
         )
         self._clients.to(to).offer(brief.vm, offer)
         self._hypervisor.set_policy(brief.vm, policy)

@@ -1,5 +1,6 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from vmreplica.model.report import (
@@ -25,8 +26,21 @@ class AgentFacade(Protocol):
     def points(self, vm: str) -> PointsReport:
         """List recovery points, here or on the VM's replica."""
 
-    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
-        """Protect a VM; the task is its initial replication."""
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        base_devices: Mapping[str, str],
+        erase: bool,
+    ) -> TaskReport:
+        """Protect a VM; the task is its initial replication.
+
+        ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
+        """
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""

@@ -6,7 +6,7 @@ import threading
 from vmreplica.fsio import fsync_dir, remove_tree
 from vmreplica.model.errors import BadRequest, Conflict, Corrupt, VmReplicaError
 from vmreplica.model.ids import PointId
-from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening
+from vmreplica.model.point import HeldSegments, IncomingPoint, Manifest, PointClosing, PointOpening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, make_dir, read_shape, store_errors, write_shape
 from vmreplica.repository.publish import publish
@@ -71,12 +71,19 @@ class Inbox:
             incoming.reopen()
         return incoming.held()
 
-    def publish(self, incoming: Incoming, closing: PointClosing, parent: Manifest | None, now: dt.datetime) -> Manifest:
+    def publish(
+        self, incoming: Incoming, closing: PointClosing, parent: Manifest | None, *, epoch: int, now: dt.datetime
+    ) -> Manifest:
         """Publish the open point; a failure leaves it open, unless it can never be published.
 
         Raises:
+            Conflict: ``stale-epoch``: the VM was failed over meanwhile; the point is thrown away.
             BadRequest, Conflict, Corrupt, NoSpace: see ``publish.publish``.
         """
+        opening = incoming.opening
+        if opening.epoch < epoch:
+            self.discard()
+            raise Conflict("stale-epoch", f"{opening.name} was failed over while point {opening.point} came")
         incoming.close()
         try:
             manifest = publish(self._layout, incoming, closing, parent=parent, now=now, min_free=self._min_free)
@@ -127,6 +134,15 @@ class Inbox:
         with self._lock:
             self._incoming = incoming
         return incoming
+
+
+def all_held(manifest: Manifest) -> IncomingPoint:
+    """Tell that everything of a published point is held."""
+    held = tuple(
+        HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
+        for disk in manifest.disks
+    )
+    return IncomingPoint(point=manifest.point, held=held)
 
 
 def check_opening(opening: PointOpening, latest: Manifest | None) -> None:
