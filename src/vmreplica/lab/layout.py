@@ -164,6 +164,9 @@ advertise = ["{host.address}:{AGENT_PORT}"]
 libvirt_uri = "{host.uri}"
 runtime_dir = "{host.runtime_dir}"
 
+[replica]
+base_devices = ["/dev/loop*"]
+
 [log]
 format = "json"
 level = "info"
