@@ -25,6 +25,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.model.states import State
 
 NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
@@ -117,12 +118,13 @@ class SmallAgent:
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
+        seed: ExistingSeed | NetworkSeed | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
         if base_devices and not erase:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
-        self._asked("enable", vm, to, every, excluded, keep)
+        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed]))
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
         return self.progress[0]

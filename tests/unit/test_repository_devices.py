@@ -2,31 +2,17 @@
 
 import contextlib
 import os
-import random
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from repository_kit import (
-    OWNER,
-    VM,
-    ZERO,
-    Primary,
-    check_all,
-    leave_free,
-    noise,
-    offer,
-    read_image,
-    small_file_system,
-    with_blocks,
-)
+from base_kit import SIZE, MakeDevice, fill, new_replica, on_device, open_store, raw_bytes
+from device_kit import detach
+from repository_kit import VM, Primary, check_all, leave_free, noise, read_image, small_file_system
 
-from vmreplica.fsio.blockdev import contents, look
-from vmreplica.model.errors import Conflict, Corrupt, NoSpace, VmReplicaError
-from vmreplica.model.policy import BaseWish, ReplicaOffer
+from vmreplica.model.errors import Corrupt, NoSpace, VmReplicaError
 from vmreplica.model.units import CLUSTER, MiB
-from vmreplica.repository import Replica, Repository
+from vmreplica.repository import Replica
 from vmreplica.repository.layout import Layout
 
 pytestmark = [
@@ -34,78 +20,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root may make block devices"),
 ]
 
-#: No whole number of clusters, nor of blocks of 4 KiB.
-SIZE = 40 * CLUSTER + 1536
 #: More than one L2 table.
 LARGE = 520 * MiB
-
-MakeDevice = Callable[..., Path]
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[MakeDevice]:
-    """Makes block devices full of old bytes."""
-    made: list[Path] = []
-
-    def make(size: int, *, sector: int = 512, sparse: bool = False) -> Path:
-        backing = tmp_path / f"device{len(made)}"
-        with backing.open("wb") as fh:
-            if not sparse:
-                fh.write(b"\xee" * size)
-            fh.truncate(size)
-        made.append(attach(backing, sector))
-        return made[-1]
-
-    yield make
-    for loop in made:
-        subprocess.run(["losetup", "--detach", str(loop)], check=False)
-
-
-def attach(backing: Path, sector: int = 512) -> Path:
-    command = ["losetup", "--find", "--show", "--sector-size", str(sector), str(backing)]
-    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
-
-
-def open_store(store: Path, *, allowed: tuple[str, ...] = ("/dev/loop*",)) -> Repository:
-    repository = Repository(store, base_devices=allowed)
-    repository.recover()
-    return repository
-
-
-def wish(devices: dict[str, tuple[Path, int]], *, erase: bool = True, keep: int = 2, name: str = "web") -> ReplicaOffer:
-    wishes = {target: BaseWish(device=str(path), size=size) for target, (path, size) in devices.items()}
-    return offer(keep=keep, name=name).model_copy(update={"base_devices": wishes, "erase": erase})
-
-
-def new_replica(store: Path, devices: dict[str, tuple[Path, int]], *, keep: int = 2) -> Replica:
-    return open_store(store).create(VM, OWNER, wish(devices, keep=keep))
-
-
-def fill(replica: Replica, primary: Primary, points: int, *, seed: int = 1) -> None:
-    """Send points of noise, zeroes and changed blocks, the last cluster of each disk among them."""
-    source = random.Random(seed)
-    for turn in range(points):
-        changes: dict[str, dict[int, bytes]] = {}
-        for target, size in primary.sizes.items():
-            last = (size - 1) // CLUSTER
-            chosen = [*source.sample(range(last), 8), last]
-            changes[target] = {n: _changed(primary.disks[target].get(n, ZERO), turn * 1000 + n, source) for n in chosen}
-            changes[target][last] = changes[target][last][: size % CLUSTER or CLUSTER].ljust(CLUSTER, b"\0")
-        primary.send(replica, changes)
-
-
-def _changed(before: bytes, seed: int, source: random.Random) -> bytes:
-    return source.choice([ZERO, noise(seed), with_blocks(before, seed), with_blocks(before, seed)])
-
-
-def on_device(replica: Replica, point: str) -> set[str]:
-    """Name the disks of a point whose image is over a device."""
-    return {disk.target for disk in replica.point(point).disks if disk.device is not None}
-
-
-def raw_bytes(device: Path, size: int) -> bytes:
-    with device.open("rb") as fh:
-        return fh.read(size)
 
 
 @pytest.mark.parametrize("sector", [512, 4096])
@@ -241,7 +157,7 @@ def test_a_hold_does_not_wait_for_a_device_and_the_fold_goes_on_later(tmp_path: 
 
 
 def test_a_move_that_was_interrupted_by_a_hold_goes_on_where_it_stopped(tmp_path: Path, device: MakeDevice) -> None:
-    loop = device(LARGE, sparse=True)
+    loop = device(LARGE, fill=b"")
     replica, primary = new_replica(tmp_path, {"vda": (loop, LARGE)}), Primary({"vda": LARGE})
     primary.send(replica, {"vda": {0: noise(1), 8191: noise(2), 8192: noise(3), LARGE // CLUSTER - 1: noise(4)}})
     seen: list[str] = []
@@ -316,7 +232,7 @@ def test_a_device_that_became_another_one_is_neither_written_nor_started_from(
     fill(replica, primary, 1)
     replica.apply_retention()
     fill(replica, primary, 2, seed=2)
-    subprocess.run(["losetup", "--detach", str(loop)], check=True)
+    detach(loop)
     with pytest.raises(VmReplicaError):
         replica.apply_retention()
     assert replica.position().complaints
@@ -328,7 +244,7 @@ def test_a_device_that_became_another_one_is_neither_written_nor_started_from(
         replica.apply_retention()
     with pytest.raises(Corrupt, match="another device"):
         replica.verify_devices()
-    subprocess.run(["losetup", "--detach", str(loop)], check=True)
+    detach(loop)
     assert stranger.read_bytes() == b"\xdd" * 4 * MiB
     subprocess.run(["losetup", str(loop), str(tmp_path / "device0")], check=True)
     replica.apply_retention()
@@ -344,77 +260,6 @@ def test_a_device_that_somebody_else_wrote_to_is_not_started_from(tmp_path: Path
     subprocess.run(["mkfs.ext4", "-q", "-F", str(loop)], check=True)
     with pytest.raises(Corrupt, match="somebody else"):
         replica.verify_devices()
-
-
-def refused(repository: Repository, wished: ReplicaOffer, *, vm: str = VM) -> str:
-    with pytest.raises(VmReplicaError) as caught:
-        repository.create(vm, OWNER, wished)
-    assert caught.value.hint
-    assert not (repository.store / vm).exists()
-    return caught.value.code
-
-
-def test_only_a_free_block_device_that_is_given_away_and_big_enough_is_taken(
-    tmp_path: Path, device: MakeDevice
-) -> None:
-    loop, small = device(4 * MiB), device(MiB)
-    repository = open_store(tmp_path / "store")
-    assert refused(open_store(tmp_path / "none", allowed=()), wish({"vda": (loop, SIZE)})) == "base-device-forbidden"
-    narrow = open_store(tmp_path / "narrow", allowed=("/dev/vg/*",))
-    assert refused(narrow, wish({"vda": (loop, SIZE)})) == "base-device-forbidden"
-    assert refused(repository, wish({"vda": (small, SIZE)})) == "base-device-small"
-    assert refused(repository, wish({"vda": (Path("/dev/loop-none"), SIZE)})) == "device-missing"
-    null = open_store(tmp_path / "null", allowed=("/dev/*",))
-    assert refused(null, wish({"vda": (Path("/dev/null"), SIZE)})) == "device-not-block"
-    with loop.open("rb"):
-        assert refused(repository, wish({"vda": (loop, SIZE)})) == "device-in-use"
-    assert refused(repository, wish({"vda": (loop, SIZE), "vdb": (loop, SIZE)})) == "base-device-taken"
-
-
-def test_a_mounted_device_is_refused_and_what_is_on_a_free_one_is_told_before_it_is_lost(
-    tmp_path: Path, device: MakeDevice
-) -> None:
-    loop = device(4 * MiB)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "photos", str(loop)], check=True)
-    mounted = tmp_path / "mounted"
-    mounted.mkdir()
-    subprocess.run(["mount", str(loop), str(mounted)], check=True)
-    try:
-        assert refused(open_store(tmp_path / "store"), wish({"vda": (loop, SIZE)})) == "device-in-use"
-    finally:
-        subprocess.run(["umount", str(mounted)], check=True)
-    repository = open_store(tmp_path / "store")
-    with pytest.raises(Conflict, match=rf"{loop} \(4.0 MiB; on it is ext4 with the label 'photos'\)") as caught:
-        repository.create(VM, OWNER, wish({"vda": (loop, SIZE)}, erase=False))
-    assert caught.value.code == "base-device-unconfirmed"
-    assert "photos" in contents(str(loop)), "nothing was done to it"
-    replica = repository.create(VM, OWNER, wish({"vda": (loop, SIZE)}))
-    assert repository.create(VM, OWNER, wish({"vda": (loop, SIZE)}, erase=False)) is replica, "it has it already"
-    other = "22222222-2222-3333-4444-555555555555"
-    assert refused(repository, wish({"vda": (loop, SIZE)}, name="db"), vm=other) == "base-device-taken"
-
-
-def test_a_disk_keeps_the_device_it_has(tmp_path: Path, device: MakeDevice) -> None:
-    loop, second = device(4 * MiB), device(4 * MiB)
-    repository = open_store(tmp_path)
-    repository.create(VM, OWNER, wish({"vda": (loop, SIZE)}))
-    with pytest.raises(Conflict) as caught:
-        repository.create(VM, OWNER, wish({"vda": (second, SIZE)}))
-    assert caught.value.code == "base-device-differs"
-    replica = repository.create(VM, OWNER, offer(keep=5))
-    assert replica.record.base_devices["vda"].path == str(loop)
-    assert replica.record.base_devices["vda"].identity == look(str(loop)).identity != ""
-
-
-def test_removing_a_replica_leaves_the_device_as_it_is(tmp_path: Path, device: MakeDevice) -> None:
-    loop = device(4 * MiB)
-    repository = open_store(tmp_path / "store")
-    replica, primary = repository.create(VM, OWNER, wish({"vda": (loop, SIZE)})), Primary({"vda": SIZE})
-    fill(replica, primary, 1)
-    replica.apply_retention()
-    repository.remove(VM)
-    assert raw_bytes(loop, SIZE) == primary.expected[str(primary.latest)]["vda"]
-    repository.create(VM, OWNER, wish({"vda": (loop, SIZE)}))
 
 
 def test_a_base_moves_to_its_device_although_the_store_has_no_room_to_fold(tmp_path: Path, device: MakeDevice) -> None:

@@ -85,6 +85,40 @@ class AgentSection(_Section):
         return (f"{socket.getfqdn() if wildcard else host}:{port}",)
 
 
+class ReplicaSection(_Section):
+    """``[replica]``: what primaries may ask of this host."""
+
+    seed_dirs: tuple[AbsolutePath, ...] = Field(
+        (Path("/var/lib/vmreplica/seeds"),),
+        description="directories below which a primary may name an existing copy to begin with (`--seed existing:`)",
+    )
+    seed_devices: tuple[str, ...] = Field(
+        (),
+        description="patterns of block devices that may be named likewise, each part of the path by itself: "
+        "`/dev/backup/*`",
+    )
+
+    base_devices: tuple[str, ...] = Field(
+        (),
+        description="patterns of block devices that may hold the bases of replicas (`--base-device`), each part of the "
+        "path by itself: `/dev/vg/*`; their content is lost",
+    )
+
+    @field_validator("seed_dirs")
+    @classmethod
+    def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not all(path.is_absolute() and ".." not in path.parts for path in value):
+            raise ValueError("each must be an absolute path")
+        return value
+
+    @field_validator("seed_devices", "base_devices")
+    @classmethod
+    def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(pattern.startswith("/dev/") and ".." not in pattern for pattern in value):
+            raise ValueError("each must begin with /dev/")
+        return value
+
+
 class LimitsSection(_Section):
     """``[limits]``: what replication may take from the host."""
 
@@ -95,23 +129,6 @@ class LimitsSection(_Section):
     workers: int = Field(3, ge=1, le=32, description="reading and compressing threads per cycle")
     connections: int = Field(2, ge=1, le=16, description="segments of one cycle sent at once")
     level: int = Field(1, ge=-7, le=19, description="zstd level of recovery points")
-
-
-class ReplicaSection(_Section):
-    """``[replica]``: what other hosts may use of this one."""
-
-    base_devices: tuple[str, ...] = Field(
-        (),
-        description="block devices that may hold bases of replicas, such as /dev/vg/* (* ends at a slash)",
-    )
-
-    @field_validator("base_devices")
-    @classmethod
-    def _below_dev(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            if not pattern.startswith("/dev/") or ".." in pattern:
-                raise ValueError(f"{pattern!r} names no device below /dev, for example /dev/vg/*")
-        return value
 
 
 class LogSection(_Section):

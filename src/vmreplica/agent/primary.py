@@ -7,7 +7,15 @@ import structlog
 
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.facts import Stages
-from vmreplica.agent.protect import Bases, already_protected, base_wishes, check_disks, not_protected, paused
+from vmreplica.agent.protect import (
+    Bases,
+    already_protected,
+    base_wishes,
+    check_disks,
+    not_protected,
+    paused,
+    seed_disks,
+)
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
@@ -15,6 +23,7 @@ from vmreplica.model.errors import NotFound, Unreachable
 from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.report import RelationshipReport
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.peer.book import PeerBook
 
 _log: Final = structlog.get_logger(__name__)
@@ -40,7 +49,15 @@ class PrimarySide:
         self._tasks = tasks
 
     def enable(
-        self, vm: str, to: HostId, *, interval: int, keep: int, excluded: tuple[DiskTarget, ...], bases: Bases
+        self,
+        vm: str,
+        to: HostId,
+        *,
+        interval: int,
+        keep: int,
+        excluded: tuple[DiskTarget, ...],
+        bases: Bases,
+        seed: ExistingSeed | NetworkSeed | None = None,
     ) -> Task:
         """Protect a VM, or change the policy of one that is protected to the same host.
 
@@ -62,8 +79,13 @@ class PrimarySide:
             disk_bytes=sum(disk.size for disk in disks),
             base_devices=base_wishes(brief.name, disks, bases.devices),
             erase=bases.erase,
+            seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
         )
         self._clients.to(to).offer(brief.vm, offer)
+        rel = self._runner.find(brief.vm)
+        if rel is not None and seed is not None:
+            # A first copy that is on its way in another manner leads nowhere any more.
+            self._runner.halt(rel)
         self._hypervisor.set_policy(brief.vm, policy)
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)

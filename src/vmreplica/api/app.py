@@ -97,6 +97,7 @@ class _Vms:
             keep=body.keep,
             base_devices=body.base_devices,
             erase=body.erase,
+            seed=body.seed,
         )
         return answer(await self._run(call), status=202)
 

@@ -15,6 +15,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 
 
 class AgentFacade(Protocol):
@@ -36,6 +37,7 @@ class AgentFacade(Protocol):
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
+        seed: ExistingSeed | NetworkSeed | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication.
 

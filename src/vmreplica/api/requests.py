@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints
 
 from vmreplica.model.ids import DevicePath, DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
 
 NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/]{1,255}$")]
@@ -23,6 +24,8 @@ class EnableRequest(Shape):
     base_devices: Annotated[dict[DiskTarget, DevicePath], Field(max_length=64)] = Field(default_factory=dict)
     #: Whether a person agreed that their content is lost.
     erase: bool = False
+    #: How the first copy gets there; None: over the network, or as it was.
+    seed: SeedRequest | None = None
 
 
 class DisableRequest(Shape):

@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from vmreplica.api.requests import EnableRequest
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it is done, or return at once.")]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
+        "with copies on the peer (restored backups) and sends what differs.",
+    ),
+]
+BaseDevices = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TARGET=DEVICE",
+        help="A block device of the replica that holds the base of a disk, its content is lost; repeatable.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +40,7 @@ def register(app: typer.Typer) -> None:
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
         "vmreplica enable mail --to backup1 --base-device vda=/dev/vg/mail-copy",
+        "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
     )
     add_command(
         app,
@@ -56,20 +72,16 @@ def enable(
         typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
     ] = None,
     keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
-    base_device: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TARGET=DEVICE",
-            help="A block device of the replica that holds the base of a disk, its content is lost; repeatable.",
-        ),
-    ] = None,
+    base_device: BaseDevices = None,
     yes: Yes = False,
+    seed: Seed = None,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Protect a VM."""
     from vmreplica.api.requests import EnableRequest  # noqa: PLC0415 - slow to import
+    from vmreplica.model.seed import parse_seed  # noqa: PLC0415 - slow to import
 
     body = make_request(
         EnableRequest,
@@ -79,6 +91,7 @@ def enable(
         keep=keep,
         base_devices=parse_devices(base_device or []),
         erase=yes,
+        seed=parse_seed(seed) if seed is not None else None,
     )
     client = AgentClient(socket)
     _task(client, vm, _enabled(client, vm, body, as_json=as_json), wait=wait, as_json=as_json)

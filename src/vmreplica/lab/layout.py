@@ -111,6 +111,11 @@ class HostLayout:
         return self.dir / "images"
 
     @property
+    def seeds(self) -> Path:
+        """Copies that a first point may be made from."""
+        return self.dir / "seeds"
+
+    @property
     def binds(self) -> dict[str, str]:
         """Directories of the host that lie over the machine's."""
         return {
@@ -166,6 +171,8 @@ runtime_dir = "{host.runtime_dir}"
 
 [replica]
 base_devices = ["/dev/loop*"]
+seed_dirs = ["{host.seeds}"]
+seed_devices = ["/dev/loop*"]
 
 [log]
 format = "json"

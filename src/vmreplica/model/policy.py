@@ -6,6 +6,7 @@ from pydantic import Field
 
 from vmreplica.model.ids import DevicePath, DiskTarget, HostId
 from vmreplica.model.point import DiskSize
+from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 
 MIN_INTERVAL = 5
@@ -49,3 +50,5 @@ class ReplicaOffer(Shape):
     #: Whether a person agreed that the content of new devices is lost.
     erase: bool = False
     paused: bool = False
+    #: Copies that the replica has already and shall begin with; empty: none (any more); None: as it was.
+    seed: Annotated[tuple[SeedDisk, ...], Field(max_length=64)] | None = None

@@ -84,13 +84,12 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[
     return _roll_forward(layout, record, stopped=stopped, pause=stopped, before=before)
 
 
-def recover_fold(layout: Layout, *, pause: Callable[[], bool], before: StepHook) -> None:
+def recover_fold(layout: Layout, *, pause: Callable[[], bool]) -> None:
     """Finish or undo a fold that was interrupted; nothing happens when none was.
 
     Args:
         layout: of the replica.
         pause: asked often while a device is written, which may take long; once true that waits again.
-        before: observer of steps.
 
     Raises:
         FoldStopped: a device is not written yet; all listed points are readable.
@@ -102,7 +101,7 @@ def recover_fold(layout: Layout, *, pause: Callable[[], bool], before: StepHook)
     if record.stage == "prepare":
         _undo(layout, record)
     else:
-        _roll_forward(layout, record, stopped=lambda: False, pause=pause, before=before)
+        _roll_forward(layout, record, stopped=lambda: False, pause=pause, before=lambda _step: None)
 
 
 def _check(stopped: Callable[[], bool]) -> None:

@@ -137,7 +137,7 @@ class Inbox:
 
 
 def all_held(manifest: Manifest) -> IncomingPoint:
-    """Tell that everything of a published point is held."""
+    """Answer about a published point as if it were open: nothing is missing."""
     held = tuple(
         HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
         for disk in manifest.disks

@@ -69,13 +69,12 @@ def land_all(
         yield manifest
 
 
-def settle(layout: Layout, *, pause: Callable[[], bool], before: StepHook) -> bool:
+def settle(layout: Layout, *, pause: Callable[[], bool]) -> bool:
     """Finish or undo the fold or landing that was interrupted, as far as it need not wait.
 
     Args:
         layout: of the replica.
         pause: as for ``recover_fold``.
-        before: observer of steps.
 
     Returns:
         Whether anything may have changed.
@@ -87,7 +86,7 @@ def settle(layout: Layout, *, pause: Callable[[], bool], before: StepHook) -> bo
         return False
     recover_landing(layout)
     with contextlib.suppress(FoldStopped):
-        recover_fold(layout, pause=pause, before=before)
+        recover_fold(layout, pause=pause)
     return True
 
 

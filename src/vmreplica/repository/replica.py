@@ -9,7 +9,7 @@ from typing import Any
 from vmreplica.fsio import free_bytes, remove_tree
 from vmreplica.model.errors import NoSpace, NotFound
 from vmreplica.model.ids import DiskTarget, PointId
-from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position
+from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
 from vmreplica.model.units import format_size
 from vmreplica.repository import devices, folding, landing
@@ -18,7 +18,7 @@ from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, read_shape, remove_leftover, store_errors, write_shape
-from vmreplica.repository.record import ReplicaRecord
+from vmreplica.repository.record import ReplicaRecord, seeding_of
 
 Clock = Callable[[], dt.datetime]
 
@@ -48,6 +48,8 @@ class Replica:
         self._points: list[Point] = []
         self._complaints: list[str] = []
         self._inbox = Inbox(self._layout, min_free)
+        #: How reading existing copies gets on, told by whoever reads them.
+        self.seeding = Seeding(phase="waiting to read the existing copy")
         #: Called with the name of each step of a fold; for tests that end the agent there.
         self.before_fold_step: folding.StepHook = lambda _step: None
         self._reload()
@@ -101,6 +103,7 @@ class Replica:
         with self._memory:
             points, record, complaints = self.points(), self._record, list(self._complaints)
             newest = self._points[-1].manifest if self._points else None
+            seeding = seeding_of(record, self.seeding)
         complaints += devices.complaints(record, newest)
         free, least = free_bytes(self.dir), self._min_free
         if free < least:
@@ -112,8 +115,9 @@ class Replica:
             latest=points[0] if points else None,
             incoming=self._inbox.held(),
             free_bytes=free,
-            points=len(points),
+            points=sum(point.bootable for point in points),
             complaints=tuple(complaints),
+            seeding=seeding,
         )
 
     def points(self) -> list[PointSummary]:
@@ -329,7 +333,8 @@ class Replica:
 
     def _end_waiting(self) -> None:
         with self._memory:
-            if self._points and self._record.state is State.WAITING:
+            bootable = any(point.manifest.kind != "seed" for point in self._points)
+            if bootable and self._record.state is State.WAITING:
                 self.move(Event.PUBLISHED)
 
     # ---- helpers: retention
@@ -390,5 +395,5 @@ class Replica:
 
     def _settle(self, pause: Callable[[], bool]) -> None:
         """Finish or undo what failed half-way, as far as it need not wait; the folding lock is held."""
-        if landing.settle(self._layout, pause=pause, before=self.before_fold_step):
+        if landing.settle(self._layout, pause=pause):
             self._reload()
