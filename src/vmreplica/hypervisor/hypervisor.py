@@ -132,8 +132,17 @@ class Hypervisor:
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoints(self, vm: VmId) -> list[str]:
-        """List the names of all checkpoints that libvirt knows, foreign ones too."""
-        return self._with(vm, "list the checkpoints of", checkpoints.names)
+        """List the names of all checkpoints: foreign ones that libvirt knows, and ours, also while they are hidden."""
+        return self._with(vm, "list the checkpoints of", lambda domain: checkpoints.known(domain, self._shelf, vm))
+
+    def hide_checkpoints(self, vm: VmId) -> None:
+        """Make libvirt forget our checkpoints, unless a backup job runs; what uses them makes them known again."""
+
+        def hide(domain: libvirt.virDomain) -> None:
+            if backup.running(domain) is None:
+                checkpoints.hide(domain, self._shelf, vm)
+
+        self._with(vm, "put away the checkpoints of", hide)
 
     def delete_checkpoint(self, vm: VmId, name: str) -> None:
         """Delete a checkpoint of ours with its bitmaps, in whatever half state it is; nothing left is fine.
