@@ -88,6 +88,7 @@ def program(agent: SmallAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("enable", "db", "--to", "backup1", "--no-wait"), TaskReport),
         (("sync", "web"), TaskReport),
         (("sync", "web", "--no-wait"), TaskReport),
+        (("hand-over", "web", "--to", "host2", "--yes"), ("hand_over", "web", "host2")),
         (("networks", "web", "--map", "lan=br0"), RelationshipReport),
         (("failover", "web", "--dry-run"), FailoverPlan),
         (("failover", "web", "--yes"), FailoverReport),
