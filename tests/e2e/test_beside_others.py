@@ -11,7 +11,6 @@ from job_kit import (
     Blank,
     Document,
     NewBlank,
-    cycles,
     enable,
     images,
     points,
