@@ -254,6 +254,8 @@ def test_a_migrated_vm_is_replicated_from_its_new_host_once_its_replica_is_hande
     # A job of ours in its way is over within seconds, and libvirt lets the migration wait that long.
     _migrate(vm, a, c)
     vm.host = c
+    # A paused VM is not given its disks on the new host before it runs.
+    c.virsh("resume", vm.name)
     touch(vm, "vda")
     assert vm.name not in a.vmreplica("status").stdout
     error = refusal(c, "sync", vm.name)[1]
