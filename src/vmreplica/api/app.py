@@ -97,6 +97,8 @@ class _Vms:
             every=body.every,
             excluded=body.excluded,
             keep=body.keep,
+            base_devices=body.base_devices,
+            erase=body.erase,
             seed=body.seed,
         )
         return answer(await self._run(call), status=202)
