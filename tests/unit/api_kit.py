@@ -176,6 +176,11 @@ class SmallAgent:
         self._asked("failover", vm, point)
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
 
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take points from elsewhere."""
+        self._asked("hand_over", vm, to)
+        return self._known(vm)
+
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Remember a map."""
         self._asked("map_networks", vm, mapping)
