@@ -1,6 +1,5 @@
 """libvirt's backup and checkpoint documents: written and read, nothing else. Pure."""
 
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -61,15 +60,15 @@ def render_checkpoint(name: str, targets: Collection[str]) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def render_stopped_checkpoint(name: str, targets: Collection[str], definition: str) -> str:
-    """Write the full document of a checkpoint whose bitmaps were put into the images of a VM that is off."""
+def render_known_checkpoint(name: str, targets: Collection[str], domain_xml: str) -> str:
+    """Write the full document of a checkpoint of these disks that is in their images, for redefinition."""
     root = ET.Element("domaincheckpoint")
     ET.SubElement(root, "name").text = name
-    ET.SubElement(root, "creationTime").text = str(int(time.time()))
+    ET.SubElement(root, "creationTime").text = "0"
     listed = ET.SubElement(root, "disks")
     for target in targets:
         ET.SubElement(listed, "disk", name=target, checkpoint="bitmap", bitmap=name)
-    root.append(fromstring(definition, forbid_dtd=True))
+    root.append(fromstring(domain_xml, forbid_dtd=True))
     return ET.tostring(root, encoding="unicode")
 
 

@@ -2,7 +2,7 @@
 
 A qemu-nbd of ours reads each image without any lock, so that the VM may be started at any moment: then what was read
 is worth nothing, and ``require_undisturbed`` says so. A bitmap that begins now is put into each image that can hold
-one, and made known to libvirt as a checkpoint: the next point, of the running VM, builds on it as on any other.
+one, and kept as a checkpoint: the next point, of the running VM, builds on it as on any other.
 """
 
 import json
@@ -21,7 +21,7 @@ import structlog
 
 from vmreplica.hypervisor import checkpoints
 from vmreplica.hypervisor.backup import Export
-from vmreplica.hypervisor.backup_xml import render_stopped_checkpoint
+from vmreplica.hypervisor.backup_xml import render_known_checkpoint
 from vmreplica.hypervisor.bases import Plan, tracking_lost
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.disks import DiskElement, qcow2_head, reason_untracked
@@ -227,7 +227,7 @@ def _disks(domain: libvirt.virDomain, plan: Plan) -> dict[str, DiskElement]:
         raise Conflict(
             "vm-moved-away",
             f"{plan.name} was migrated to another host: its disks here are not what it works with",
-            hint=f"protect it there; here: vmreplica disable {plan.name}",
+            hint=f"on the replica: vmreplica hand-over {plan.name} --to HOST; here: virsh undefine {plan.name}",
         )
     found = disks_of(domain, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
     disks = {disk.target: disk for disk in found if disk.target in plan.bases and disk.path is not None}
@@ -262,24 +262,16 @@ def _require_free(name: str, chains: Mapping[str, tuple[Image, ...]]) -> None:
 
 def _anchor(domain: libvirt.virDomain, plan: Plan, disks: Mapping[str, DiskElement], shelf: CheckpointShelf) -> None:
     """Begin a bitmap in each image. Kept first: so that a half made checkpoint can be taken away after a crash."""
-    tracked = [d for d in disks.values() if reason_untracked(d, _version(d)) is None]
+    tracked = [disk for disk in disks.values() if reason_untracked(disk, _version(disk)) is None]
     if not tracked:
         return
     definition = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    shelf.keep(
-        plan.vm, plan.checkpoint, render_stopped_checkpoint(plan.checkpoint, [d.target for d in tracked], definition)
-    )
-    added = []
+    document = render_known_checkpoint(plan.checkpoint, [disk.target for disk in tracked], definition)
+    shelf.keep(plan.vm, plan.checkpoint, document)
     for disk in tracked:
         done = qemu_img("bitmap", "--add", "-f", "qcow2", str(disk.path), plan.checkpoint)
         if done.returncode:
             _log.warning("no bitmap in a stopped image", vm=plan.vm, disk=disk.target, why=done.stderr.strip())
-        else:
-            added.append(disk.target)
-    if added:
-        xml = render_stopped_checkpoint(plan.checkpoint, added, definition)
-        shelf.keep(plan.vm, plan.checkpoint, xml)
-        domain.checkpointCreateXML(xml, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
 
 
 def _serve(
