@@ -11,6 +11,7 @@ from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.point import DiskSpec, PointSummary
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
     FailoverPlan,
@@ -107,12 +108,29 @@ class SmallAgent:
         self._asked("points", vm)
         return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
 
-    def enable(self, vm: str, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
+    ) -> TaskReport:
         """Begin a relationship."""
-        self._asked("enable", vm, to, every, excluded, keep)
+        more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
+        self._asked("enable", vm, to, every, excluded, keep, *more.items())
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
         return self.progress[0]
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change rates."""
+        self._asked("limit", vm, limit)
+        self.relations[vm] = relation(self._known(vm).name, limit=limit, rate=limit.rate)
+        return self.relations[vm]
 
     def disable(self, vm: str, delete_copy: bool) -> None:
         """End a relationship."""

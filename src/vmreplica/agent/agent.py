@@ -8,13 +8,16 @@ from typing import Final
 import structlog
 
 from vmreplica import __version__
+from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
+from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
+from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
@@ -22,6 +25,7 @@ from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
     FailoverPlan,
@@ -76,11 +80,23 @@ class Agent:
             fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
             limits=_transfer_limits(config),
         )
+        bandwidth = Bandwidth(limits.bandwidth)
         self._runner = Runner(
-            stages=stages, clients=self._clients, journal=self._journal, concurrent=limits.concurrent_cycles
+            stages=stages,
+            clients=self._clients,
+            journal=self._journal,
+            bandwidth=bandwidth,
+            keeper=Keeper(stages, limits.pause_hold),
+            concurrent=limits.concurrent_cycles,
+            slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )
         self._primaries = PrimarySide(
-            stages=stages, runner=self._runner, clients=self._clients, book=self.book, tasks=self._tasks
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            bandwidth=bandwidth,
         )
         self.receiver = Receiver(
             repository, hello=self.hello, runs_here=self.runs_here, on_published=self._replicas.published
@@ -146,10 +162,26 @@ class Agent:
             raise NotFound("not-protected", f"{vm} is not protected on this host", hint=f"vmreplica enable {vm}")
         return self._clients.to(rel.policy.replica).points(rel.vm)
 
-    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
+    ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
-        return self._primaries.enable(vm, host, interval=every, keep=keep, excluded=excluded).report()
+        return self._primaries.enable(
+            vm, host, interval=every, keep=keep, excluded=excluded, limit=limit, begin_at=at
+        ).report()
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change how fast a VM's points may be sent."""
+        return self._primaries.limit(vm, limit)
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""

@@ -18,6 +18,7 @@ from vmreplica.api.requests import (
     FailoverRequest,
     InviteRequest,
     JoinRequest,
+    LimitRequest,
     NetworksRequest,
 )
 from vmreplica.model.errors import BadRequest
@@ -65,6 +66,7 @@ class _Vms:
             web.post(f"{_VM}/pause", self._pause),
             web.post(f"{_VM}/resume", self._resume),
             web.post(f"{_VM}/sync", self._sync),
+            web.put(f"{_VM}/limit", self._limit),
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
             web.put(f"{_VM}/networks", self._networks),
@@ -88,8 +90,21 @@ class _Vms:
 
     async def _enable(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, EnableRequest)
-        call = partial(self._agent.enable, vm, to=body.to, every=body.every, excluded=body.excluded, keep=body.keep)
+        call = partial(
+            self._agent.enable,
+            vm,
+            to=body.to,
+            every=body.every,
+            excluded=body.excluded,
+            keep=body.keep,
+            limit=body.limit,
+            at=body.at,
+        )
         return answer(await self._run(call), status=202)
+
+    async def _limit(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, LimitRequest)
+        return answer(await self._run(partial(self._agent.limit, vm, body.limit)))
 
     async def _disable(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, DisableRequest)

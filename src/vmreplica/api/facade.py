@@ -1,7 +1,9 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
+import datetime as dt
 from typing import Protocol
 
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
     FailoverPlan,
@@ -25,8 +27,21 @@ class AgentFacade(Protocol):
     def points(self, vm: str) -> PointsReport:
         """List recovery points, here or on the VM's replica."""
 
-    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
-        """Protect a VM; the task is its initial replication."""
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
+    ) -> TaskReport:
+        """Protect a VM; the task is its initial replication, which begins at a moment or now."""
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change how fast a VM's points may be sent."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.ids import DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.rates import Limit
 from vmreplica.model.shape import Shape
 
 NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/]{1,255}$")]
@@ -19,6 +20,16 @@ class EnableRequest(Shape):
     every: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
     excluded: Annotated[tuple[DiskTarget, ...], Field(max_length=64)] = ()
     keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    #: How fast points may be sent; None: as before.
+    limit: Limit | None = None
+    #: When initial replication begins; None: now.
+    at: AwareDatetime | None = None
+
+
+class LimitRequest(Shape):
+    """Change how fast a VM's points may be sent."""
+
+    limit: Limit
 
 
 class DisableRequest(Shape):

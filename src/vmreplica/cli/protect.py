@@ -6,6 +6,7 @@ import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
 from vmreplica.model.units import parse_duration
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
         "Protect a VM: copy it to a paired host and go on copying what changes.",
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        "vmreplica enable files --to backup1 --at 22:00 --limit 'mon-fri 08:00-18:00 20M' --limit 50M",
     )
     add_command(
         app,
@@ -52,6 +54,8 @@ def enable(
         typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
     ] = None,
     keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
+    at: AtOption = None,
+    limit: LimitOption = None,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
@@ -59,9 +63,22 @@ def enable(
     """Protect a VM."""
     from vmreplica.api.requests import EnableRequest  # noqa: PLC0415 - slow to import
 
-    body = make_request(EnableRequest, to=to, every=_seconds(every), excluded=tuple(exclude_disk or ()), keep=keep)
+    body = make_request(
+        EnableRequest,
+        to=to,
+        every=_seconds(every),
+        excluded=tuple(exclude_disk or ()),
+        keep=keep,
+        limit=read_limit(limit),
+        at=read_moment(at),
+    )
     client = AgentClient(socket)
-    _task(client, vm, client.send("POST", vm_path(vm, "enable"), body, timeout=LONG), wait=wait, as_json=as_json)
+    answer = client.send("POST", vm_path(vm, "enable"), body, timeout=LONG)
+    if body.at is None or as_json:
+        _task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
+    else:
+        moment = f"{body.at.astimezone():%Y-%m-%d %H:%M}"
+        show_done(f"Initial replication of {vm} begins {moment}; vmreplica sync {vm} begins it now.", as_json=False)
 
 
 def disable(
