@@ -26,6 +26,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.model.states import State
 
 NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
@@ -116,12 +117,13 @@ class SmallAgent:
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        seed: ExistingSeed | NetworkSeed | None = None,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
         more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
-        self._asked("enable", vm, to, every, excluded, keep, *more.items())
+        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed]), *more.items())
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
         return self.progress[0]

@@ -30,6 +30,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingDisk, ExistingSeed
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 
@@ -143,6 +144,10 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
             ("limit", "web", parse_limit(["sat 00:00-24:00 none", "1000000"])),
         ),
         (("limit", "web", "none"), ("limit", "web", NO_LIMIT)),
+        (
+            ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
+            ("enable", "db", "backup1", 300, (), 24, ExistingSeed(disks=(ExistingDisk(path="/srv/a,b.img"),))),
+        ),
         (("disable", "web", "--yes"), ("disable", "web", False)),
         (("disable", "web", "--delete-copy", "-y"), ("disable", "web", True)),
         (("history", "web", "--limit", "7"), ("history", "web", 7)),

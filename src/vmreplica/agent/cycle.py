@@ -17,6 +17,7 @@ from vmreplica.agent.decide import (
     Continue,
     Fenced,
     Fetch,
+    SeedFailed,
     Ship,
     Step,
     Tidy,
@@ -27,6 +28,7 @@ from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.keeper import give_up
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.protect import seed_failed
 from vmreplica.agent.transfer import Transfer
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, CheckpointBroken
@@ -52,6 +54,7 @@ _log: Final = structlog.get_logger(__name__)
 RESYNC_QUEUED: Final = "resync-queued"
 #: Kinds of points for which whole disks are read.
 _LONG: Final = frozenset({"initial", "resync"})
+_COMPARING: Final = "comparing with the existing copy"
 _PHASES: Final = {"initial": "initial replication", "resync": "resynchronizing"}
 #: A cycle is a handful of steps; more means that two facts contradict each other for ever.
 _MAX_STEPS: Final = 12
@@ -157,6 +160,8 @@ class Cycle:
         match step:
             case Fenced():
                 raise self._fenced(step)
+            case SeedFailed():
+                raise seed_failed(self._facts.name, step.problem)
             case Wait():
                 return step.reason
             case Tidy():
@@ -293,7 +298,9 @@ class Cycle:
             return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
 
     def _read_and_ship(self, point: SpoolPoint, job: BackupJob) -> PointSummary:
-        self._meter.phase(_PHASES.get(point.opening.kind, "replicating"))
+        latest = self._facts.latest
+        seeded = latest is not None and not latest.bootable
+        self._meter.phase(_COMPARING if seeded else _PHASES.get(point.opening.kind, "replicating"))
         self._began(point.opening.kind)
         summary = self._transfer(point).capture_and_ship(job)
         self._acknowledged(point, summary)

@@ -25,6 +25,7 @@ class Meter:
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = "preparing"
+        self._shown: Progress | None = None
         self._done = self._total = self._wire = self._waiting = 0
         #: What was behind us already when we began.
         self._found: int | None = None
@@ -35,6 +36,12 @@ class Meter:
         """Name what is going on."""
         with self._lock:
             self._phase = phase
+            self._shown = None
+
+    def show(self, progress: Progress) -> None:
+        """Show what another host does, as it tells it, until the next phase of our own."""
+        with self._lock:
+            self._shown = progress
 
     def read(self, done: int, total: int) -> None:
         """Set how many guest bytes of how many are behind us."""
@@ -66,6 +73,8 @@ class Meter:
     def progress(self) -> Progress:
         """Describe the present moment."""
         with self._lock:
+            if self._shown is not None:
+                return self._shown
             return Progress(
                 phase=self._phase,
                 done_bytes=self._done,

@@ -15,6 +15,7 @@ from vmreplica.agent.protect import (
     check_not_begun,
     not_protected,
     paused,
+    seed_disks,
 )
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
@@ -24,6 +25,7 @@ from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.report import RelationshipReport
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.peer.book import PeerBook
 
 _log: Final = structlog.get_logger(__name__)
@@ -67,6 +69,7 @@ class PrimarySide:
         interval: int,
         keep: int,
         excluded: tuple[DiskTarget, ...],
+        seed: ExistingSeed | NetworkSeed | None = None,
         limit: Limit | None = None,
         begin_at: dt.datetime | None = None,
     ) -> Task:
@@ -78,6 +81,7 @@ class PrimarySide:
             interval: seconds between cycles.
             keep: how many points.
             excluded: disks that are not replicated.
+            seed: how the first copy gets there; None: over the network, or as it was.
             limit: how fast may be sent; None: as before.
             begin_at: when initial replication begins; None: now.
 
@@ -107,14 +111,15 @@ class PrimarySide:
             keep=keep,
             epoch=policy.epoch,
             disk_bytes=sum(disk.size for disk in disks),
+            seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
         )
         position = self._clients.to(to).offer(brief.vm, offer)
         check_not_begun(brief.name, begin_at, position)
+        rel = self._runner.find(brief.vm)
+        if rel is not None and (seed is not None or begin_at is not None):
+            # A first copy that is on its way in another manner leads nowhere any more, or it rests until it may begin.
+            self._runner.halt(rel)
         self._hypervisor.set_policy(brief.vm, policy)
-        known = self._runner.find(brief.vm)
-        if begin_at is not None and known is not None:
-            # What has begun already rests until then.
-            self._runner.halt(known)
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)
         return task

@@ -97,6 +97,7 @@ class _Vms:
             every=body.every,
             excluded=body.excluded,
             keep=body.keep,
+            seed=body.seed,
             limit=body.limit,
             at=body.at,
         )

@@ -16,6 +16,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 
 
 class AgentFacade(Protocol):
@@ -35,6 +36,7 @@ class AgentFacade(Protocol):
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        seed: ExistingSeed | NetworkSeed | None = None,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:

@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
         "Protect a VM: copy it to a paired host and go on copying what changes.",
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
         "vmreplica enable files --to backup1 --at 22:00 --limit 'mon-fri 08:00-18:00 20M' --limit 50M",
     )
     add_command(
@@ -54,6 +55,14 @@ def enable(
         typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
     ] = None,
     keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
+            "with copies on the peer (restored backups) and sends what differs.",
+        ),
+    ] = None,
     at: AtOption = None,
     limit: LimitOption = None,
     wait: Wait = True,
@@ -62,6 +71,7 @@ def enable(
 ) -> None:
     """Protect a VM."""
     from vmreplica.api.requests import EnableRequest  # noqa: PLC0415 - slow to import
+    from vmreplica.model.seed import parse_seed  # noqa: PLC0415 - slow to import
 
     body = make_request(
         EnableRequest,
@@ -69,6 +79,7 @@ def enable(
         every=_seconds(every),
         excluded=tuple(exclude_disk or ()),
         keep=keep,
+        seed=parse_seed(seed) if seed is not None else None,
         limit=read_limit(limit),
         at=read_moment(at),
     )
