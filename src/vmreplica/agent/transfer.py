@@ -126,6 +126,7 @@ class Transfer:
             try:
                 with self._watched(job):
                     self._read(job)
+                self._meter.waiting(self._point.waiting_bytes())
                 job.end()
             except BaseException:
                 self._halt.set()
