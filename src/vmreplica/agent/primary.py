@@ -9,7 +9,9 @@ from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.protect import (
+    Bases,
     already_protected,
+    base_wishes,
     check_beginning,
     check_disks,
     check_not_begun,
@@ -69,6 +71,7 @@ class PrimarySide:
         interval: int,
         keep: int,
         excluded: tuple[DiskTarget, ...],
+        bases: Bases,
         seed: ExistingSeed | NetworkSeed | None = None,
         limit: Limit | None = None,
         begin_at: dt.datetime | None = None,
@@ -81,6 +84,7 @@ class PrimarySide:
             interval: seconds between cycles.
             keep: how many points.
             excluded: disks that are not replicated.
+            bases: devices of the replica for bases.
             seed: how the first copy gets there; None: over the network, or as it was.
             limit: how fast may be sent; None: as before.
             begin_at: when initial replication begins; None: now.
@@ -111,6 +115,8 @@ class PrimarySide:
             keep=keep,
             epoch=policy.epoch,
             disk_bytes=sum(disk.size for disk in disks),
+            base_devices=base_wishes(brief.name, disks, bases.devices),
+            erase=bases.erase,
             seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
         )
         position = self._clients.to(to).offer(brief.vm, offer)

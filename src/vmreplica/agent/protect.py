@@ -2,12 +2,14 @@
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from vmreplica.hypervisor import DiskView, DomainView
 from vmreplica.model.errors import BadRequest, Conflict, NotFound, Problem, Refused, VmReplicaError, from_problem
-from vmreplica.model.ids import DiskTarget, VmName
+from vmreplica.model.ids import DevicePath, DiskTarget, VmName
 from vmreplica.model.moments import require_ahead
 from vmreplica.model.point import PointSummary, Position
+from vmreplica.model.policy import BaseWish
 from vmreplica.model.seed import ExistingSeed, NetworkSeed, SeedDisk
 from vmreplica.model.units import format_size
 
@@ -72,6 +74,33 @@ def check_not_begun(name: VmName, begin_at: dt.datetime | None, position: Positi
             f"{name} has recovery points already: no initial replication is to come",
             hint=f"without --at the policy changes at once; vmreplica limit {name} slows its cycles down",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """The replica's devices that shall hold bases, by disk, and whether a person agreed to losing their content."""
+
+    devices: Mapping[DiskTarget, DevicePath]
+    erase: bool = False
+
+
+def base_wishes(
+    name: VmName, disks: Sequence[DiskView], devices: Mapping[DiskTarget, DevicePath]
+) -> dict[str, BaseWish]:
+    """Say how big a disk each device must hold.
+
+    Raises:
+        BadRequest: a disk is not among those that are replicated (``disk-unknown``).
+    """
+    sizes = {disk.target: disk.size for disk in disks}
+    unknown = sorted(set(devices) - set(sizes))
+    if unknown:
+        raise BadRequest(
+            "disk-unknown",
+            f"{name} has no replicated disk {', '.join(unknown)} for a base device",
+            hint=f"its disks are {', '.join(sorted(sizes))}",
+        )
+    return {target: BaseWish(device=device, size=sizes[target]) for target, device in devices.items()}
 
 
 def seed_disks(

@@ -1,6 +1,7 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Protocol
 
 from vmreplica.model.rates import Limit
@@ -36,11 +37,16 @@ class AgentFacade(Protocol):
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        base_devices: Mapping[str, str],
+        erase: bool,
         seed: ExistingSeed | NetworkSeed | None = None,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
-        """Protect a VM; the task is its initial replication, which begins at a moment or now."""
+        """Protect a VM; the task is its initial replication.
+
+        ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
+        """
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
         """Change how fast a VM's points may be sent."""
@@ -68,6 +74,9 @@ class AgentFacade(Protocol):
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
+
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take the points of a VM, held here, from another paired host."""
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List paired hosts."""
