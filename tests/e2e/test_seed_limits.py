@@ -222,10 +222,13 @@ def test_of_two_first_copies_one_waits_for_its_turn_and_deltas_go_on(lab: Lab, n
     wait_published(quick, len(published(quick)) + 2)
     assert not published(busy), "the long one was still under way"
     assert shown(queued)["waits"] == "resync-queued"
+    task = json.loads(api(queued).send("POST", vm_path(queued.name, "sync")))["id"]
     for vm in (one, other):
         limit(vm, "none")
+    wait_published(queued, 1)
     # Who waits for a cycle of the one that waits for its turn is answered by that cycle.
-    assert a.ask("sync", queued.name)["result"]["kind"] == "initial"
+    answered = json.loads(api(queued).get(f"/v1/tasks/{task}"))
+    assert answered["result"]["kind"] == "initial", answered
     assert published(busy)[0]["started"] < published(queued)[0]["started"]
     require_equal(lab, queued)
 
