@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repository_kit import SIZE, ZERO, Primary, check_all, leave_free, new_replica, noise, open_repository, read_image
-from repository_kit import VM as THE_VM
+from machine_kit import leave_free
+from point_kit import VM
+from repository_kit import SIZE, ZERO, Primary, check_all, new_replica, noise, open_repository, read_image
 
 from vmreplica.model.errors import NoSpace
 from vmreplica.model.units import CLUSTER, MiB
@@ -65,7 +66,7 @@ def test_points_are_kept_folded_and_found_again_on_every_file_system(kind: str, 
             send_some(replica, primary, 2)
             replica.apply_retention()
         assert check_all(replica, primary) == sorted(primary.expected)[-2:]
-        again = open_repository(directory / "store").replica(THE_VM)
+        again = open_repository(directory / "store").replica(VM)
         assert check_all(again, primary) == sorted(primary.expected)[-2:]
         oldest = again.points()[-1]
         used = sum(primary.expected[oldest.point]["vda"][n : n + CLUSTER] != ZERO for n in range(0, SIZE, CLUSTER))

@@ -228,6 +228,10 @@ class Agent:
         """Set which network of this host stands for which one of the primary."""
         return self._replicas.map_networks(vm, mapping)
 
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take the points of a VM, held here, from another paired host."""
+        return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
+
     # ---- the facade: peers
 
     def peers(self) -> tuple[PeerReport, ...]:

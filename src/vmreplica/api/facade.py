@@ -68,6 +68,9 @@ class AgentFacade(Protocol):
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
 
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take the points of a VM, held here, from another paired host."""
+
     def peers(self) -> tuple[PeerReport, ...]:
         """List paired hosts."""
 

@@ -40,6 +40,12 @@ class FailoverRequest(Shape):
     point: PointId | None = None
 
 
+class HandOverRequest(Shape):
+    """Take a VM's points from another paired host."""
+
+    to: HostName
+
+
 class NetworksRequest(Shape):
     """The whole map: the primary's network or bridge to this host's; what is not in it keeps its name."""
 

@@ -66,7 +66,8 @@ class Repository:
                 raise Refused(
                     "replica-of-another-host",
                     f"this host holds a replica of {vm} that another host sends",
-                    hint="remove that replica here first, if its primary is gone",
+                    hint="on the replica's host: `vmreplica hand-over VM --to PEER` if the VM was migrated, "
+                    "or `vmreplica disable VM` if its primary is gone",
                 )
             else:
                 given = self._assign(vm, offer, known.record.base_devices)
