@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 
 import pytest
-from repository_kit import SIZE, VM, Primary, check_all, new_replica, noise, open_repository
+from point_kit import VM
+from repository_kit import SIZE, Primary, check_all, new_replica, noise, open_repository
 
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.units import CLUSTER

@@ -19,6 +19,7 @@ from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connectio
 from vmreplica.hypervisor.events import Watcher, Watchers
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.networks import network_leads_out
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
 from vmreplica.hypervisor.stopped import StoppedView
 from vmreplica.hypervisor.views import DomainBrief, DomainView
@@ -273,16 +274,6 @@ class Hypervisor:
 
         self._with(vm, "end the backup job of", end, limit=LONG_LIMIT)
 
-    def sweep(self, vm: VmId) -> None:
-        """Remove scratch images and sockets of dead jobs; a running job of ours keeps its own."""
-
-        def sweep(domain: libvirt.virDomain) -> None:
-            job = backup.running(domain)
-            if job is None or not self._files.is_ours(vm, job):
-                self._files.sweep(vm)
-
-        self._with(vm, "sweep up after backup jobs of", sweep)
-
     def end_job(self, vm: VmId, checkpoint: str) -> None:
         """End one job of ours, known by its checkpoint; for BackupJob."""
 
@@ -330,6 +321,16 @@ class Hypervisor:
     def usable_domain_type(self) -> str:
         """Tell ``kvm`` or, where /dev/kvm is missing or does not really work, ``qemu``."""
         return usable_domain_type()
+
+    def network_leads_out(self, name: str) -> bool:
+        """Tell whether a libvirt network reaches other networks: it forwards, or is a bridge that others use.
+
+        Raises:
+            NotFound: ``network-unknown``: there is no such network here, or it is not active.
+        """
+        return self._connection.call(
+            f"look at network {name}", lambda raw: network_leads_out(raw, name), repeatable=True
+        )
 
     def define(self, xml: str) -> DomainBrief:
         """Define a domain, not started with the host.

@@ -83,6 +83,10 @@ class StoppedView:
             if has_writer(chain[0].path) or identity(chain) != self.identities[target]:
                 raise _changed(self._name, target)
 
+    def leave(self) -> None:
+        """End the servers: others can be started for the same images as long as these stay as they are."""
+        self.end()
+
     def end(self) -> None:
         """End the servers; again is harmless."""
         for server in self._servers:
