@@ -105,7 +105,6 @@ def test_a_guest_seeded_from_a_restored_backup_fails_over_with_all_its_records(l
     assert first["kind"] == "resync"
     images_of_first = images(b, vm, first["point"])
     changed = sum(_changed_blocks(copies[image.stem], image) for image in images_of_first)
-    print(f"{first['wire_bytes']} bytes sent, {changed} blocks changed")
     assert 0 < first["wire_bytes"] <= 1.2 * changed * 4 * KiB + 2 * OVERHEAD
     assert changed * 4 * KiB < 64 * MiB, "a backup that is like the disk"
     wait_cycles(a, guest.name, 3)
