@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from capture_kit import VM, make_disk, noise, run
+from capture_kit import make_disk, noise, run
+from point_kit import VM
 
 from vmreplica.agent.seed_source import SeedRules
 from vmreplica.agent.seeder import Seeder

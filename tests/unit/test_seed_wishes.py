@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from repository_kit import OWNER, START, VM, Primary, new_replica, noise, offer, open_repository
+from point_kit import VM
+from repository_kit import OWNER, START, Primary, new_replica, noise, offer, open_repository
 
 from vmreplica.model.errors import Conflict, Refused
 from vmreplica.model.seed import SeedDisk
