@@ -8,6 +8,7 @@ import structlog
 from vmreplica.failover.plan import PrimaryAnswer
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import BuiltDefinition, build
+from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import PointId
 from vmreplica.model.report import FailoverPlan
@@ -138,12 +139,8 @@ def _make_layer(replica: Replica, point: PointId) -> None:
 
 def _definition(replica: Replica, hypervisor: Hypervisor, point: PointId) -> BuiltDefinition:
     disks = {disk.target: replica.run_dir / f"{disk.target}.qcow2" for disk in replica.point(point).disks}
-    return build(
-        replica.definition(point),
-        disks=disks,
-        network_map=replica.record.network_map,
-        **hypervisor.abilities(),
-    )
+    site = Site(disks=disks, network_map=replica.record.network_map, **hypervisor.abilities())
+    return build(replica.definition(point), site)
 
 
 def _started(replica: Replica) -> None:
