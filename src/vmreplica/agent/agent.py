@@ -27,6 +27,7 @@ from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.report import (
+    CancelReport,
     CycleReport,
     FailoverPlan,
     FailoverReport,
@@ -37,6 +38,7 @@ from vmreplica.model.report import (
     RelationshipReport,
     StatusReport,
     TaskReport,
+    TrialStarted,
 )
 from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.model.units import MiB
@@ -223,6 +225,18 @@ class Agent:
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
+
+    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+        """Tell what a test failover would do; changes nothing."""
+        return self._replicas.plan_test(vm, point, network)
+
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+        """Start a copy of the VM on this host, beside the VM."""
+        return self._replicas.test(vm, point=point, network=network, seconds=seconds)
+
+    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
+        """Take back the failover, or the test failovers, with every trace."""
+        return self._replicas.cancel(vm, tests_only=tests_only)
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
