@@ -279,27 +279,29 @@ class Runner:
             return
         with self._wake:
             gone = [rel for vm, rel in self._known.items() if vm not in policies and not rel.running]
-            for rel in gone:
-                del self._known[rel.vm]
             self._retiring &= set(policies)
             retiring = frozenset(self._retiring)
         for rel in gone:
-            if rel.vm in briefs:
-                self._put_policy_back(rel)
+            if not (rel.vm in briefs and self._put_policy_back(rel)):
+                with self._wake:
+                    self._known.pop(rel.vm, None)
         for vm, policy in policies.items():
             if vm in briefs and vm not in retiring:
                 self.adopt(briefs[vm], policy)
 
-    def _put_policy_back(self, rel: Relationship) -> None:
+    def _put_policy_back(self, rel: Relationship) -> bool:
         """Whoever defines a VM anew without our metadata did not mean to end its protection: ``disable`` does that."""
         try:
             if self._hypervisor.policy(rel.vm) is None:
+                with self._wake:
+                    if self._known.get(rel.vm) is not rel:
+                        return False
                 self._hypervisor.set_policy(rel.vm, rel.policy)
                 _log.warning("a policy was lost with the VM's definition and is put back", vm=rel.vm, name=rel.name)
         except VmReplicaError as error:
             _log.warning("a VM is no longer protected: its policy is gone", vm=rel.vm, why=error.message)
-        else:
-            self._refresh_at = 0.0
+            return False
+        return True
 
 
 def _report(
