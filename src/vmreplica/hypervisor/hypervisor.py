@@ -19,6 +19,7 @@ from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connectio
 from vmreplica.hypervisor.events import Watcher, Watchers
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.networks import network_leads_out
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
 from vmreplica.hypervisor.views import DomainBrief, DomainView
 from vmreplica.model.errors import Corrupt, NotFound, TimedOut, Unreachable, VmReplicaError
@@ -302,6 +303,16 @@ class Hypervisor:
     def usable_domain_type(self) -> str:
         """Tell ``kvm`` or, where /dev/kvm is missing or does not really work, ``qemu``."""
         return usable_domain_type()
+
+    def network_leads_out(self, name: str) -> bool:
+        """Tell whether a libvirt network reaches other networks: it forwards, or is a bridge that others use.
+
+        Raises:
+            NotFound: ``network-unknown``: there is no such network here, or it is not active.
+        """
+        return self._connection.call(
+            f"look at network {name}", lambda raw: network_leads_out(raw, name), repeatable=True
+        )
 
     def define(self, xml: str) -> DomainBrief:
         """Define a domain, not started with the host.
