@@ -1,8 +1,10 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
     CycleReport,
@@ -40,11 +42,16 @@ class AgentFacade(Protocol):
         base_devices: Mapping[str, str],
         erase: bool,
         seed: ExistingSeed | NetworkSeed | None = None,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication.
 
         ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
         """
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change how fast a VM's points may be sent."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""

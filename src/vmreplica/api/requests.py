@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.ids import DevicePath, DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.rates import Limit
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
 
@@ -26,6 +27,16 @@ class EnableRequest(Shape):
     erase: bool = False
     #: How the first copy gets there; None: over the network, or as it was.
     seed: SeedRequest | None = None
+    #: How fast points may be sent; None: as before.
+    limit: Limit | None = None
+    #: When initial replication begins; None: now.
+    at: AwareDatetime | None = None
+
+
+class LimitRequest(Shape):
+    """Change how fast a VM's points may be sent."""
+
+    limit: Limit
 
 
 class DisableRequest(Shape):
