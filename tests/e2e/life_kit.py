@@ -25,8 +25,8 @@ def sync(vm: Blank) -> Document:
 
 
 def last_cycle(vm: Blank, count: int) -> Document:
-    """Wait until so many cycles were published; gives the last one."""
-    return wait_cycles(vm.host, vm.name, count)[-1]
+    """Wait until so many cycles were published; gives the last one of these."""
+    return wait_cycles(vm.host, vm.name, count)[count - 1]
 
 
 def count(vm: Blank) -> int:

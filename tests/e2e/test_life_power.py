@@ -148,6 +148,18 @@ def test_a_vm_switched_off_in_the_middle_of_a_cycle_ends_it_and_its_last_point_h
     require_equal(lab, vm)
 
 
+def test_a_vm_reset_in_the_middle_of_a_cycle_does_not_disturb_it(lab: Lab, new_blank: NewBlank) -> None:
+    vm = protected(lab, new_blank)
+    write_noise(vm, "vda", 0, 24 * MiB)
+    vm.host.vmreplica("limit", vm.name, "2M")
+    vm.host.vmreplica("sync", vm.name, "--no-wait")
+    assert until(lambda: relation(vm.host, vm.name)["progress"] is not None, 60)
+    vm.host.virsh("reset", vm.name)
+    vm.host.vmreplica("limit", vm.name, "none")
+    assert last_cycle(vm, 2)["reason"] == "interval"
+    require_equal(lab, vm)
+
+
 def test_a_real_guest_that_is_switched_off_loses_no_record_in_a_failover(lab: Lab, new_guest: NewGuest) -> None:
     a, b = lab.host("a"), lab.host("b")
     guest = new_guest(a, disks=2)

@@ -30,8 +30,6 @@ from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 
 _T = TypeVar("_T")
-#: What ended a cycle without anything being wrong.
-_INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
 _log: Final = structlog.get_logger(__name__)
 
 #: Seconds between looks at the domains' metadata: VMs migrate in, are renamed and removed without telling us.
@@ -206,7 +204,7 @@ class Runner:
         _show_seeding(rel)
         rel.idle.clear()
         rel.halt.clear()
-        rel.answering, rel.waiting = rel.waiting, []
+        rel.answering, rel.waiting, rel.news = rel.waiting, [], False
         for task in rel.answering:
             task.meter = rel.meter
         self._pool.submit(self._run, rel, rel.meter)
@@ -269,7 +267,7 @@ class Runner:
                 self._plan_next(rel, outcome, started, now)
                 if outcome.waits == WAITS_FOR_SEED:
                     rel.due = now + _SEED_GLANCE
-                elif rel.waiting:
+                elif rel.waiting or rel.news:
                     rel.due = now
             answered, rel.answering = rel.answering, []
             rel.idle.set()
@@ -307,8 +305,8 @@ class Runner:
     def _on_event(self, vm: VmId, event: str) -> None:
         with self._wake:
             rel = self._known.get(vm)
-            if rel is not None and _is_occasion(event, rel):
-                rel.due = min(rel.due, self._clock())
+            if rel is not None and rel.takes_notice(event):
+                rel.due, rel.news = min(rel.due, self._clock()), rel.running
             self._refresh_at = 0.0
             self._wake.notify_all()
 
@@ -353,11 +351,6 @@ class Runner:
         return True
 
 
-def _is_occasion(event: str, rel: Relationship) -> bool:
-    """Tell whether a cycle is due at once: a VM that went off has a last point, one that is back has news."""
-    return event in {"stopped", "crashed"} or (event in {"started", "resumed"} and rel.waits is not None)
-
-
 def _report(
     rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
 ) -> CycleReport | None:
@@ -365,7 +358,7 @@ def _report(
     published, step, error = outcome.published, outcome.step, outcome.error
     if error is None and published is None:
         return None
-    stopped = error is not None and error.code in _INTERRUPTIONS
+    stopped = error is not None and error.code in {"cycle-stopped", "vm-started"}
     kind = published.kind if published else (step.kind if step else _kind_expected(rel))
     return CycleReport(
         kind=kind,
