@@ -32,6 +32,8 @@ from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 
 _T = TypeVar("_T")
+#: What ended a cycle without anything being wrong.
+_INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
 _log: Final = structlog.get_logger(__name__)
 
 #: Seconds between looks at the domains' metadata: VMs migrate in, are renamed and removed without telling us.
@@ -307,7 +309,7 @@ class Runner:
     def _on_event(self, vm: VmId, event: str) -> None:
         with self._wake:
             rel = self._known.get(vm)
-            if rel is not None and event in {"started", "resumed"} and rel.waits is not None:
+            if rel is not None and _is_occasion(event, rel):
                 rel.due = min(rel.due, self._clock())
             self._refresh_at = 0.0
             self._wake.notify_all()
@@ -343,6 +345,11 @@ class Runner:
             return self._known.get(rel.vm) is rel
 
 
+def _is_occasion(event: str, rel: Relationship) -> bool:
+    """Tell whether a cycle is due at once: a VM that went off has a last point, one that is back has news."""
+    return event in {"stopped", "crashed"} or (event in {"started", "resumed"} and rel.waits is not None)
+
+
 def _report(
     rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
 ) -> CycleReport | None:
@@ -350,7 +357,7 @@ def _report(
     published, step, error = outcome.published, outcome.step, outcome.error
     if error is None and published is None:
         return None
-    stopped = error is not None and error.code == "cycle-stopped"
+    stopped = error is not None and error.code in _INTERRUPTIONS
     kind = published.kind if published else (step.kind if step else _kind_expected(rel))
     return CycleReport(
         kind=kind,
@@ -388,6 +395,6 @@ def _show_seeding(rel: Relationship) -> None:
 
 
 def _waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
-    if outcome.waits is None:
+    if outcome.waits is None or outcome.published is not None:
         return None
     return vm_off(rel.name, dt.datetime.now(dt.UTC))
