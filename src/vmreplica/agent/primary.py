@@ -1,6 +1,7 @@
 """The primary side of the agent: the verbs on VMs that are protected from this host."""
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -22,8 +23,9 @@ from vmreplica.agent.protect import (
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.hypervisor import DiskView
 from vmreplica.model.errors import NotFound, Unreachable
-from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
+from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName, is_our_checkpoint
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.report import RelationshipReport
@@ -109,17 +111,7 @@ class PrimarySide:
         )
         if old is not None and old.replica != to:
             raise already_protected(brief.name, self._peer_name(old.replica))
-        offer = ReplicaOffer(
-            name=brief.name,
-            interval=interval,
-            keep=keep,
-            epoch=policy.epoch,
-            disk_bytes=sum(disk.size for disk in disks),
-            base_devices=base_wishes(brief.name, disks, bases.devices),
-            erase=bases.erase,
-            seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
-        )
-        position = self._clients.to(to).offer(brief.vm, offer)
+        position = self._clients.to(to).offer(brief.vm, _offer(brief.name, policy, disks, bases, seed))
         check_not_begun(brief.name, begin_at, position)
         rel = self._runner.find(brief.vm)
         if rel is not None and (seed is not None or begin_at is not None):
@@ -237,3 +229,23 @@ class PrimarySide:
             return self._book.by_id(host).name
         except NotFound:
             return None
+
+
+def _offer(
+    name: VmName, policy: Policy, disks: Sequence[DiskView], bases: Bases, seed: ExistingSeed | NetworkSeed | None
+) -> ReplicaOffer:
+    """Say to the replica what it is asked to accept.
+
+    Raises:
+        BadRequest: a base or a copy is for a disk that is not replicated, or it is not clear for which.
+    """
+    return ReplicaOffer(
+        name=name,
+        interval=policy.interval,
+        keep=policy.keep,
+        epoch=policy.epoch,
+        disk_bytes=sum(disk.size for disk in disks),
+        base_devices=base_wishes(name, disks, bases.devices),
+        erase=bases.erase,
+        seed=seed_disks(name, seed, {disk.target: disk.size for disk in disks}),
+    )

@@ -13,19 +13,19 @@ import structlog
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle, Outcome
-from vmreplica.agent.decide import WAITS_FOR_SEED, Capture
+from vmreplica.agent.decide import WAITS_FOR_SEED
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.protect import differed, vm_off
 from vmreplica.agent.relationship import Relationship, seed_progress
+from vmreplica.agent.reporting import cycle_report, waiting_error
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.tasks import Task
 from vmreplica.hypervisor import DomainBrief
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmId
-from vmreplica.model.point import PointKind, PointSummary, Position
+from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 
@@ -217,7 +217,7 @@ class Runner:
         except VmReplicaError as caught:
             # There is no way to the replica at all, for example because it is no longer paired.
             outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
-        report = _report(rel, meter, outcome, started=started, seconds=self._clock() - clock)
+        report = cycle_report(rel, meter, outcome, started=started, seconds=self._clock() - clock)
         self._settle(rel, report, outcome, clock)
 
     def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
@@ -273,7 +273,7 @@ class Runner:
             rel.idle.set()
             self._wake.notify_all()
         for task in answered:
-            task.finish(report, outcome.error or _waiting_error(rel, outcome))
+            task.finish(report, outcome.error or waiting_error(rel, outcome))
 
     def _plan_next(self, rel: Relationship, outcome: Outcome, started: float, now: float) -> None:
         interval = float(rel.policy.interval)
@@ -351,51 +351,8 @@ class Runner:
         return True
 
 
-def _report(
-    rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
-) -> CycleReport | None:
-    """Describe a run for the journal; a run that only found the VM off is no event."""
-    published, step, error = outcome.published, outcome.step, outcome.error
-    if error is None and published is None:
-        return None
-    stopped = error is not None and error.code == "cycle-stopped"
-    kind = published.kind if published else (step.kind if step else _kind_expected(rel))
-    return CycleReport(
-        kind=kind,
-        point=published.point if published else None,
-        reason=_reason(rel, step, published),
-        started=started,
-        seconds=seconds,
-        outcome="published" if error is None else ("cancelled" if stopped else "failed"),
-        guest_bytes=outcome.guest_bytes,
-        wire_bytes=meter.wire_bytes(),
-        error_code=error.code if error else None,
-        error=error.message if error else None,
-        hint=error.hint if error else "",
-    )
-
-
-def _kind_expected(rel: Relationship) -> PointKind:
-    latest = rel.position.latest if rel.position is not None else None
-    return "delta" if latest is not None and latest.bootable else "initial"
-
-
-def _reason(rel: Relationship, step: Capture | None, published: PointSummary | None) -> str:
-    if step is None:
-        return "continued"
-    latest = rel.position.latest if rel.position is not None else None
-    seeded = published is not None and latest is not None and not latest.bootable
-    return f"{step.reason} ({differed(published)})" if published is not None and seeded else step.reason
-
-
 def _show_seeding(rel: Relationship) -> None:
     """Show what the replica does in place of the cycle's own progress."""
     progress = seed_progress(rel.position)
     if rel.meter is not None and progress is not None:
         rel.meter.show(progress)
-
-
-def _waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
-    if outcome.waits is None:
-        return None
-    return vm_off(rel.name, dt.datetime.now(dt.UTC))

@@ -1,5 +1,6 @@
 """Commands that change a VM's protection: enable, disable, pause, resume, sync, networks."""
 
+import datetime as dt
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -101,11 +102,17 @@ def enable(
     )
     client = AgentClient(socket)
     answer = _enabled(client, vm, body, as_json=as_json)
-    if body.at is None or as_json:
-        _task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
+    _show_beginning(client, vm, answer, body.at, wait=wait, as_json=as_json)
+
+
+def _show_beginning(
+    client: AgentClient, vm: str, answer: bytes, moment: dt.datetime | None, *, wait: bool, as_json: bool
+) -> None:
+    if moment is None or as_json:
+        _task(client, vm, answer, wait=wait and moment is None, as_json=as_json)
     else:
-        moment = f"{body.at.astimezone():%Y-%m-%d %H:%M}"
-        show_done(f"Initial replication of {vm} begins {moment}; vmreplica sync {vm} begins it now.", as_json=False)
+        when = f"{moment.astimezone():%Y-%m-%d %H:%M}"
+        show_done(f"Initial replication of {vm} begins {when}; vmreplica sync {vm} begins it now.", as_json=False)
 
 
 def disable(
