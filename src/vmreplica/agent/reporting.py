@@ -1,6 +1,7 @@
 """What a cycle came to, in the words of the journal and of whoever waits for it: pure."""
 
 import datetime as dt
+from typing import Final
 
 from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.decide import Capture
@@ -11,6 +12,9 @@ from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.report import CycleReport
 
+#: What ended a cycle without anything being wrong.
+_INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
+
 
 def cycle_report(
     rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
@@ -19,7 +23,7 @@ def cycle_report(
     published, step, error = outcome.published, outcome.step, outcome.error
     if error is None and published is None:
         return None
-    stopped = error is not None and error.code == "cycle-stopped"
+    stopped = error is not None and error.code in _INTERRUPTIONS
     kind = published.kind if published else (step.kind if step else _kind_expected(rel))
     return CycleReport(
         kind=kind,
@@ -51,6 +55,6 @@ def _reason(rel: Relationship, step: Capture | None, published: PointSummary | N
 
 def waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
     """Tell whoever waited for a point why there is none, though nothing failed."""
-    if outcome.waits is None:
+    if outcome.waits is None or outcome.published is not None:
         return None
     return vm_off(rel.name, dt.datetime.now(dt.UTC))
