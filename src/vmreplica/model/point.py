@@ -124,6 +124,8 @@ class PointSummary(Shape):
     wire_bytes: int
     stored_bytes: int
     holds: tuple[str, ...] = ()
+    #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
+    waits_for: PointId | None = None
 
 
 class HeldSegments(Shape):
@@ -151,5 +153,7 @@ class Position(Shape):
     free_bytes: int
     #: How many published points the replica keeps.
     points: int = 0
+    #: The exported point that all others wait for, until it is imported.
+    awaited: PointId | None = None
     #: Texts of what the replica has to complain about (store nearly full, failed over, ...).
     complaints: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import threading
 from vmreplica.fsio import fsync_dir, remove_tree
 from vmreplica.model.errors import BadRequest, Conflict, Corrupt, VmReplicaError
 from vmreplica.model.ids import PointId
-from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening
+from vmreplica.model.point import HeldSegments, IncomingPoint, Manifest, PointClosing, PointOpening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, make_dir, read_shape, store_errors, write_shape
 from vmreplica.repository.publish import publish
@@ -155,6 +155,15 @@ def check_opening(opening: PointOpening, latest: Manifest | None) -> None:
     if opening.parent is not None and shrunk:
         # What the parent has behind the new end would come back to light if the disk grew again.
         raise BadRequest("disk-shrunk", f"disk {shrunk[0]} of {opening.name} became smaller: a whole copy is needed")
+
+
+def all_held(manifest: Manifest) -> IncomingPoint:
+    """Describe a published point as one whose segments are all held."""
+    held = tuple(
+        HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
+        for disk in manifest.disks
+    )
+    return IncomingPoint(point=manifest.point, held=held)
 
 
 def _follows(opening: PointOpening, latest: PointId | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
-from vmreplica.fsio import no_space, publish_bytes
+from vmreplica.fsio import no_space, publish_bytes, remove_tree
 from vmreplica.model.errors import Corrupt, Internal, Kind
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.shape import Shape
@@ -28,6 +28,9 @@ class Layout:
         self.record = root / "replica.json"
         self.points = root / "points"
         self.incoming = root / "incoming"
+        #: Like ``incoming``, for a base that is imported; there only while one is.
+        self.importing = root / "importing"
+        self.awaited = root / "awaited.json"
         self.holds = root / "holds"
         self.run = root / "run"
         self.fold = root / "fold.json"
@@ -62,6 +65,15 @@ def make_dir(path: Path) -> None:
     """Make a directory that QEMU may pass through, whatever the umask."""
     path.mkdir(mode=DIR_MODE, exist_ok=True)
     path.chmod(DIR_MODE)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a crash left half written or half removed."""
+    for leftover in (*root.glob("**/.*.tmp"), *root.glob("**/.*.gone")):
+        if leftover.is_dir():
+            remove_tree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_shape(path: Path, shape: Shape) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
+from vmreplica.model.export import AwaitedBase
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.shape import Shape
@@ -34,6 +35,15 @@ class ReplicaRecord(Shape):
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     failover: FailoverRecord | None = None
+
+
+class AwaitedRecord(Shape):
+    """``awaited.json``: the base travels in an export; points that come meanwhile stand on what is not here yet."""
+
+    base: AwaitedBase
+    since: AwareDatetime
+    #: The export is lost: what stands on it is being removed.
+    given_up: bool = False
 
 
 class Hold(Shape):

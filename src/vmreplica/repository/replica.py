@@ -9,23 +9,16 @@ from typing import Any
 from vmreplica.fsio import free_bytes, remove_tree
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import DiskTarget, PointId
-from vmreplica.model.point import (
-    HeldSegments,
-    IncomingPoint,
-    Manifest,
-    PointClosing,
-    PointOpening,
-    PointSummary,
-    Position,
-)
+from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.states import Event, State, transition
 from vmreplica.model.units import format_size
 from vmreplica.repository import folding
-from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
+from vmreplica.repository.awaiting import Awaiting, Shared
+from vmreplica.repository.chain import Point, Step, load_points, measured, next_step, waiting_points
 from vmreplica.repository.holds import Holds
-from vmreplica.repository.inbox import Inbox, check_opening
+from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
-from vmreplica.repository.layout import Layout, read_shape, store_errors, write_shape
+from vmreplica.repository.layout import Layout, read_shape, remove_leftovers, store_errors, write_shape
 from vmreplica.repository.record import ReplicaRecord
 
 Clock = Callable[[], dt.datetime]
@@ -54,8 +47,16 @@ class Replica:
         self._record = read_shape(self._layout.record, ReplicaRecord)
         self._holds = Holds(self._layout.holds)
         self._points: list[Point] = []
-        self._complaints: list[str] = []
         self._inbox = Inbox(self._layout, min_free)
+        #: A base that travels in an export, until it is imported.
+        self.awaiting = Awaiting(
+            self._layout,
+            min_free,
+            Shared(self._receiving, self._folding, self._memory, self._points, self._inbox),
+            clock,
+            self._end_waiting,
+        )
+        self._complaints: list[str] = []
         #: Called with the name of each step of a fold; for tests that end the agent there.
         self.before_fold_step: folding.StepHook = lambda _step: None
         self._reload()
@@ -119,13 +120,14 @@ class Replica:
             incoming=self._inbox.held(),
             free_bytes=free,
             points=len(points),
+            awaited=self.awaiting.base.opening.point if self.awaiting.base else None,
             complaints=tuple(complaints),
         )
 
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return [point.summary(self._holds.reasons(point.id)) for point in reversed(self._points)]
+            return [self._summary(point) for point in reversed(self._points)]
 
     def point(self, point: PointId) -> Manifest:
         """Give a published point's manifest.
@@ -170,7 +172,7 @@ class Replica:
         with self._receiving:
             published = self._find(opening.point)
             if published is not None:
-                return _all_held(published.manifest)
+                return all_held(published.manifest)
             latest = self._latest()
             check_opening(opening, latest.manifest if latest is not None else None)
             return self._inbox.open(opening)
@@ -203,7 +205,7 @@ class Replica:
                 self._publish(self._inbox.require(self.record.name, point), closing)
             self._end_waiting()
             with self._memory:
-                return self._published(point).summary(self._holds.reasons(point))
+                return self._summary(self._published(point))
 
     def abandon(self, point: PointId) -> None:
         """Throw away a point under construction, if it is this one."""
@@ -270,9 +272,10 @@ class Replica:
             VmReplicaError: not all of it could be done.
         """
         with self._receiving, self._folding, store_errors(self.dir):
-            for leftover in (*self.dir.glob("**/.*.tmp"), *self.dir.glob("**/.*.gone")):
-                _remove(leftover)
+            remove_leftovers(self.dir)
             self._settle()
+            self._reload()
+            self.awaiting.recover()
             self._reload()
             latest = self._latest()
             self._inbox.recover(latest.id if latest is not None else None)
@@ -283,13 +286,19 @@ class Replica:
         self._stop_fold.set()
         with self._receiving, self._folding, self._memory:
             self._inbox.retire()
+            self.awaiting.retire()
 
     # ---- helpers: points
 
+    def _summary(self, point: Point) -> PointSummary:
+        waits = self.awaiting.base is not None and point.id in waiting_points(self._points)
+        awaited = self._points[0].id if waits else None
+        return point.summary(self._holds.reasons(point.id), awaited)
+
     def _reload(self) -> None:
-        points, complaints = load_points(self._layout, self._record.vm)
+        points, complaints = load_points(self._layout, self._record.vm, self.awaiting.point())
         with self._memory:
-            self._points, self._complaints = points, complaints
+            self._points[:], self._complaints = points, complaints
 
     def _find(self, point: PointId) -> Point | None:
         with self._memory:
@@ -323,7 +332,7 @@ class Replica:
 
     def _end_waiting(self) -> None:
         with self._memory:
-            if self._points and self._record.state is State.WAITING:
+            if self._points and self.awaiting.base is None and self._record.state is State.WAITING:
                 self.move(Event.PUBLISHED)
 
     # ---- helpers: retention
@@ -377,18 +386,3 @@ class Replica:
         if self._layout.fold.exists():
             folding.recover_fold(self._layout)
             self._reload()
-
-
-def _all_held(manifest: Manifest) -> IncomingPoint:
-    held = tuple(
-        HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
-        for disk in manifest.disks
-    )
-    return IncomingPoint(point=manifest.point, held=held)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)
