@@ -34,9 +34,13 @@ def plan_unplanned(
         primary: what the primary says about the VM.
 
     Raises:
-        Conflict: the state forbids it (``state-forbids``), or the VM still runs there (``primary-still-runs``).
+        Conflict: the state forbids it (``state-forbids``), the VM still runs there (``primary-still-runs``), or the
+            first copy travels in an export (``base-awaited``).
         NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
     """
+    if points and State(record.state) is State.WAITING:
+        # It is not ready for a failover either, but there is more to say than that.
+        _require_base(record.name, _choose(record.name, points, point))
     transition(record.name, State(record.state), Event.FAIL_OVER)
     if primary == "runs":
         raise Conflict(
@@ -45,6 +49,7 @@ def plan_unplanned(
             hint="shut the VM down on the primary first; to try the replica beside it, use a test failover",
         )
     chosen = _choose(record.name, points, point)
+    _require_base(record.name, chosen)
     newer = sum(1 for other in points if other.point > chosen.point)
     return FailoverPlan(
         vm=record.vm,
@@ -57,6 +62,15 @@ def plan_unplanned(
         steps=_steps(record.name, chosen),
         warnings=_warnings(primary, newer, record.epoch),
     )
+
+
+def _require_base(name: str, point: PointSummary) -> None:
+    if point.waits_for is not None:
+        raise Conflict(
+            "base-awaited",
+            f"{name} cannot be started here yet: its first copy, point {point.waits_for}, travels in an export",
+            hint="vmreplica import DIR takes it in, DIR being where the export arrived",
+        )
 
 
 def _choose(name: str, points: Sequence[PointSummary], point: PointId | None) -> PointSummary:

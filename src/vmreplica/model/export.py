@@ -64,6 +64,7 @@ class ImportReport(Shape):
 
     vm: VmId
     name: VmName
+    #: The oldest point of the replica: it holds the first copy.
     point: PointId
     #: It was taken in before; nothing was read.
     was_here: bool

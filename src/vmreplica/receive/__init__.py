@@ -4,6 +4,7 @@ Knows the repository and the protocol's shapes. Knows nothing of HTTP, certifica
 libvirt or schedules.
 """
 
+from vmreplica.receive.importing import import_export
 from vmreplica.receive.receiver import Receiver
 
-__all__ = ["Receiver"]
+__all__ = ["Receiver", "import_export"]

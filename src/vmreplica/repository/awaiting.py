@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vmreplica.fsio import fsync_dir, remove_tree
 from vmreplica.model.errors import Conflict, NotFound
-from vmreplica.model.export import AwaitedBase
+from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import DiskManifest, Manifest
 from vmreplica.repository.chain import Point, measured, waiting_points
@@ -48,7 +48,7 @@ class Awaiting:
         min_free: bytes to leave free on the store.
         shared: of the replica.
         clock: gives aware time.
-        came: called when the base has come, so that the replica is one like any other.
+        came: called with the export when its base has come, and the replica is one like any other; may be repeated.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Awaiting:
         min_free: int,
         shared: Shared,
         clock: Callable[[], dt.datetime],
-        came: Callable[[], None],
+        came: Callable[[ExportId], None],
     ) -> None:
         self._layout = layout
         self._shared = shared
@@ -138,8 +138,8 @@ class Awaiting:
             point = measured(self._layout, Point(manifest, 0))
             with shared.memory:
                 shared.points[0] = point
+                self._came(base.export)
                 self._settle()
-            self._came()
 
     def give_up(self) -> None:
         """Await the base no longer and remove what stands on it; harmless when none is awaited."""
@@ -157,6 +157,7 @@ class Awaiting:
         if self._record.given_up:
             self._give_up()
         elif any(point.here and point.id == name for point in self._shared.points):
+            self._came(self._record.base.export)
             self._settle()
         elif self._layout.importing.is_dir():
             self._inbox.recover(None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vmreplica.fsio import free_bytes, remove_tree
 from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.states import Event, State, transition
@@ -54,7 +55,7 @@ class Replica:
             min_free,
             Shared(self._receiving, self._folding, self._memory, self._points, self._inbox),
             clock,
-            self._end_waiting,
+            self._imported,
         )
         self._complaints: list[str] = []
         #: Called with the name of each step of a fold; for tests that end the agent there.
@@ -334,6 +335,11 @@ class Replica:
         with self._memory:
             if self._points and self.awaiting.base is None and self._record.state is State.WAITING:
                 self.move(Event.PUBLISHED)
+
+    def _imported(self, export: ExportId) -> None:
+        self.update(imported=export)
+        if self._record.state is State.WAITING:
+            self.move(Event.PUBLISHED)
 
     # ---- helpers: retention
 
