@@ -25,6 +25,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.states import State
 
 NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
@@ -107,11 +108,25 @@ class SmallAgent:
         self._asked("points", vm)
         return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
 
-    def enable(self, vm: str, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
-        """Begin a relationship."""
-        self._asked("enable", vm, to, every, excluded, keep)
+    def enable(  # noqa: PLR0917 - as the facade's, whose are keywords
+        self,
+        vm: str,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        seed: SeedRequest | None,
+        give_up: bool,
+    ) -> TaskReport:
+        """Begin a relationship; the first copy is remembered only when something was said about it."""
+        self._asked("enable", vm, to, every, excluded, keep, *((seed, give_up) if seed else ()))
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
+        return self.progress[0]
+
+    def import_export(self, directory: str, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Begin an import."""
+        self._asked("import", directory, passphrase, identity)
         return self.progress[0]
 
     def disable(self, vm: str, delete_copy: bool) -> None:

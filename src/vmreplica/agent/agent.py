@@ -34,6 +34,8 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import SeedRequest
+from vmreplica.parcel import Secret
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
@@ -146,10 +148,29 @@ class Agent:
             raise NotFound("not-protected", f"{vm} is not protected on this host", hint=f"vmreplica enable {vm}")
         return self._clients.to(rel.policy.replica).points(rel.vm)
 
-    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
+    ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
-        return self._primaries.enable(vm, host, interval=every, keep=keep, excluded=excluded).report()
+        task = self._primaries.enable(
+            vm, host, interval=every, keep=keep, excluded=excluded, seed=seed, give_up=give_up
+        )
+        return task.report()
+
+    def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Take in the first copy of a VM that travelled in a directory."""
+        task = self._tasks.start(f"import of {directory}")
+        self._replicas.import_export(directory, Secret(passphrase=passphrase, identity=identity), task)
+        return task.report()
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""

@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -24,6 +25,8 @@ from vmreplica.agent.decide import (
     Wait,
     decide,
 )
+from vmreplica.agent.exporting import PATIENCE as EXPORT_PATIENCE
+from vmreplica.agent.exporting import reserve_in
 from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.meter import Meter
@@ -43,7 +46,8 @@ from vmreplica.model.ids import (
 from vmreplica.model.point import DiskSpec, PointKind, PointOpening, PointSummary, Position
 from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
-from vmreplica.spool import SpoolPoint
+from vmreplica.ship import DirectoryWire, Wire
+from vmreplica.spool import PATIENCE, SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -276,13 +280,25 @@ class Cycle:
     def _transfer(self, point: SpoolPoint) -> Transfer:
         return Transfer(
             point=point,
-            wire=self._client,
+            wire=self._wire(point.opening),
+            patience=EXPORT_PATIENCE if self._exports(point.opening) else PATIENCE,
             limits=self._stages.limits,
             halt=self._halt,
             meter=self._meter,
             holdings=self._holdings,
             give_up=lambda: self._give_up(point),
         )
+
+    def _exports(self, opening: PointOpening) -> bool:
+        return self._policy.seed is not None and opening.kind == "initial"
+
+    def _wire(self, opening: PointOpening) -> Wire:
+        seed = self._policy.seed
+        if seed is None or not self._exports(opening):
+            return self._client
+        self._meter.phase(f"exporting to {seed.directory}")
+        least = reserve_in(Path(seed.directory), self._stages.spool_dir, self._stages.limits.min_free)
+        return DirectoryWire(seed, self._client.await_base, reserve=least)
 
     def _give_up(self, point: SpoolPoint) -> None:
         self._hypervisor.end_backup(self._vm)

@@ -6,6 +6,7 @@ asked again and the next step follows from them, so there is nothing to remember
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, PointId, is_our_checkpoint
 from vmreplica.model.point import DiskMode, PointKind, PointOpening, PointSummary, Position
@@ -113,6 +114,11 @@ class Wait:
     reason: str
 
 
+#: Points that wait for their base at most: more would make the chain long without bringing it any nearer to use.
+MAX_WAITING: Final = 60
+#: Why a cycle waits while the replica waits for an export: enough points stand on what is not there.
+BASE_AWAITED = "base-awaited"
+
 Step = Fenced | Tidy | Ship | Continue | Fetch | Capture | Wait
 
 
@@ -174,6 +180,8 @@ def _capture(facts: CycleFacts) -> Step:
     if latest is None:
         modes: dict[DiskTarget, DiskMode] = dict.fromkeys(facts.disks, "whole")
         return Capture(kind="initial", parent=None, modes=modes, base=None, reason="no point yet")
+    if facts.position.awaited is not None and facts.position.points > MAX_WAITING:
+        return Wait(reason=BASE_AWAITED)
     smaller = _shrunk(facts, latest)
     if smaller is not None:
         modes = dict.fromkeys(facts.disks, "whole")

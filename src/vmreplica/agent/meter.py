@@ -23,6 +23,7 @@ class Meter:
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = "preparing"
+        self._obstacle = ""
         self._done = self._total = self._wire = 0
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
 
@@ -40,9 +41,15 @@ class Meter:
             while len(self._marks) > 2 and self._marks[0][0] < now - _WINDOW:  # noqa: PLR2004 - a slope needs two
                 self._marks.popleft()
 
+    def obstacle(self, what: str) -> None:
+        """Name what sending waits for; it is over with the next bytes that are sent."""
+        with self._lock:
+            self._obstacle = what
+
     def sent(self, wire_bytes: int) -> None:
         """Set how many bytes have crossed the network."""
         with self._lock:
+            self._obstacle = ""
             self._wire = wire_bytes
 
     def wire_bytes(self) -> int:
@@ -57,7 +64,7 @@ class Meter:
             rate = (after - before) / (until - since) if until > since else 0.0
             left = (self._total - self._done) / rate if rate > 0 else None
             return Progress(
-                phase=self._phase,
+                phase=f"{self._phase} (waiting: {self._obstacle})" if self._obstacle else self._phase,
                 done_bytes=self._done,
                 total_bytes=self._total,
                 wire_bytes=self._wire,

@@ -6,15 +6,20 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.exporting import check_change, is_same, prepare_seed
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.hypervisor import DomainBrief
 from vmreplica.model.errors import NotFound, Unreachable
+from vmreplica.model.export import ExportSeed
 from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
+from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.report import RelationshipReport
+from vmreplica.model.seed import SeedRequest
 from vmreplica.peer.book import PeerBook
 
 _log: Final = structlog.get_logger(__name__)
@@ -39,10 +44,30 @@ class PrimarySide:
         self._book = book
         self._tasks = tasks
 
-    def enable(self, vm: str, to: HostId, *, interval: int, keep: int, excluded: tuple[DiskTarget, ...]) -> Task:
+    def enable(
+        self,
+        vm: str,
+        to: HostId,
+        *,
+        interval: int,
+        keep: int,
+        excluded: tuple[DiskTarget, ...],
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
+    ) -> Task:
         """Protect a VM, or change the policy of one that is protected to the same host.
 
+        Args:
+            vm: its name or UUID.
+            to: the replica.
+            interval: seconds between cycles.
+            keep: points.
+            excluded: disks that are not replicated.
+            seed: how the first copy gets there; None: as before, or over the network.
+            give_up: an export that the replica waits for is lost.
+
         Raises:
+            Conflict: ``export-awaited``: the export has to be given up, and nobody said so.
             VmReplicaError: unknown VM, no eligible disk, or the replica refuses or does not answer.
         """
         brief = self._hypervisor.find(vm)
@@ -59,8 +84,17 @@ class PrimarySide:
             epoch=policy.epoch,
             disk_bytes=sum(disk.size for disk in disks),
         )
-        self._clients.to(to).offer(brief.vm, offer)
-        self._hypervisor.set_policy(brief.vm, policy)
+        position = self._clients.to(to).offer(brief.vm, offer)
+        if is_same(seed, old):
+            policy = policy.model_copy(update={"seed": old.seed if old else None})
+            self._hypervisor.set_policy(brief.vm, policy)
+        else:
+            check_change(brief.name, seed, position, sure=give_up)
+            if isinstance(seed, ExportSeed):
+                prepared = prepare_seed(seed, brief, self._clients.here, to, old)
+                policy = policy.model_copy(update={"seed": prepared})
+            self._hypervisor.set_policy(brief.vm, policy)
+            self._change_seed(brief, policy, position)
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)
         return task
@@ -126,6 +160,17 @@ class PrimarySide:
             now=now,
             clock=clock,
         )
+
+    def _change_seed(self, brief: DomainBrief, policy: Policy, position: Position) -> None:
+        """End a first copy that was on its way in another manner, and give up an export that was awaited.
+
+        The new policy is in force before: what is begun again meanwhile follows it.
+        """
+        rel = self._runner.find(brief.vm)
+        if rel is not None:
+            self._runner.halt(self._runner.adopt(brief, policy))
+        if position.awaited is not None:
+            self._clients.to(policy.replica).give_up_base(brief.vm)
 
     def _set_paused(self, vm: str, *, paused: bool) -> Relationship:
         rel = self._find(vm)

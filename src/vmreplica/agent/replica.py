@@ -11,16 +11,21 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.meter import Meter
+from vmreplica.agent.tasks import Task
 from vmreplica.failover.execute import execute, recover
 from vmreplica.failover.plan import PrimaryAnswer, plan_unplanned
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
+from vmreplica.model.errors import Conflict, Internal, NotFound, VmReplicaError
+from vmreplica.model.export import Directory
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostId, PointId, VmId
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import FailoverPlan, FailoverReport, PointsReport, RelationshipReport
 from vmreplica.model.states import RECEIVING, Event, State
+from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
+from vmreplica.receive import import_export
 from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
@@ -48,6 +53,9 @@ class ReplicaSide:
         self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
+        #: One at a time: media are slow when read in two places.
+        self._importing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="import")
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Roll interrupted folds and failovers forward or back, then begin the upkeep."""
@@ -64,6 +72,8 @@ class ReplicaSide:
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self._stopping.set()
+        self._importing.shutdown(wait=True, cancel_futures=True)
         self._upkeep.put(None)
         self._thread.join()
         self._asking.shutdown(wait=False, cancel_futures=True)
@@ -125,6 +135,12 @@ class ReplicaSide:
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
+    def import_export(self, directory: Directory, secret: Secret, task: Task) -> None:
+        """Take an export in, after those that were asked for before; the task ends with it."""
+        task.meter = Meter()
+        task.meter.phase("waiting for another import")
+        self._importing.submit(self._import, directory, secret, task, task.meter)
+
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Say which network of this host stands for which one of the primary."""
         replica = self.get(vm)
@@ -161,7 +177,8 @@ class ReplicaSide:
         age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
         state = State(record.state)
         complaints = replica.position().complaints
-        facts = Facts(state=state, interval=record.interval, point_age=age, complaints=complaints)
+        awaited = replica.awaiting.base is not None
+        facts = Facts(state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=complaints)
         return RelationshipReport(
             vm=record.vm,
             name=record.name,
@@ -197,6 +214,28 @@ class ReplicaSide:
 
     def _runs_there(self, owner: HostId, vm: VmId) -> bool:
         return self._clients.to(owner).runs_here(vm).runs
+
+    def _import(self, directory: Directory, secret: Secret, task: Task, meter: Meter) -> None:
+        meter.phase("checking the export")
+        here = self._clients.here
+
+        def progress(done: int, total: int) -> None:
+            meter.phase("importing")
+            meter.read(done, total)
+
+        try:
+            task.imported = import_export(
+                self._repository, here, directory, secret, cancel=self._stopping, progress=progress
+            )
+            self._upkeep.put(task.imported.vm)
+            _log.info("imported", directory=directory, **task.imported.model_dump(mode="json"))
+            task.finish(None, None)
+        except VmReplicaError as error:
+            _log.warning("import failed", directory=directory, code=error.code, why=error.message)
+            task.finish(None, error)
+        except Exception as error:  # noqa: BLE001 - a defect must not leave somebody waiting for ever
+            _log.exception("import failed unexpectedly", directory=directory)
+            task.finish(None, Internal("internal", f"the import of {directory} failed: {error}", hint="see the log"))
 
     def _warm_up(self) -> None:
         try:

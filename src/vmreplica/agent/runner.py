@@ -12,6 +12,8 @@ import structlog
 
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import Cycle, Outcome
+from vmreplica.agent.decide import BASE_AWAITED
+from vmreplica.agent.exporting import base_awaited, spacing
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
@@ -193,6 +195,20 @@ class Runner:
             began=lambda kind: self._began(rel, kind),
         )
 
+    def _forget_seed(self, rel: Relationship) -> None:
+        """Once the first copy is at the replica, another one would never go to a directory unasked."""
+        position = rel.position
+        if rel.policy.seed is None or position is None or position.latest is None or position.awaited is not None:
+            return
+        policy = rel.policy.model_copy(update={"seed": None})
+        try:
+            self._hypervisor.set_policy(rel.vm, policy)
+        except VmReplicaError as error:
+            _log.warning("the policy still names an export that is imported", vm=rel.vm, why=error.message)
+            return
+        with self._wake:
+            rel.policy = policy
+
     def _saw(self, rel: Relationship, position: Position) -> None:
         with self._wake:
             rel.position = position
@@ -204,6 +220,8 @@ class Runner:
     def _settle(self, rel: Relationship, report: CycleReport | None, outcome: Outcome, started: float) -> None:
         if report is not None:
             self._keep(rel, report)
+        if outcome.error is None:
+            self._forget_seed(rel)
         with self._wake:
             now = self._clock()
             rel.meter, rel.sending = None, None
@@ -220,7 +238,8 @@ class Runner:
             task.finish(report, outcome.error or _waiting_error(rel, outcome))
 
     def _plan_next(self, rel: Relationship, outcome: Outcome, started: float, now: float) -> None:
-        interval = float(rel.policy.interval)
+        awaited = rel.position.awaited if rel.position is not None else None
+        interval = spacing(float(rel.policy.interval), awaited, dt.datetime.now(dt.UTC))
         if outcome.error is not None:
             rel.failures += 1
             rel.due = retry_due(now, rel.failures, interval, random.random())  # noqa: S311 - spreads retries
@@ -229,7 +248,9 @@ class Runner:
         rel.due = next_due(started, now, interval)
         if outcome.published is not None and rel.position is not None:
             points = min(rel.position.points + 1, rel.policy.keep)
-            rel.position = rel.position.model_copy(update={"latest": outcome.published, "points": points})
+            rel.position = rel.position.model_copy(
+                update={"latest": outcome.published, "points": points, "awaited": outcome.published.waits_for}
+            )
 
     def _keep(self, rel: Relationship, report: CycleReport) -> None:
         """Log and journal a run; of a failure that repeats itself only the 1st, 2nd, 4th, 8th... time."""
@@ -305,4 +326,6 @@ def _kind_expected(rel: Relationship) -> PointKind:
 def _waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
     if outcome.waits is None:
         return None
+    if outcome.waits == BASE_AWAITED:
+        return base_awaited(rel.name)
     return vm_off(rel.name, dt.datetime.now(dt.UTC))

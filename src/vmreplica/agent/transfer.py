@@ -24,8 +24,7 @@ from vmreplica.hypervisor import BackupJob
 from vmreplica.model.errors import Conflict, Corrupt, NoSpace, VmReplicaError
 from vmreplica.model.point import PointSummary
 from vmreplica.model.units import format_size
-from vmreplica.peer.client import PeerClient
-from vmreplica.ship import ship_point
+from vmreplica.ship import Wire, ship_point
 from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
@@ -65,7 +64,8 @@ class Transfer:
 
     Args:
         point: its place in the spool.
-        wire: the replica.
+        wire: the replica, or the directory that is carried to it.
+        patience: seconds that reading waits for sending.
         limits: threads, level, scratch.
         halt: set from outside to give up.
         meter: fed with progress.
@@ -77,7 +77,8 @@ class Transfer:
         self,
         *,
         point: SpoolPoint,
-        wire: PeerClient,
+        wire: Wire,
+        patience: float,
         limits: TransferLimits,
         halt: threading.Event,
         meter: Meter,
@@ -86,6 +87,7 @@ class Transfer:
     ) -> None:
         self._point = point
         self._wire = wire
+        self._patience = patience
         self._limits = limits
         self._outer_halt = halt
         self._halt = threading.Event()
@@ -138,6 +140,7 @@ class Transfer:
                     level=self._limits.level,
                     cancel=self._halt,
                     progress=self._meter.read,
+                    patience=self._patience,
                 )
         except VmReplicaError:
             # What set the halt says more than "cancelled".
@@ -160,6 +163,7 @@ class Transfer:
                     self._fail(error)
                     raise
                 failures += 1
+                self._meter.obstacle(error.message)
                 wait = BACKOFF[min(failures, len(BACKOFF)) - 1]
                 _log.warning("sending interrupted", point=self._point.opening.point, why=error.message, retry_in=wait)
                 if self._halt.wait(wait):

@@ -16,6 +16,7 @@ from vmreplica.api.requests import (
     DisableRequest,
     EnableRequest,
     FailoverRequest,
+    ImportRequest,
     InviteRequest,
     JoinRequest,
     NetworksRequest,
@@ -58,6 +59,7 @@ class _Vms:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/tasks/{task}", self._task),
+            web.post("/v1/imports", self._import),
             web.get(f"{_VM}/points", self._points),
             web.get(f"{_VM}/history", self._history),
             web.post(f"{_VM}/enable", self._enable),
@@ -78,6 +80,11 @@ class _Vms:
     async def _task(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.task, request.match_info["task"])))
 
+    async def _import(self, request: web.Request) -> web.Response:
+        body = await read_body(request, ImportRequest)
+        call = partial(self._agent.import_export, body.directory, passphrase=body.passphrase, identity=body.identity)
+        return answer(await self._run(call), status=202)
+
     async def _points(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.points, _vm(request))))
 
@@ -88,7 +95,16 @@ class _Vms:
 
     async def _enable(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, EnableRequest)
-        call = partial(self._agent.enable, vm, to=body.to, every=body.every, excluded=body.excluded, keep=body.keep)
+        call = partial(
+            self._agent.enable,
+            vm,
+            to=body.to,
+            every=body.every,
+            excluded=body.excluded,
+            keep=body.keep,
+            seed=body.seed,
+            give_up=body.give_up,
+        )
         return answer(await self._run(call), status=202)
 
     async def _disable(self, request: web.Request) -> web.Response:

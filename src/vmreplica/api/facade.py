@@ -14,6 +14,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import SeedRequest
 
 
 class AgentFacade(Protocol):
@@ -25,8 +26,21 @@ class AgentFacade(Protocol):
     def points(self, vm: str) -> PointsReport:
         """List recovery points, here or on the VM's replica."""
 
-    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        seed: SeedRequest | None,
+        give_up: bool,
+    ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
+
+    def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Take in the first copy of a VM that travelled in a directory."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""

@@ -4,8 +4,10 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from vmreplica.model.export import Directory, Passphrase
 from vmreplica.model.ids import DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
 
 NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/]{1,255}$")]
@@ -19,6 +21,19 @@ class EnableRequest(Shape):
     every: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
     excluded: Annotated[tuple[DiskTarget, ...], Field(max_length=64)] = ()
     keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    #: How the first copy gets there; None: as before, or over the network.
+    seed: SeedRequest | None = None
+    #: An export that the replica waits for is lost.
+    give_up: bool = False
+
+
+class ImportRequest(Shape):
+    """Take in the first copy of a VM that travelled in a directory."""
+
+    directory: Directory
+    passphrase: Passphrase | None = Field(default=None, repr=False)
+    #: The text of an age identity file.
+    identity: Annotated[str, StringConstraints(max_length=65536)] | None = Field(default=None, repr=False)
 
 
 class DisableRequest(Shape):

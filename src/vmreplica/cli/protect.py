@@ -6,6 +6,7 @@ import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.exports import PassphraseFile, next_step, seed_fields, sending_again
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
 from vmreplica.model.units import parse_duration
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
         "Protect a VM: copy it to a paired host and go on copying what changes.",
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        "vmreplica enable files --to backup1 --seed export:/mnt/usb/files --passphrase-file key.txt",
     )
     add_command(
         app,
@@ -52,6 +54,19 @@ def enable(
         typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
     ] = None,
     keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="How the first copy gets there: network; export:DIR writes it to a directory that you carry to the "
+            "peer, for vmreplica import.",
+        ),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    recipient: Annotated[
+        str | None, typer.Option(metavar="AGEKEY", help="Encrypt the export for this public key of age.")
+    ] = None,
+    yes: Yes = False,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
@@ -59,9 +74,22 @@ def enable(
     """Protect a VM."""
     from vmreplica.api.requests import EnableRequest  # noqa: PLC0415 - slow to import
 
-    body = make_request(EnableRequest, to=to, every=_seconds(every), excluded=tuple(exclude_disk or ()), keep=keep)
+    body = make_request(
+        EnableRequest,
+        to=to,
+        every=_seconds(every),
+        excluded=tuple(exclude_disk or ()),
+        keep=keep,
+        seed=seed_fields(seed, passphrase_file, recipient),
+        give_up=yes,
+    )
     client = AgentClient(socket)
-    _task(client, vm, client.send("POST", vm_path(vm, "enable"), body, timeout=LONG), wait=wait, as_json=as_json)
+    answer = sending_again(
+        lambda again: client.send("POST", vm_path(vm, "enable"), again, timeout=LONG), body, as_json=as_json
+    )
+    _task(client, vm, answer, wait=wait, as_json=as_json)
+    if wait and not as_json and body.seed is not None and body.seed.kind == "export":
+        show_done(next_step(body.seed.directory), as_json=False)
 
 
 def disable(

@@ -70,3 +70,20 @@ class ImportReport(Shape):
     was_here: bool
     #: Bytes of the files that were read.
     file_bytes: Annotated[int, Field(ge=0)] = 0
+
+
+class ExportSeed(Shape):
+    """Asked for: the first copy goes to a directory of the primary, and a person carries it to the replica."""
+
+    kind: Literal["export"] = "export"
+    directory: Directory
+    #: Encrypts it; never kept.
+    passphrase: Passphrase | None = Field(default=None, repr=False)
+    #: Or this public key does.
+    recipient: Recipient | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "ExportSeed":
+        if self.passphrase is not None and self.recipient is not None:
+            raise ValueError("either a passphrase or a recipient, not both")
+        return self
