@@ -108,18 +108,19 @@ class SmallAgent:
         self._asked("points", vm)
         return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
 
-    def enable(  # noqa: PLR0917 - as the facade's, whose are keywords
+    def enable(
         self,
         vm: str,
+        *,
         to: str,
         every: int,
         excluded: tuple[str, ...],
         keep: int,
-        seed: SeedRequest | None,
-        give_up: bool,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
     ) -> TaskReport:
         """Begin a relationship; the first copy is remembered only when something was said about it."""
-        self._asked("enable", vm, to, every, excluded, keep, *((seed, give_up) if seed else ()))
+        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed, give_up]))
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
         return self.progress[0]

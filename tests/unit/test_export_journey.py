@@ -1,6 +1,7 @@
 """A first copy in a directory: written, interrupted, damaged, brought, and deltas that wait for it meanwhile."""
 
 import datetime as dt
+import functools
 import random
 import shutil
 import subprocess
@@ -38,18 +39,22 @@ def test_deltas_are_published_on_a_base_that_comes_later_and_the_chain_reads_as_
     awaited = journey.export()
     assert (awaited.point, awaited.waits_for) == (POINT, POINT)
     assert journey.send_delta().waits_for == POINT
-    assert journey.replica.record.state is State.WAITING
+    assert _state(journey) is State.WAITING
     assert journey.replica.position().awaited == POINT
     assert journey.replica.apply_retention() == 0
 
     report = journey.bring()
     assert (report.point, report.was_here) == (POINT, False)
     assert [point.waits_for for point in journey.replica.points()] == [None, None]
-    assert journey.replica.record.state is State.REPLICATING
+    assert _state(journey) is State.REPLICATING
     assert journey.replica.position().awaited is None
     for target in ("vda", "vdb"):
         subprocess.run(["qemu-img", "check", "-q", str(journey.replica.image(DELTA, target))], check=True)
     assert not (journey.replica.dir / "importing").exists()
+
+
+def _state(journey: Journey) -> State:
+    return journey.replica.record.state
 
 
 def test_the_checksum_list_is_one_that_coreutils_check(journey: Journey) -> None:
@@ -259,23 +264,23 @@ def test_a_medium_that_was_pulled_out_or_changed_is_not_written_on(journey: Jour
 
 def test_a_directory_in_use_is_not_taken(journey: Journey, tmp_path: Path) -> None:
     journey.export()
-    named = {"vm": VM, "name": "web", "primary": OWNER, "replica": HERE}
+    prepare = functools.partial(prepare_export, vm=VM, name="web", primary=OWNER, replica=HERE)
     with pytest.raises(Conflict) as caught:
-        prepare_export(str(journey.usb), **named)
+        prepare(str(journey.usb))
     assert caught.value.code == "export-exists"
-    assert prepare_export(str(journey.usb), **named, known=journey.seed) == journey.seed
+    assert prepare(str(journey.usb), known=journey.seed) == journey.seed
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "cat.jpg").touch()
     with pytest.raises(Conflict) as caught:
-        prepare_export(str(photos), **named)
+        prepare(str(photos))
     assert caught.value.code == "export-directory-not-empty"
     with pytest.raises(Unreachable) as missing:
-        prepare_export(str(tmp_path / "no" / "such"), **named)
+        prepare(str(tmp_path / "no" / "such"))
     assert missing.value.code == "export-gone"
     fresh = tmp_path / "fresh"
-    first = prepare_export(str(fresh), **named)
-    assert prepare_export(str(fresh), **named) != first, "nothing was begun there: nothing is lost"
+    first = prepare(str(fresh))
+    assert prepare(str(fresh)) != first, "nothing was begun there: nothing is lost"
 
 
 def test_a_fingerprint_and_a_failover_have_to_wait_for_the_base(journey: Journey) -> None:

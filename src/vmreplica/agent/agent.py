@@ -15,6 +15,8 @@ from vmreplica.agent.journal import Journal
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
+from vmreplica.agent.seed_source import SeedRules
+from vmreplica.agent.seeding import SeedTools
 from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
@@ -35,6 +37,7 @@ from vmreplica.model.report import (
     TaskReport,
 )
 from vmreplica.model.seed import SeedRequest
+from vmreplica.model.units import MiB
 from vmreplica.parcel import Secret
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.identity import Identity
@@ -46,6 +49,9 @@ from vmreplica.repository import Repository
 from vmreplica.spool import Spool
 
 _log: Final = structlog.get_logger(__name__)
+
+#: Bytes between reading an existing copy and storing it: both are quick, so little waits.
+_SEED_SPOOL: Final = 64 * MiB
 
 
 class Agent:
@@ -69,7 +75,11 @@ class Agent:
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free)
         self._replicas = ReplicaSide(
-            repository=repository, hypervisor=self._hypervisor, clients=self._clients, book=self.book
+            repository=repository,
+            hypervisor=self._hypervisor,
+            clients=self._clients,
+            book=self.book,
+            seed_tools=_seed_tools(config),
         )
         stages = Stages(
             hypervisor=self._hypervisor,
@@ -85,7 +95,11 @@ class Agent:
             stages=stages, runner=self._runner, clients=self._clients, book=self.book, tasks=self._tasks
         )
         self.receiver = Receiver(
-            repository, hello=self.hello, runs_here=self.runs_here, on_published=self._replicas.published
+            repository,
+            hello=self.hello,
+            runs_here=self.runs_here,
+            on_published=self._replicas.published,
+            seeds=self._replicas.seeder,
         )
 
     def start(self) -> None:
@@ -270,6 +284,15 @@ def _transfer_limits(config: Config) -> TransferLimits:
         scratch_dir=config.agent.runtime_dir,
         scratch_cap=limits.scratch_cap,
         min_free=limits.min_free,
+    )
+
+
+def _seed_tools(config: Config) -> SeedTools:
+    spool = Spool(config.agent.state_dir / "seeding", _SEED_SPOOL)
+    rules = SeedRules(dirs=config.replica.seed_dirs, devices=config.replica.seed_devices)
+    limits = config.limits
+    return SeedTools(
+        rules=rules, spool=spool, sockets=config.agent.runtime_dir, workers=limits.workers, level=limits.level
     )
 
 

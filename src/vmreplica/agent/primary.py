@@ -1,6 +1,8 @@
 """The primary side of the agent: the verbs on VMs that are protected from this host."""
 
+import contextlib
 import datetime as dt
+from collections.abc import Iterator
 from typing import Final
 
 import structlog
@@ -8,12 +10,12 @@ import structlog
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.exporting import check_change, is_same, prepare_seed
 from vmreplica.agent.facts import Stages
-from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused
+from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused, seed_disks
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.hypervisor import DomainBrief
-from vmreplica.model.errors import NotFound, Unreachable
+from vmreplica.model.errors import NotFound, Refused, Unreachable
 from vmreplica.model.export import ExportSeed
 from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
 from vmreplica.model.point import Position
@@ -21,6 +23,7 @@ from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.report import RelationshipReport
 from vmreplica.model.seed import SeedRequest
 from vmreplica.peer.book import PeerBook
+from vmreplica.peer.client import PeerClient
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -83,18 +86,12 @@ class PrimarySide:
             keep=keep,
             epoch=policy.epoch,
             disk_bytes=sum(disk.size for disk in disks),
+            seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
         )
-        position = self._clients.to(to).offer(brief.vm, offer)
-        if is_same(seed, old):
-            policy = policy.model_copy(update={"seed": old.seed if old else None})
+        with self._other_way(brief, seed, old, give_up=give_up):
+            position = self._clients.to(to).offer(brief.vm, offer)
+            policy = self._with_seed(brief, policy, seed, old, position)
             self._hypervisor.set_policy(brief.vm, policy)
-        else:
-            check_change(brief.name, seed, position, sure=give_up)
-            if isinstance(seed, ExportSeed):
-                prepared = prepare_seed(seed, brief, self._clients.here, to, old)
-                policy = policy.model_copy(update={"seed": prepared})
-            self._hypervisor.set_policy(brief.vm, policy)
-            self._change_seed(brief, policy, position)
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)
         return task
@@ -161,16 +158,40 @@ class PrimarySide:
             clock=clock,
         )
 
-    def _change_seed(self, brief: DomainBrief, policy: Policy, position: Position) -> None:
-        """End a first copy that was on its way in another manner, and give up an export that was awaited.
-
-        The new policy is in force before: what is begun again meanwhile follows it.
-        """
+    @contextlib.contextmanager
+    def _other_way(
+        self, brief: DomainBrief, wish: SeedRequest | None, old: Policy | None, *, give_up: bool
+    ) -> Iterator[None]:
+        """End a first copy that is on its way in another manner; nothing of it begins again inside the block."""
+        if old is None or is_same(wish, old):
+            yield
+            return
+        client = self._clients.to(old.replica)
+        position = _known_position(client, brief.vm)
+        if position is not None:
+            check_change(brief.name, wish, position, sure=give_up)
         rel = self._runner.find(brief.vm)
         if rel is not None:
-            self._runner.halt(self._runner.adopt(brief, policy))
-        if position.awaited is not None:
-            self._clients.to(policy.replica).give_up_base(brief.vm)
+            self._runner.retire(rel)
+        try:
+            if position is not None and position.awaited is not None:
+                client.give_up_base(brief.vm)
+            yield
+        except BaseException:
+            self._runner.adopt(brief, old)
+            raise
+
+    def _with_seed(
+        self, brief: DomainBrief, policy: Policy, wish: SeedRequest | None, old: Policy | None, position: Position
+    ) -> Policy:
+        """Put the way of the first copy into a policy; an export's directory is made ready."""
+        if is_same(wish, old):
+            return policy.model_copy(update={"seed": old.seed if old else None})
+        if not isinstance(wish, ExportSeed):
+            return policy
+        check_change(brief.name, wish, position, sure=True)
+        prepared = prepare_seed(wish, brief, self._clients.here, policy.replica, old)
+        return policy.model_copy(update={"seed": prepared})
 
     def _set_paused(self, vm: str, *, paused: bool) -> Relationship:
         rel = self._find(vm)
@@ -204,3 +225,11 @@ class PrimarySide:
             return self._book.by_id(host).name
         except NotFound:
             return None
+
+
+def _known_position(client: PeerClient, vm: VmId) -> Position | None:
+    """Ask for the replica's position; None when it knows nothing of the VM (any more)."""
+    try:
+        return client.position(vm)
+    except (NotFound, Refused):
+        return None

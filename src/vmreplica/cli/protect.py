@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
         "Protect a VM: copy it to a paired host and go on copying what changes.",
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
         "vmreplica enable files --to backup1 --seed export:/mnt/usb/files --passphrase-file key.txt",
     )
     add_command(
@@ -58,8 +59,9 @@ def enable(
         str | None,
         typer.Option(
             metavar="HOW",
-            help="How the first copy gets there: network; export:DIR writes it to a directory that you carry to the "
-            "peer, for vmreplica import.",
+            help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
+            "with copies on the peer (restored backups) and sends what differs; export:DIR writes it to a directory "
+            "that you carry to the peer, for vmreplica import.",
         ),
     ] = None,
     passphrase_file: PassphraseFile = None,

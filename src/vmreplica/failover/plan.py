@@ -35,7 +35,7 @@ def plan_unplanned(
 
     Raises:
         Conflict: the state forbids it (``state-forbids``), the VM still runs there (``primary-still-runs``), or the
-            first copy travels in an export (``base-awaited``).
+            point is no recovery point (``point-is-seed``), or the first copy travels in an export (``base-awaited``).
         NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
     """
     if points and State(record.state) is State.WAITING:
@@ -74,15 +74,22 @@ def _require_base(name: str, point: PointSummary) -> None:
 
 
 def _choose(name: str, points: Sequence[PointSummary], point: PointId | None) -> PointSummary:
-    if not points:
+    bootable = [candidate for candidate in points if candidate.bootable]
+    if point in {candidate.point for candidate in points if not candidate.bootable}:
+        raise Conflict(
+            "point-is-seed",
+            f"{point} of {name} is a seed, read from an existing copy: no state that the VM ever had",
+            hint=f"`vmreplica points {name}` lists the others",
+        )
+    if not bootable:
         raise NotFound(
             "no-points",
             f"{name} has no recovery point here yet",
             hint="wait for the initial replication; `vmreplica status` shows it",
         )
     if point is None:
-        return points[0]
-    for candidate in points:
+        return bootable[0]
+    for candidate in bootable:
         if candidate.point == point:
             return candidate
     raise NotFound(

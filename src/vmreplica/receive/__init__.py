@@ -6,5 +6,6 @@ libvirt or schedules.
 
 from vmreplica.receive.importing import import_export
 from vmreplica.receive.receiver import Receiver
+from vmreplica.receive.seeds import Seeds
 
-__all__ = ["Receiver", "import_export"]
+__all__ = ["Receiver", "Seeds", "import_export"]

@@ -129,6 +129,15 @@ class Inbox:
         return incoming
 
 
+def all_held(manifest: Manifest) -> IncomingPoint:
+    """Answer about a published point as if it were open: nothing is missing."""
+    held = tuple(
+        HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
+        for disk in manifest.disks
+    )
+    return IncomingPoint(point=manifest.point, held=held)
+
+
 def check_opening(opening: PointOpening, latest: Manifest | None) -> None:
     """Tell whether a point may follow the newest published one.
 
@@ -155,15 +164,6 @@ def check_opening(opening: PointOpening, latest: Manifest | None) -> None:
     if opening.parent is not None and shrunk:
         # What the parent has behind the new end would come back to light if the disk grew again.
         raise BadRequest("disk-shrunk", f"disk {shrunk[0]} of {opening.name} became smaller: a whole copy is needed")
-
-
-def all_held(manifest: Manifest) -> IncomingPoint:
-    """Describe a published point as one whose segments are all held."""
-    held = tuple(
-        HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
-        for disk in manifest.disks
-    )
-    return IncomingPoint(point=manifest.point, held=held)
 
 
 def _follows(opening: PointOpening, latest: PointId | None) -> bool:

@@ -10,7 +10,15 @@ from vmreplica.fsio import free_bytes, remove_tree
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
-from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position
+from vmreplica.model.point import (
+    IncomingPoint,
+    Manifest,
+    PointClosing,
+    PointOpening,
+    PointSummary,
+    Position,
+    Seeding,
+)
 from vmreplica.model.states import Event, State, transition
 from vmreplica.model.units import format_size
 from vmreplica.repository import folding
@@ -20,7 +28,7 @@ from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, read_shape, remove_leftovers, store_errors, write_shape
-from vmreplica.repository.record import ReplicaRecord
+from vmreplica.repository.record import ReplicaRecord, seeding_of
 
 Clock = Callable[[], dt.datetime]
 
@@ -58,6 +66,8 @@ class Replica:
             self._imported,
         )
         self._complaints: list[str] = []
+        #: How reading existing copies gets on, told by whoever reads them.
+        self.seeding = Seeding(phase="waiting to read the existing copy")
         #: Called with the name of each step of a fold; for tests that end the agent there.
         self.before_fold_step: folding.StepHook = lambda _step: None
         self._reload()
@@ -110,6 +120,7 @@ class Replica:
         """Tell the replica's truth about the relationship."""
         with self._memory:
             points, record, complaints = self.points(), self._record, list(self._complaints)
+            seeding = seeding_of(record, self.seeding)
         free, least = free_bytes(self.dir), self._min_free
         if free < least:
             complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
@@ -120,9 +131,10 @@ class Replica:
             latest=points[0] if points else None,
             incoming=self._inbox.held(),
             free_bytes=free,
-            points=len(points),
+            points=sum(point.bootable for point in points),
             awaited=self.awaiting.base.opening.point if self.awaiting.base else None,
             complaints=tuple(complaints),
+            seeding=seeding,
         )
 
     def points(self) -> list[PointSummary]:
@@ -333,7 +345,8 @@ class Replica:
 
     def _end_waiting(self) -> None:
         with self._memory:
-            if self._points and self.awaiting.base is None and self._record.state is State.WAITING:
+            bootable = any(point.manifest.kind != "seed" for point in self._points)
+            if bootable and self.awaiting.base is None and self._record.state is State.WAITING:
                 self.move(Event.PUBLISHED)
 
     def _imported(self, export: ExportId) -> None:
