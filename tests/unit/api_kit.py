@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,11 +116,16 @@ class SmallAgent:
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        base_devices: Mapping[str, str],
+        erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
     ) -> TaskReport:
-        """Begin a relationship; the first copy is remembered only when something was said about it."""
-        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed, give_up]))
+        """Begin a relationship."""
+        if base_devices and not erase:
+            what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
+            raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
+        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed, seed and give_up]))
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
         return self.progress[0]

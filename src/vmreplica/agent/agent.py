@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from vmreplica.agent.config import Config
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.primary import PrimarySide
+from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.seed_source import SeedRules
@@ -73,7 +75,7 @@ class Agent:
         self._tasks = Tasks()
         self._journal = Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(paths.store, min_free=limits.min_free)
+        repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = ReplicaSide(
             repository=repository,
             hypervisor=self._hypervisor,
@@ -170,13 +172,22 @@ class Agent:
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        base_devices: Mapping[str, str],
+        erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
         task = self._primaries.enable(
-            vm, host, interval=every, keep=keep, excluded=excluded, seed=seed, give_up=give_up
+            vm,
+            host,
+            interval=every,
+            keep=keep,
+            excluded=excluded,
+            bases=Bases(base_devices, erase=erase),
+            seed=seed,
+            give_up=give_up,
         )
         return task.report()
 

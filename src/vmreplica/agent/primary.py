@@ -10,7 +10,15 @@ import structlog
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.exporting import check_change, is_same, prepare_seed
 from vmreplica.agent.facts import Stages
-from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused, seed_disks
+from vmreplica.agent.protect import (
+    Bases,
+    already_protected,
+    base_wishes,
+    check_disks,
+    not_protected,
+    paused,
+    seed_disks,
+)
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
@@ -55,6 +63,7 @@ class PrimarySide:
         interval: int,
         keep: int,
         excluded: tuple[DiskTarget, ...],
+        bases: Bases,
         seed: SeedRequest | None = None,
         give_up: bool = False,
     ) -> Task:
@@ -66,6 +75,7 @@ class PrimarySide:
             interval: seconds between cycles.
             keep: points.
             excluded: disks that are not replicated.
+            bases: devices of the replica that hold bases.
             seed: how the first copy gets there; None: as before, or over the network.
             give_up: an export that the replica waits for is lost.
 
@@ -86,6 +96,8 @@ class PrimarySide:
             keep=keep,
             epoch=policy.epoch,
             disk_bytes=sum(disk.size for disk in disks),
+            base_devices=base_wishes(brief.name, disks, bases.devices),
+            erase=bases.erase,
             seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
         )
         with self._other_way(brief, seed, old, give_up=give_up):

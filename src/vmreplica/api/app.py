@@ -102,6 +102,8 @@ class _Vms:
             every=body.every,
             excluded=body.excluded,
             keep=body.keep,
+            base_devices=body.base_devices,
+            erase=body.erase,
             seed=body.seed,
             give_up=body.give_up,
         )

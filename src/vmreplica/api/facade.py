@@ -1,5 +1,6 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from vmreplica.model.report import (
@@ -34,10 +35,15 @@ class AgentFacade(Protocol):
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        base_devices: Mapping[str, str],
+        erase: bool,
         seed: SeedRequest | None,
         give_up: bool,
     ) -> TaskReport:
-        """Protect a VM; the task is its initial replication."""
+        """Protect a VM; the task is its initial replication.
+
+        ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
+        """
 
     def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
         """Take in the first copy of a VM that travelled in a directory."""

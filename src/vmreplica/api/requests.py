@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from vmreplica.model.export import Directory, Passphrase
-from vmreplica.model.ids import DiskTarget, HostName, PointId
+from vmreplica.model.ids import DevicePath, DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
@@ -21,6 +21,10 @@ class EnableRequest(Shape):
     every: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
     excluded: Annotated[tuple[DiskTarget, ...], Field(max_length=64)] = ()
     keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    #: Devices of the replica that shall hold bases, by disk.
+    base_devices: Annotated[dict[DiskTarget, DevicePath], Field(max_length=64)] = Field(default_factory=dict)
+    #: Whether a person agreed that their content is lost.
+    erase: bool = False
     #: How the first copy gets there; None: as before, or over the network.
     seed: SeedRequest | None = None
     #: An export that the replica waits for is lost.

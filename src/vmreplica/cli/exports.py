@@ -1,22 +1,17 @@
 """The import command, and what enable needs for an export."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import typer
 
 from vmreplica.cli.client import AgentClient
 from vmreplica.cli.commands import add_command
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath
-from vmreplica.cli.output import confirm, make_request, read_report, show_document, show_done
+from vmreplica.cli.output import make_request, read_report, show_document, show_done
 from vmreplica.model.units import format_size
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-_Body = TypeVar("_Body", bound="BaseModel")
 _EXPORT: Final = "export:"
 #: Bytes of a file with a passphrase or a key.
 _MAX_SECRET: Final = 65536
@@ -24,6 +19,9 @@ _MAX_SECRET: Final = 65536
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="The export is encrypted with the passphrase in this file's first line."),
+]
+Recipient = Annotated[
+    str | None, typer.Option(metavar="AGEKEY", help="The export is encrypted for this public key of age.")
 ]
 
 
@@ -101,28 +99,6 @@ def seed_fields(seed: str | None, passphrase_file: Path | None, recipient: str |
             hint="add --seed export:DIR",
         )
     return None if seed is None else parse_seed(seed)
-
-
-def sending_again(send: Callable[[_Body], bytes], body: _Body, *, as_json: bool) -> bytes:
-    """Send a request, and once more with a confirmation when it would give up an export that is awaited.
-
-    Raises:
-        VmReplicaError: whatever the agent answered.
-    """
-    from vmreplica.model.errors import Conflict  # noqa: PLC0415 - pydantic is needed on failure only
-
-    try:
-        return send(body)
-    except Conflict as error:
-        if error.code != "export-awaited":
-            raise
-        try:
-            confirm(f"{error.message[:1].upper()}{error.message[1:]}. Go on?", yes=False, as_json=as_json)
-        except Exception as refused:
-            if getattr(refused, "code", "") == "confirmation-needed":
-                raise error from refused
-            raise
-        return send(body.model_copy(update={"give_up": True}))
 
 
 def next_step(directory: str) -> str:

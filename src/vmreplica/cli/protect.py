@@ -1,17 +1,38 @@
 """Commands that change a VM's protection: enable, disable, pause, resume, sync, networks."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
-from vmreplica.cli.exports import PassphraseFile, next_step, seed_fields, sending_again
+from vmreplica.cli.exports import PassphraseFile, Recipient, next_step, seed_fields
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
 from vmreplica.model.units import parse_duration
 
+if TYPE_CHECKING:
+    from vmreplica.api.requests import EnableRequest
+
+#: Errors that a person may agree to, and the field that says so.
+_CONFIRMED: Final = {"base-device-unconfirmed": "erase", "export-awaited": "give_up"}
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it is done, or return at once.")]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
+        "with copies on the peer (restored backups) and sends what differs; export:DIR writes it to a directory that "
+        "you carry to the peer, for vmreplica import.",
+    ),
+]
+BaseDevices = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TARGET=DEVICE",
+        help="A block device of the replica that holds the base of a disk, its content is lost; repeatable.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +43,7 @@ def register(app: typer.Typer) -> None:
         "Protect a VM: copy it to a paired host and go on copying what changes.",
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        "vmreplica enable mail --to backup1 --base-device vda=/dev/vg/mail-copy",
         "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
         "vmreplica enable files --to backup1 --seed export:/mnt/usb/files --passphrase-file key.txt",
     )
@@ -55,19 +77,10 @@ def enable(
         typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
     ] = None,
     keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
-    seed: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
-            "with copies on the peer (restored backups) and sends what differs; export:DIR writes it to a directory "
-            "that you carry to the peer, for vmreplica import.",
-        ),
-    ] = None,
+    base_device: BaseDevices = None,
+    seed: Seed = None,
     passphrase_file: PassphraseFile = None,
-    recipient: Annotated[
-        str | None, typer.Option(metavar="AGEKEY", help="Encrypt the export for this public key of age.")
-    ] = None,
+    recipient: Recipient = None,
     yes: Yes = False,
     wait: Wait = True,
     as_json: AsJson = False,
@@ -82,14 +95,13 @@ def enable(
         every=_seconds(every),
         excluded=tuple(exclude_disk or ()),
         keep=keep,
+        base_devices=parse_devices(base_device or []),
+        erase=yes,
         seed=seed_fields(seed, passphrase_file, recipient),
         give_up=yes,
     )
     client = AgentClient(socket)
-    answer = sending_again(
-        lambda again: client.send("POST", vm_path(vm, "enable"), again, timeout=LONG), body, as_json=as_json
-    )
-    _task(client, vm, answer, wait=wait, as_json=as_json)
+    _task(client, vm, _enabled(client, vm, body, as_json=as_json), wait=wait, as_json=as_json)
     if wait and not as_json and body.seed is not None and body.seed.kind == "export":
         show_done(next_step(body.seed.directory), as_json=False)
 
@@ -173,6 +185,22 @@ def _task(client: AgentClient, vm: str, answer: bytes, *, wait: bool, as_json: b
         show_done(f"{vm}: done.", as_json=False)
 
 
+def _enabled(client: AgentClient, vm: str, body: "EnableRequest", *, as_json: bool) -> bytes:
+    """Ask for protection; what would be lost by it is told by the agent, and agreed to by a person."""
+    from vmreplica.model.errors import Conflict  # noqa: PLC0415 - slow to import
+
+    path = vm_path(vm, "enable")
+    for _ in _CONFIRMED:
+        try:
+            return client.send("POST", path, body, timeout=LONG)
+        except Conflict as error:
+            if error.code not in _CONFIRMED:
+                raise
+            confirm(f"{error.message[0].upper()}{error.message[1:]}. Go on?", yes=False, as_json=as_json)
+            body = body.model_copy(update={_CONFIRMED[error.code]: True})
+    return client.send("POST", path, body, timeout=LONG)
+
+
 def _seconds(every: str) -> int:
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
 
@@ -182,6 +210,25 @@ def _seconds(every: str) -> int:
         raise BadRequest(
             "interval-invalid", f"--every: {error}", hint="--every 30s, --every 5m, --every 12h"
         ) from error
+
+
+def parse_devices(pairs: list[str]) -> dict[str, str]:
+    """Read TARGET=DEVICE pairs.
+
+    Raises:
+        BadRequest: a pair lacks a side, or a disk is named twice.
+    """
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+
+    devices: dict[str, str] = {}
+    for pair in pairs:
+        target, _, device = pair.partition("=")
+        if not target or not device or target in devices:
+            reason = "names a disk twice" if target in devices else "is not TARGET=DEVICE"
+            hint = "for example --base-device vda=/dev/vg/web1"
+            raise BadRequest("base-device-invalid", f"--base-device {pair!r} {reason}", hint=hint)
+        devices[target] = device
+    return devices
 
 
 def parse_mapping(pairs: list[str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ class SeedDisk(Shape):
 
 
 def parse_seed(text: str) -> ExistingSeed | ExportSeed | NetworkSeed:
-    """Read a way: ``network``, ``export:DIR``, ``existing:PATH``, ``existing:FORMAT:PATH``, ``existing:vda=PATH,vdb=...``.
+    """Read ``network``, ``export:DIR``, ``existing:[FORMAT:]PATH`` or ``existing:vda=[FORMAT:]PATH,vdb=...``.
 
     Raises:
         BadRequest: ``seed-invalid``.

@@ -14,10 +14,11 @@ from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import DiskManifest, Manifest
-from vmreplica.repository.chain import Point, measured, waiting_points
+from vmreplica.repository.chain import Point, waiting_points
 from vmreplica.repository.inbox import Inbox
 from vmreplica.repository.layout import Layout, make_dir, read_shape, store_errors, write_shape
 from vmreplica.repository.record import AwaitedRecord
+from vmreplica.repository.shelf import Shelf
 
 
 class _Importing(Layout):
@@ -34,9 +35,7 @@ class Shared:
 
     receiving: threading.Lock
     folding: threading.Lock
-    memory: threading.RLock
-    #: Oldest first; guarded by ``memory``.
-    points: list[Point]
+    shelf: Shelf
     inbox: Inbox
 
 
@@ -84,10 +83,12 @@ class Awaiting:
             NoSpace: the store is full; nothing changed.
         """
         shared = self._shared
-        with shared.receiving, shared.memory:
-            if any(point.id == base.opening.point and (point.here or self.base == base) for point in shared.points):
+        with shared.receiving, shared.shelf.lock:
+            if any(
+                point.id == base.opening.point and (point.here or self.base == base) for point in shared.shelf.all()
+            ):
                 return
-            if shared.points:
+            if shared.shelf.latest() is not None:
                 raise Conflict(
                     "replica-has-points",
                     f"the replica of {base.opening.name} has points already, or awaits another export",
@@ -95,7 +96,7 @@ class Awaiting:
                     kind="transient",
                 )
             self._write(AwaitedRecord(base=base, since=self._clock()))
-            shared.points.append(_described(self._record_now()))
+            shared.shelf.add(_described(self._record_now()))
 
     def begin(self) -> dict[DiskTarget, set[int]]:
         """Begin or go on taking the base in; tells which segments are here already.
@@ -134,17 +135,16 @@ class Awaiting:
         with shared.receiving:
             base = self._record_now().base
             incoming = self._inbox.require(base.opening.name, base.opening.point)
-            manifest = self._inbox.publish(incoming, base.closing, None, self._clock())
-            point = measured(self._layout, Point(manifest, 0))
-            with shared.memory:
-                shared.points[0] = point
+            manifest = self._inbox.publish(incoming, base.closing, None, epoch=base.opening.epoch, now=self._clock())
+            with shared.shelf.lock:
+                shared.shelf.put(manifest.point, manifest)
                 self._came(base.export)
                 self._settle()
 
     def give_up(self) -> None:
         """Await the base no longer and remove what stands on it; harmless when none is awaited."""
         shared = self._shared
-        with shared.receiving, shared.folding, shared.memory:
+        with shared.receiving, shared.folding, shared.shelf.lock:
             if self._record is not None:
                 self._write(self._record.model_copy(update={"given_up": True}))
                 self._give_up()
@@ -156,7 +156,7 @@ class Awaiting:
         name = self._record.base.opening.point
         if self._record.given_up:
             self._give_up()
-        elif any(point.here and point.id == name for point in self._shared.points):
+        elif any(point.here and point.id == name for point in self._shared.shelf.all()):
             self._came(self._record.base.export)
             self._settle()
         elif self._layout.importing.is_dir():
@@ -179,12 +179,12 @@ class Awaiting:
     def _give_up(self) -> None:
         """Newest first, so that what is listed can always become whole until the record goes."""
         self._shared.inbox.discard()
-        points = self._shared.points
+        points = self._shared.shelf.all()
         waiting = waiting_points(points)
         for point in [point for point in reversed(points) if point.id in waiting]:
             with store_errors(self._layout.points):
                 remove_tree(self._layout.point(point.id))
-            points.remove(point)
+            self._shared.shelf.remove(point)
         self._settle()
 
     def _settle(self) -> None:

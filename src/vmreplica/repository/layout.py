@@ -34,6 +34,7 @@ class Layout:
         self.holds = root / "holds"
         self.run = root / "run"
         self.fold = root / "fold.json"
+        self.landing = root / "landing.json"
 
     def point(self, point: PointId) -> Path:
         """The directory of a published point."""
