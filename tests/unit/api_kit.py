@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from point_kit import VM as VM_ID
+from point_kit import make_summary
+
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.health import Health, Level, Reason
-from vmreplica.model.point import DiskSpec, PointSummary
+from vmreplica.model.point import PointSummary
 from vmreplica.model.report import (
     CycleReport,
     FailoverPlan,
@@ -30,7 +33,6 @@ from vmreplica.model.states import State
 
 NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
 HOST, PEER = "a" * 32, "b" * 32
-VM_ID = "11111111-2222-3333-4444-555555555555"
 OLD, NEW = "20261122T102000Z-00000001", "20261122T102500Z-00000002"
 
 
@@ -42,15 +44,11 @@ def cycle(outcome: str = "published") -> CycleReport:
 
 def summary(point: str) -> PointSummary:
     """A point of one disk."""
-    return PointSummary(
-        point=point,
-        parent=None,
-        kind="initial",
-        consistency="crash",
+    return make_summary(
+        point,
+        {"vda": 1 << 30},
         instant=NOW - dt.timedelta(minutes=5),
         published=NOW,
-        checkpoint=None,
-        disks=(DiskSpec(target="vda", size=1 << 30),),
         guest_bytes=1 << 30,
         wire_bytes=1 << 28,
         stored_bytes=1 << 28,
@@ -183,6 +181,11 @@ class SmallAgent:
         plan = self.plan_failover(vm, point)
         self._asked("failover", vm, point)
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
+
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take points from elsewhere."""
+        self._asked("hand_over", vm, to)
+        return self._known(vm)
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Remember a map."""

@@ -4,13 +4,14 @@ import datetime as dt
 from pathlib import Path
 
 import pytest
+from point_kit import make_summary
 
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.tasks import Tasks
 from vmreplica.model.errors import Conflict, NotFound
-from vmreplica.model.point import DiskSpec, PointKind, PointSummary, Position
+from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 from vmreplica.model.states import State
@@ -84,11 +85,7 @@ def test_the_meter_tells_rate_and_time_left() -> None:
     ("sending", "state"), [(None, State.REPLICATING), ("delta", State.REPLICATING), ("resync", State.RESYNC)]
 )
 def test_a_resynchronisation_under_way_is_a_state_of_its_own(sending: PointKind | None, state: State) -> None:
-    disk = DiskSpec(target="vda", size=512)
-    point = PointSummary(
-        point="20261122T100000Z-00000000", parent=None, kind="initial", consistency="crash", instant=NOW, published=NOW,
-        checkpoint=None, disks=(disk,), guest_bytes=0, wire_bytes=0, stored_bytes=0,
-    )  # fmt: skip
+    point = make_summary("20261122T100000Z-00000000")
     position = Position(vm=VM, state="replicating", epoch=0, latest=point, incoming=None, free_bytes=0)
     policy = Policy(replica="ab" * 16)
     rel = Relationship(vm=VM, name="web", policy=policy, due=0.0, position=position, sending=sending)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from spool_kit import VM, MemoryReplica, add_segment, fill, flipped, opening
+from point_kit import VM
+from spool_kit import MemoryReplica, add_segment, fill, flipped, opening
 
 from vmreplica.model.errors import Conflict, Corrupt, Unreachable
 from vmreplica.model.ids import DiskTarget, PointId, VmId

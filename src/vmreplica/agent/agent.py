@@ -27,6 +27,7 @@ from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.report import (
+    CancelReport,
     CycleReport,
     FailoverPlan,
     FailoverReport,
@@ -37,6 +38,7 @@ from vmreplica.model.report import (
     RelationshipReport,
     StatusReport,
     TaskReport,
+    TrialStarted,
 )
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.units import MiB
@@ -194,7 +196,7 @@ class Agent:
     def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
         """Take in the first copy of a VM that travelled in a directory."""
         task = self._tasks.start(f"import of {directory}")
-        self._replicas.import_export(directory, Secret(passphrase=passphrase, identity=identity), task)
+        self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
         return task.report()
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
@@ -233,9 +235,25 @@ class Agent:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
 
+    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+        """Tell what a test failover would do; changes nothing."""
+        return self._replicas.plan_test(vm, point, network)
+
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+        """Start a copy of the VM on this host, beside the VM."""
+        return self._replicas.test(vm, point=point, network=network, seconds=seconds)
+
+    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
+        """Take back the failover, or the test failovers, with every trace."""
+        return self._replicas.cancel(vm, tests_only=tests_only)
+
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
         return self._replicas.map_networks(vm, mapping)
+
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take the points of a VM, held here, from another paired host."""
+        return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
 
     # ---- the facade: peers
 

@@ -13,13 +13,16 @@ from vmreplica.api.calls import Calls
 from vmreplica.api.facade import AgentFacade
 from vmreplica.api.metrics import render_metrics
 from vmreplica.api.requests import (
+    CancelRequest,
     DisableRequest,
     EnableRequest,
     FailoverRequest,
+    HandOverRequest,
     ImportRequest,
     InviteRequest,
     JoinRequest,
     NetworksRequest,
+    TrialRequest,
 )
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
@@ -69,7 +72,11 @@ class _Vms:
             web.post(f"{_VM}/sync", self._sync),
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
+            web.get(f"{_VM}/test-plan", self._test_plan),
+            web.post(f"{_VM}/test", self._test),
+            web.post(f"{_VM}/cancel", self._cancel),
             web.put(f"{_VM}/networks", self._networks),
+            web.post(f"{_VM}/hand-over", self._hand_over),
         ]
 
     async def _status(self, request: web.Request) -> web.Response:
@@ -130,9 +137,26 @@ class _Vms:
         vm, body = _vm(request), await read_body(request, FailoverRequest)
         return answer(await self._run(partial(self._agent.failover, vm, body.point)))
 
+    async def _test_plan(self, request: web.Request) -> web.Response:
+        vm, point, network = _vm(request), _point(request), request.query.get("network")
+        return answer(await self._run(partial(self._agent.plan_test, vm, point, network)))
+
+    async def _test(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, TrialRequest)
+        call = partial(self._agent.test_failover, vm, point=body.point, network=body.network, seconds=body.seconds)
+        return answer(await self._run(call), status=201)
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, CancelRequest)
+        return answer(await self._run(partial(self._agent.cancel_failover, vm, tests_only=body.tests_only)))
+
     async def _networks(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, NetworksRequest)
         return answer(await self._run(partial(self._agent.map_networks, vm, dict(body.networks))))
+
+    async def _hand_over(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, HandOverRequest)
+        return answer(await self._run(partial(self._agent.hand_over, vm, body.to)))
 
     async def _done(self, call: Callable[[], object]) -> web.Response:
         await self._run(call)

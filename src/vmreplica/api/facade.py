@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from vmreplica.model.report import (
+    CancelReport,
     CycleReport,
     FailoverPlan,
     FailoverReport,
@@ -14,6 +15,7 @@ from vmreplica.model.report import (
     RelationshipReport,
     StatusReport,
     TaskReport,
+    TrialStarted,
 )
 from vmreplica.model.seed import SeedRequest
 
@@ -69,8 +71,20 @@ class AgentFacade(Protocol):
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
 
+    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+        """Tell what a test failover would do; changes nothing."""
+
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+        """Start a copy of the VM on this host, beside the VM, isolated unless a network is named."""
+
+    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
+        """Take back the failover, or the test failovers, with every trace."""
+
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
+
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take the points of a VM, held here, from another paired host."""
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List paired hosts."""

@@ -52,6 +52,27 @@ class FailoverRequest(Shape):
     point: PointId | None = None
 
 
+class TrialRequest(Shape):
+    """Start a copy beside the VM; without a point from the newest one, without a network unplugged."""
+
+    point: PointId | None = None
+    network: NetworkName | None = None
+    #: Seconds until it is removed by itself; None: never.
+    seconds: Annotated[int, Field(ge=60, le=30 * 86400)] | None = None
+
+
+class CancelRequest(Shape):
+    """Take a failover back, or only the test failovers."""
+
+    tests_only: bool = False
+
+
+class HandOverRequest(Shape):
+    """Take a VM's points from another paired host."""
+
+    to: HostName
+
+
 class NetworksRequest(Shape):
     """The whole map: the primary's network or bridge to this host's; what is not in it keeps its name."""
 

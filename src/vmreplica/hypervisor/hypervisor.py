@@ -12,12 +12,14 @@ import structlog
 from vmreplica.hypervisor import backup, checkpoints, policies
 from vmreplica.hypervisor.abilities import Abilities, parse_abilities
 from vmreplica.hypervisor.backup import BackupJob, Export
+from vmreplica.hypervisor.backup_xml import checkpoint_disks
 from vmreplica.hypervisor.bases import Plan
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connection
 from vmreplica.hypervisor.events import Watcher, Watchers
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.networks import network_leads_out
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
 from vmreplica.hypervisor.views import DomainBrief, DomainView
 from vmreplica.model.errors import Corrupt, NotFound, TimedOut, Unreachable, VmReplicaError
@@ -132,8 +134,22 @@ class Hypervisor:
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoints(self, vm: VmId) -> list[str]:
-        """List the names of all checkpoints that libvirt knows, foreign ones too."""
-        return self._with(vm, "list the checkpoints of", checkpoints.names)
+        """List the names of all checkpoints: foreign ones that libvirt knows, and ours, also while they are hidden."""
+        return self._with(vm, "list the checkpoints of", lambda domain: checkpoints.known(domain, self._shelf, vm))
+
+    def hide_checkpoints(self, vm: VmId) -> None:
+        """Make libvirt forget our checkpoints, unless a backup job runs; what uses them makes them known again."""
+
+        def hide(domain: libvirt.virDomain) -> None:
+            if backup.running(domain) is None:
+                checkpoints.hide(domain, self._shelf, vm)
+
+        self._with(vm, "put away the checkpoints of", hide)
+
+    def checkpoint_disks(self, vm: VmId, name: str) -> frozenset[str]:
+        """Tell which disks had a bitmap when a checkpoint of ours was made, as far as that is kept here."""
+        xml = self._shelf.read(vm, name)
+        return frozenset() if xml is None else checkpoint_disks(xml)
 
     def delete_checkpoint(self, vm: VmId, name: str) -> None:
         """Delete a checkpoint of ours with its bitmaps, in whatever half state it is; nothing left is fine.
@@ -287,6 +303,16 @@ class Hypervisor:
     def usable_domain_type(self) -> str:
         """Tell ``kvm`` or, where /dev/kvm is missing or does not really work, ``qemu``."""
         return usable_domain_type()
+
+    def network_leads_out(self, name: str) -> bool:
+        """Tell whether a libvirt network reaches other networks: it forwards, or is a bridge that others use.
+
+        Raises:
+            NotFound: ``network-unknown``: there is no such network here, or it is not active.
+        """
+        return self._connection.call(
+            f"look at network {name}", lambda raw: network_leads_out(raw, name), repeatable=True
+        )
 
     def define(self, xml: str) -> DomainBrief:
         """Define a domain, not started with the host.

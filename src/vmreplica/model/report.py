@@ -41,6 +41,22 @@ class CycleReport(Shape):
     hint: str = ""
 
 
+class TrialReport(Shape):
+    """A test failover: a copy that runs beside the VM."""
+
+    #: The copy's own id and name in libvirt.
+    vm: VmId
+    name: str
+    point: PointId
+    #: Where its interfaces are plugged in; None: nowhere.
+    network: str | None
+    since: AwareDatetime
+    #: When it is removed by itself.
+    until: AwareDatetime | None
+    #: None: libvirt does not tell.
+    running: bool | None
+
+
 class RelationshipReport(Shape):
     """One relationship as seen from one side."""
 
@@ -62,6 +78,8 @@ class RelationshipReport(Shape):
     progress: Progress | None = None
     last_cycle: CycleReport | None = None
     excluded: tuple[DiskTarget, ...] = ()
+    #: Test failovers, on the replica.
+    trials: tuple[TrialReport, ...] = ()
 
 
 class StatusReport(Shape):
@@ -155,6 +173,25 @@ class FailoverReport(Shape):
     state: State
     started: bool
     seconds: float
+
+
+class TrialStarted(Shape):
+    """What a test failover did."""
+
+    plan: FailoverPlan
+    trial: TrialReport
+    seconds: float
+
+
+class CancelReport(Shape):
+    """What was taken back: a failover, or test failovers."""
+
+    vm: VmId
+    name: str
+    kind: Literal["unplanned", "test"]
+    #: Names of the VMs that were removed here.
+    removed: tuple[str, ...]
+    state: State
 
 
 class TaskReport(Shape):

@@ -66,7 +66,8 @@ class Repository:
                 raise Refused(
                     "replica-of-another-host",
                     f"this host holds a replica of {vm} that another host sends",
-                    hint="remove that replica here first, if its primary is gone",
+                    hint="on the replica's host: `vmreplica hand-over VM --to PEER` if the VM was migrated, "
+                    "or `vmreplica disable VM` if its primary is gone",
                 )
             else:
                 given = self._assign(vm, offer, known.record.base_devices)
@@ -101,6 +102,12 @@ class Repository:
             replica = self._replicas.get(vm)
             if replica is None:
                 return
+            if replica.record.trials:
+                raise Conflict(
+                    "replica-in-use",
+                    f"a test failover of {replica.record.name} runs on the files of its replica",
+                    hint=f"vmreplica failover {replica.record.name} --test --cancel",
+                )
             if replica.record.failover is not None:
                 raise Conflict(
                     "replica-in-use",
