@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from repository_kit import OWNER, VM, offer, open_repository
+from point_kit import VM
+from repository_kit import OWNER, offer, open_repository
 from spool_kit import POINT, add_segment, fill, opening
 
 from vmreplica.model.errors import VmReplicaError

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from export_kit import DELTA, HERE, Journey
+from point_kit import VM
 from pyrage import x25519
-from repository_kit import OTHER_VM, OWNER, VM, offer
+from repository_kit import OWNER, offer
 from spool_kit import POINT, opening
 
 from vmreplica.failover.plan import plan_unplanned
@@ -23,6 +24,7 @@ from vmreplica.parcel.parcel import Parcel
 pytestmark = pytest.mark.seeding
 
 KEY = x25519.Identity.generate()
+OTHER_VM = "99999999-2222-3333-4444-555555555555"
 
 
 @pytest.fixture
