@@ -14,6 +14,7 @@ from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.point import PointSummary
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
     FailoverPlan,
@@ -118,12 +119,16 @@ class SmallAgent:
         erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
         if base_devices and not erase:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
-        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed, seed and give_up]))
+        more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
+        seeded = filter(None, [seed, seed and give_up])
+        self._asked("enable", vm, to, every, excluded, keep, *seeded, *more.items())
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
         return self.progress[0]
@@ -132,6 +137,12 @@ class SmallAgent:
         """Begin an import."""
         self._asked("import", directory, passphrase, identity)
         return self.progress[0]
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change rates."""
+        self._asked("limit", vm, limit)
+        self.relations[vm] = relation(self._known(vm).name, limit=limit, rate=limit.rate)
+        return self.relations[vm]
 
     def disable(self, vm: str, delete_copy: bool) -> None:
         """End a relationship."""

@@ -74,11 +74,28 @@ def test_the_meter_tells_rate_and_time_left() -> None:
     for second in range(1, 5):
         now[0] = float(second)
         meter.read(second * 100, 1000)
-    meter.sent(77)
+    assert meter.progress().rate == pytest.approx(100)
+    assert meter.progress().seconds_left == pytest.approx(6)
+
+
+def test_time_left_is_that_of_the_line_when_it_is_slower_than_reading() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    meter.read(0, 1000)
+    for second in range(1, 6):
+        now[0] = float(second)
+        meter.read(second * 100, 1000)
+        meter.sent(10)
+    meter.waiting(450)
     progress = meter.progress()
-    assert progress.rate == pytest.approx(100)
-    assert progress.seconds_left == pytest.approx(6)
-    assert progress.wire_bytes == 77
+    assert progress.wire_bytes == 50
+    assert progress.wire_rate == pytest.approx(10)
+    # 450 bytes wait, and the other half of the disk will bring as many as the first half did: 500.
+    assert progress.seconds_left == pytest.approx(95)
+    meter.read(1000, 1000)
+    assert meter.progress().seconds_left == pytest.approx(45)
+    meter.sent(450)
+    assert meter.progress().seconds_left == pytest.approx(0)
 
 
 @pytest.mark.parametrize(

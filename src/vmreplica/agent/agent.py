@@ -9,14 +9,17 @@ from typing import Final
 import structlog
 
 from vmreplica import __version__
+from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
+from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
+from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.seed_source import SeedRules
 from vmreplica.agent.seeding import SeedTools
 from vmreplica.agent.tasks import Tasks
@@ -26,6 +29,7 @@ from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
     CycleReport,
@@ -92,11 +96,23 @@ class Agent:
             fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
             limits=_transfer_limits(config),
         )
+        bandwidth = Bandwidth(limits.bandwidth)
         self._runner = Runner(
-            stages=stages, clients=self._clients, journal=self._journal, concurrent=limits.concurrent_cycles
+            stages=stages,
+            clients=self._clients,
+            journal=self._journal,
+            bandwidth=bandwidth,
+            keeper=Keeper(stages, limits.pause_hold),
+            concurrent=limits.concurrent_cycles,
+            slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )
         self._primaries = PrimarySide(
-            stages=stages, runner=self._runner, clients=self._clients, book=self.book, tasks=self._tasks
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            bandwidth=bandwidth,
         )
         self.receiver = Receiver(
             repository,
@@ -178,6 +194,8 @@ class Agent:
         erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
@@ -190,6 +208,8 @@ class Agent:
             bases=Bases(base_devices, erase=erase),
             seed=seed,
             give_up=give_up,
+            limit=limit,
+            begin_at=at,
         )
         return task.report()
 
@@ -198,6 +218,10 @@ class Agent:
         task = self._tasks.start(f"import of {directory}")
         self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
         return task.report()
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change how fast a VM's points may be sent."""
+        return self._primaries.limit(vm, limit)
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""

@@ -21,6 +21,7 @@ from vmreplica.api.requests import (
     ImportRequest,
     InviteRequest,
     JoinRequest,
+    LimitRequest,
     NetworksRequest,
     TrialRequest,
 )
@@ -70,6 +71,7 @@ class _Vms:
             web.post(f"{_VM}/pause", self._pause),
             web.post(f"{_VM}/resume", self._resume),
             web.post(f"{_VM}/sync", self._sync),
+            web.put(f"{_VM}/limit", self._limit),
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
             web.get(f"{_VM}/test-plan", self._test_plan),
@@ -113,8 +115,14 @@ class _Vms:
             erase=body.erase,
             seed=body.seed,
             give_up=body.give_up,
+            limit=body.limit,
+            at=body.at,
         )
         return answer(await self._run(call), status=202)
+
+    async def _limit(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, LimitRequest)
+        return answer(await self._run(partial(self._agent.limit, vm, body.limit)))
 
     async def _disable(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, DisableRequest)

@@ -1,8 +1,10 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
     CycleReport,
@@ -39,8 +41,10 @@ class AgentFacade(Protocol):
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
-        seed: SeedRequest | None,
-        give_up: bool,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication.
 
@@ -49,6 +53,9 @@ class AgentFacade(Protocol):
 
     def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
         """Take in the first copy of a VM that travelled in a directory."""
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change how fast a VM's points may be sent."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.export import Directory, Passphrase
 from vmreplica.model.ids import DevicePath, DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.rates import Limit
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
 
@@ -29,6 +30,10 @@ class EnableRequest(Shape):
     seed: SeedRequest | None = None
     #: An export that the replica waits for is lost.
     give_up: bool = False
+    #: How fast points may be sent; None: as before.
+    limit: Limit | None = None
+    #: When initial replication begins; None: now.
+    at: AwareDatetime | None = None
 
 
 class ImportRequest(Shape):
@@ -38,6 +43,12 @@ class ImportRequest(Shape):
     passphrase: Passphrase | None = Field(default=None, repr=False)
     #: The text of an age identity file.
     identity: Annotated[str, StringConstraints(max_length=65536)] | None = Field(default=None, repr=False)
+
+
+class LimitRequest(Shape):
+    """Change how fast a VM's points may be sent."""
+
+    limit: Limit
 
 
 class DisableRequest(Shape):

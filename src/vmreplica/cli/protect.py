@@ -7,6 +7,7 @@ import typer
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
 from vmreplica.cli.exports import PassphraseFile, Recipient, next_step, seed_fields
+from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
 from vmreplica.model.units import parse_duration
@@ -46,6 +47,7 @@ def register(app: typer.Typer) -> None:
         "vmreplica enable mail --to backup1 --base-device vda=/dev/vg/mail-copy",
         "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
         "vmreplica enable files --to backup1 --seed export:/mnt/usb/files --passphrase-file key.txt",
+        "vmreplica enable files --to backup1 --at 22:00 --limit 'mon-fri 08:00-18:00 20M' --limit 50M",
     )
     add_command(
         app,
@@ -82,6 +84,8 @@ def enable(
     passphrase_file: PassphraseFile = None,
     recipient: Recipient = None,
     yes: Yes = False,
+    at: AtOption = None,
+    limit: LimitOption = None,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
@@ -99,9 +103,16 @@ def enable(
         erase=yes,
         seed=seed_fields(seed, passphrase_file, recipient),
         give_up=yes,
+        limit=read_limit(limit),
+        at=read_moment(at),
     )
     client = AgentClient(socket)
-    _task(client, vm, _enabled(client, vm, body, as_json=as_json), wait=wait, as_json=as_json)
+    answer = _enabled(client, vm, body, as_json=as_json)
+    if body.at is not None and not as_json:
+        moment = f"{body.at.astimezone():%Y-%m-%d %H:%M}"
+        show_done(f"Initial replication of {vm} begins {moment}; vmreplica sync {vm} begins it now.", as_json=False)
+        return
+    _task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
     if wait and not as_json and body.seed is not None and body.seed.kind == "export":
         show_done(next_step(body.seed.directory), as_json=False)
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
 from vmreplica.model.health import Level
 from vmreplica.model.report import (
@@ -161,6 +162,8 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         ("epoch", str(relation.epoch)),
         ("next cycle", _due(relation, now)),
     ]
+    if relation.role == "primary":
+        pairs.append(("rate limit", limit_text(relation)))
     if relation.excluded:
         pairs.append(("not replicated", " ".join(relation.excluded)))
     pairs += [("test failover", _trial(trial)) for trial in relation.trials]
@@ -204,7 +207,8 @@ def _activity(relation: RelationshipReport) -> str:
     if relation.progress:
         now = relation.progress
         share = f" {now.done_bytes * 100 // now.total_bytes}%" if now.total_bytes else ""
-        return f"{printable(now.phase)}{share}, {format_size(now.rate)}/s"
+        left = "" if now.seconds_left is None else f", {format_duration(now.seconds_left)} left"
+        return f"{printable(now.phase)}{share}, {format_size(now.rate)}/s{left}"
     cycle = relation.last_cycle
     if cycle is None:
         return ""
@@ -214,6 +218,10 @@ def _activity(relation: RelationshipReport) -> str:
 
 
 def _due(relation: RelationshipReport, now: dt.datetime) -> str:
+    if relation.begins_at is not None:
+        return f"begins {relation.begins_at.astimezone():%Y-%m-%d %H:%M}"
+    if relation.waits == "resync-queued":
+        return "waiting for its turn to resynchronize"
     if relation.next_due is None:
         return ""
     wait = (relation.next_due - now).total_seconds()

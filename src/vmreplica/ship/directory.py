@@ -16,12 +16,21 @@ class DirectoryWire:
     Args:
         seed: where, as the VM's policy says.
         announce: tells the replica; may be repeated.
+        sent: called with the bytes of each segment that was written, from any thread.
         reserve: bytes to leave free on the directory's file system.
     """
 
-    def __init__(self, seed: SeedExport, announce: Callable[[AwaitedBase], PointSummary], *, reserve: int = 0) -> None:
+    def __init__(
+        self,
+        seed: SeedExport,
+        announce: Callable[[AwaitedBase], PointSummary],
+        *,
+        sent: Callable[[int], None] = lambda _size: None,
+        reserve: int = 0,
+    ) -> None:
         self._seed = seed
         self._announce = announce
+        self._sent = sent
         self._reserve = reserve
         self._begun: tuple[PointOpening, Parcel] | None = None
 
@@ -49,7 +58,9 @@ class DirectoryWire:
         Raises:
             VmReplicaError: see ``Parcel``.
         """
-        self._require(vm, point)[1].put(target, number, b"".join(buffers))
+        body = b"".join(buffers)
+        self._require(vm, point)[1].put(target, number, body)
+        self._sent(len(body))
 
     def complete(self, vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:
         """Finish the export and let the replica wait for it; from then on deltas stand on it.
