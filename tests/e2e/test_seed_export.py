@@ -123,10 +123,11 @@ def test_a_lost_export_is_given_up_when_it_is_said_twice(lab: Lab, new_blank: Ne
     enable(a, vm.name, "--seed", f"export:{usb}", every="24h")
     vm.write("vda", "1M", "64k", 2)
     a.ask("sync", vm.name)
-    assert refusal(a, "enable", vm.name, "--to", "b", "--seed", f"export:{usb}-2")[1]["code"] == "export-awaited"
-    code, error = refusal(a, "enable", vm.name, "--to", "b", "--seed", "network")
-    assert (code, error["code"]) == (5, "export-awaited")
-    assert "--yes" in error["hint"]
+    for other in (f"export:{usb}-2", "network"):
+        code, error = refusal(a, "enable", vm.name, "--to", "b", "--seed", other)
+        assert (code, error["code"]) == (2, "confirmation-needed")
+        assert "gives that export up" in error["message"]
+        assert "--yes" in error["hint"]
     assert relation(a, vm.name)["state"] == "waiting-for-initial"
 
     enable(a, vm.name, every="12h")
