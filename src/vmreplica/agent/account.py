@@ -1,6 +1,7 @@
 """How a run of a cycle went, in words: for the journal, and for who waits for its point. Pure but for the clock."""
 
 import datetime as dt
+from typing import Final
 
 from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.decide import BASE_AWAITED, Capture
@@ -12,6 +13,9 @@ from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.report import CycleReport
 
+#: What ended a cycle without anything being wrong.
+_INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
+
 
 def report_of(
     rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
@@ -20,7 +24,7 @@ def report_of(
     published, step, error = outcome.published, outcome.step, outcome.error
     if error is None and published is None:
         return None
-    stopped = error is not None and error.code == "cycle-stopped"
+    stopped = error is not None and error.code in _INTERRUPTIONS
     kind = published.kind if published else (step.kind if step else _kind_expected(rel))
     return CycleReport(
         kind=kind,
@@ -52,7 +56,7 @@ def _reason(rel: Relationship, step: Capture | None, published: PointSummary | N
 
 def waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
     """Tell whoever waits for a point why there is none, when nothing failed."""
-    if outcome.waits is None:
+    if outcome.waits is None or outcome.published is not None:
         return None
     if outcome.waits == BASE_AWAITED:
         return base_awaited(rel.name)

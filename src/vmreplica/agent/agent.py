@@ -18,6 +18,7 @@ from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.rest import RestBook
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.seed_source import SeedRules
@@ -94,6 +95,7 @@ class Agent:
             spool=Spool(paths.state_dir / "spool", limits.spool_cap),
             spool_dir=paths.state_dir / "spool",
             fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
+            rest=RestBook(paths.state_dir / "rest"),
             limits=_transfer_limits(config),
         )
         bandwidth = Bandwidth(limits.bandwidth)
