@@ -1,10 +1,11 @@
-"""What a cycle came to, in the words of the journal and of whoever waits for it: pure."""
+"""How a run of a cycle went, in words: for the journal, and for who waits for its point. Pure but for the clock."""
 
 import datetime as dt
 from typing import Final
 
 from vmreplica.agent.cycle import Outcome
-from vmreplica.agent.decide import Capture
+from vmreplica.agent.decide import BASE_AWAITED, Capture
+from vmreplica.agent.exporting import base_awaited
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import differed, vm_off
 from vmreplica.agent.relationship import Relationship
@@ -16,7 +17,7 @@ from vmreplica.model.report import CycleReport
 _INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
 
 
-def cycle_report(
+def report_of(
     rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
 ) -> CycleReport | None:
     """Describe a run for the journal; a run that only found the VM off is no event."""
@@ -54,7 +55,9 @@ def _reason(rel: Relationship, step: Capture | None, published: PointSummary | N
 
 
 def waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
-    """Tell whoever waited for a point why there is none, though nothing failed."""
+    """Tell whoever waits for a point why there is none, when nothing failed."""
     if outcome.waits is None or outcome.published is not None:
         return None
+    if outcome.waits == BASE_AWAITED:
+        return base_awaited(rel.name)
     return vm_off(rel.name, dt.datetime.now(dt.UTC))
