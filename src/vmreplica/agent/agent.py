@@ -45,8 +45,9 @@ from vmreplica.model.report import (
     TaskReport,
     TrialStarted,
 )
-from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.units import MiB
+from vmreplica.parcel import Secret
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
@@ -82,21 +83,8 @@ class Agent:
         self._journal = Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
-        self._replicas = ReplicaSide(
-            repository=repository,
-            hypervisor=self._hypervisor,
-            clients=self._clients,
-            book=self.book,
-            seed_tools=_seed_tools(config),
-        )
-        stages = Stages(
-            hypervisor=self._hypervisor,
-            spool=Spool(paths.state_dir / "spool", limits.spool_cap),
-            spool_dir=paths.state_dir / "spool",
-            fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
-            rest=RestBook(paths.state_dir / "rest"),
-            limits=_transfer_limits(config),
-        )
+        self._replicas = self._replica_side(repository)
+        stages = _stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = Runner(
             stages=stages,
@@ -121,6 +109,15 @@ class Agent:
             runs_here=self.runs_here,
             on_published=self._replicas.published,
             seeds=self._replicas.seeder,
+        )
+
+    def _replica_side(self, repository: Repository) -> ReplicaSide:
+        return ReplicaSide(
+            repository=repository,
+            hypervisor=self._hypervisor,
+            clients=self._clients,
+            book=self.book,
+            seed_tools=_seed_tools(self.config),
         )
 
     def start(self) -> None:
@@ -193,7 +190,8 @@ class Agent:
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
-        seed: ExistingSeed | NetworkSeed | None = None,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
@@ -207,9 +205,16 @@ class Agent:
             excluded=excluded,
             bases=Bases(base_devices, erase=erase),
             seed=seed,
+            give_up=give_up,
             limit=limit,
             begin_at=at,
         )
+        return task.report()
+
+    def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Take in the first copy of a VM that travelled in a directory."""
+        task = self._tasks.start(f"import of {directory}")
+        self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
         return task.report()
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
@@ -319,6 +324,18 @@ class Agent:
             f"{brief.name} is not protected on this host",
             hint=f"vmreplica enable {brief.name} --to PEER",
         )
+
+
+def _stages(config: Config, hypervisor: Hypervisor) -> Stages:
+    state = config.agent.state_dir
+    return Stages(
+        hypervisor=hypervisor,
+        spool=Spool(state / "spool", config.limits.spool_cap),
+        spool_dir=state / "spool",
+        fingerprints=FingerprintStore(state / "fingerprints"),
+        rest=RestBook(state / "rest"),
+        limits=_transfer_limits(config),
+    )
 
 
 def _transfer_limits(config: Config) -> TransferLimits:
