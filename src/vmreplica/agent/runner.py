@@ -321,10 +321,13 @@ class Runner:
             _log.warning("cannot read the policies of the VMs", why=error.message)
             return
         with self._wake:
-            for vm in [vm for vm, rel in self._known.items() if vm not in policies and not rel.running]:
-                del self._known[vm]
+            gone = [rel for vm, rel in self._known.items() if vm not in policies and not rel.running]
             self._retiring &= set(policies)
             retiring = frozenset(self._retiring)
+        for rel in gone:
+            if not (rel.vm in briefs and self._put_policy_back(rel)):
+                with self._wake:
+                    self._known.pop(rel.vm, None)
         for vm, policy in policies.items():
             if vm in briefs and vm not in retiring:
                 known = self.find(vm) is not None
@@ -332,6 +335,20 @@ class Runner:
                 if not known:
                     # Its cycle may not begin for long, for example because it is paused.
                     self._keeper.hold(vm)
+
+    def _put_policy_back(self, rel: Relationship) -> bool:
+        """Whoever defines a VM anew without our metadata did not mean to end its protection: ``disable`` does that."""
+        try:
+            if self._hypervisor.policy(rel.vm) is None:
+                with self._wake:
+                    if self._known.get(rel.vm) is not rel:
+                        return False
+                self._hypervisor.set_policy(rel.vm, rel.policy)
+                _log.warning("a policy was lost with the VM's definition and is put back", vm=rel.vm, name=rel.name)
+        except VmReplicaError as error:
+            _log.warning("a VM is no longer protected: its policy is gone", vm=rel.vm, why=error.message)
+            return False
+        return True
 
 
 def _report(

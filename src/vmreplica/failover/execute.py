@@ -10,6 +10,7 @@ from vmreplica.failover.layer import make_layer, refuse_existing, remove_vm
 from vmreplica.failover.plan import PrimaryAnswer, StepHook, no_hook
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import BuiltDefinition, build
+from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import PointId
 from vmreplica.model.report import FailoverPlan
@@ -107,12 +108,8 @@ def _fence(replica: Replica, plan: FailoverPlan) -> None:
 
 
 def _definition(replica: Replica, hypervisor: Hypervisor, point: PointId, disks: Mapping[str, Path]) -> BuiltDefinition:
-    return build(
-        replica.definition(point),
-        disks=disks,
-        network_map=replica.record.network_map,
-        **hypervisor.abilities(),
-    )
+    site = Site(disks=disks, network_map=replica.record.network_map, **hypervisor.abilities())
+    return build(replica.definition(point), site)
 
 
 def _started(replica: Replica) -> None:

@@ -18,6 +18,7 @@ from vmreplica.failover.plan import StepHook, no_hook
 from vmreplica.fsio import remove_tree
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import build
+from vmreplica.hypervisor.definition_site import Site
 from vmreplica.hypervisor.definition_trial import EveryNetwork, as_trial
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmName
@@ -146,12 +147,8 @@ class Trials:
         self._before("layer")
         disks = make_layer(replica, trial.point, _directory(replica, trial), "../../points")
         self._before("define")
-        built = build(
-            replica.definition(trial.point),
-            disks=disks,
-            network_map=EveryNetwork(trial.network),
-            **self._hypervisor.abilities(),
-        )
+        site = Site(disks=disks, network_map=EveryNetwork(trial.network), **self._hypervisor.abilities())
+        built = build(replica.definition(trial.point), site)
         self._hypervisor.define(as_trial(built, vm=trial.vm, name=trial.name).xml)
         self._before("start")
         self._hypervisor.start(trial.vm)

@@ -285,7 +285,7 @@ class Hypervisor:
     # -- failover ----------------------------------------------------------------------------------------------
 
     def abilities(self, arch: str = "x86_64") -> Abilities:
-        """Tell what this host offers to VMs: keyword arguments for ``definition.build``."""
+        """Tell what this host offers to VMs: keyword arguments for ``definition_site.Site``."""
         domain_type = usable_domain_type()
 
         def ask(raw: libvirt.virConnect) -> Abilities:
