@@ -1,10 +1,11 @@
 """The scheduler of this host: every protected VM's cycles on their beat, no more at once than allowed."""
 
+import contextlib
 import datetime as dt
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
@@ -134,6 +135,22 @@ class Runner:
             rel.due, rel.failures = self._clock(), 0
             self._wake.notify_all()
 
+    @contextlib.contextmanager
+    def turn(self, rel: Relationship, what: str, patience: float) -> Iterator[bool]:
+        """Take a VM's turn: no cycle of it runs in the block. Yields False when one runs all the time.
+
+        Args:
+            rel: of the VM.
+            what: shown as the phase meanwhile.
+            patience: seconds to wait for a running cycle.
+        """
+        taken = self._take(rel, what, patience)
+        try:
+            yield taken
+        finally:
+            if taken:
+                self._give_back(rel)
+
     def each(self, view: Callable[[Relationship, float], _T]) -> list[_T]:
         """Look at every relationship, with the present time of the scheduler's clock; nothing moves meanwhile."""
         with self._wake:
@@ -169,6 +186,26 @@ class Runner:
         for task in rel.answering:
             task.meter = rel.meter
         self._pool.submit(self._run, rel, rel.meter)
+
+    def _take(self, rel: Relationship, what: str, patience: float) -> bool:
+        with self._wake:
+            free = self._wake.wait_for(lambda: self._stopping or not rel.running, patience)
+            if not free or self._stopping:
+                return False
+            rel.meter = Meter()
+            rel.meter.phase(what)
+            rel.idle.clear()
+            return True
+
+    def _give_back(self, rel: Relationship) -> None:
+        with self._wake:
+            rel.meter = None
+            # Who asked meanwhile took this turn for a cycle.
+            rel.waiting, rel.answering = [*rel.answering, *rel.waiting], []
+            if rel.waiting:
+                rel.due = self._clock()
+            rel.idle.set()
+            self._wake.notify_all()
 
     def _run(self, rel: Relationship, meter: Meter) -> None:
         started, clock = dt.datetime.now(dt.UTC), self._clock()

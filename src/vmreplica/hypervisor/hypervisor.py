@@ -16,6 +16,7 @@ from vmreplica.hypervisor.bases import Plan
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connection
 from vmreplica.hypervisor.events import Watcher, Watchers
+from vmreplica.hypervisor.examine import Examiner
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
@@ -81,6 +82,10 @@ class Hypervisor:
         return self._connection.call(
             f"inspect {self._label(vm)}", lambda raw: inspect(raw.lookupByUUIDString(vm)), repeatable=True
         )
+
+    def examiner(self) -> Examiner:
+        """Give the means of a doctor's look at libvirt and its VMs."""
+        return Examiner(self._connection, self._files)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""
