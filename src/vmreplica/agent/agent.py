@@ -10,7 +10,7 @@ import structlog
 from vmreplica import __version__
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
-from vmreplica.agent.cycle import Stages
+from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.replica import ReplicaSide

@@ -9,7 +9,6 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -17,27 +16,23 @@ import structlog
 from vmreplica.agent.decide import (
     Capture,
     Continue,
-    CycleFacts,
-    DiskFacts,
     Fenced,
     Fetch,
     Ship,
-    SpoolFacts,
     Step,
     Tidy,
     Wait,
     decide,
 )
+from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.transfer import Transfer, TransferLimits
-from vmreplica.fingerprint import FingerprintStore
+from vmreplica.agent.transfer import Transfer
 from vmreplica.fsio import require_free
-from vmreplica.hypervisor import BackupJob, CheckpointBroken, DiskView, DomainView, Hypervisor
-from vmreplica.model.errors import Conflict, HypervisorError, Internal, VmReplicaError
+from vmreplica.hypervisor import BackupJob, CheckpointBroken
+from vmreplica.model.errors import Conflict, Internal, VmReplicaError
 from vmreplica.model.ids import (
     CheckpointName,
-    DiskTarget,
     PointId,
     VmId,
     checkpoint_name,
@@ -48,24 +43,13 @@ from vmreplica.model.ids import (
 from vmreplica.model.point import DiskSpec, PointKind, PointOpening, PointSummary, Position
 from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
-from vmreplica.spool import Spool, SpoolPoint
+from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
 _PHASES: Final = {"initial": "initial replication", "resync": "resynchronizing"}
 #: A cycle is a handful of steps; more means that two facts contradict each other for ever.
 _MAX_STEPS: Final = 12
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stages:
-    """What every cycle on this host shares."""
-
-    hypervisor: Hypervisor
-    spool: Spool
-    spool_dir: Path
-    fingerprints: FingerprintStore
-    limits: TransferLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +96,8 @@ class Cycle:
         self._policy = policy
         self._halt = halt
         self._meter = meter
-        self._seen = seen
         self._began = began
-        self._view: DomainView | None = None
-        self._latest: PointSummary | None = None
-        self._job: BackupJob | None = None
-        self._trouble: dict[DiskTarget, str] = {}
-        self._unfetchable: set[DiskTarget] = set()
+        self._facts = FactFinder(stages=stages, client=client, vm=vm, policy=policy, seen=seen)
         self._holdings = Holdings(stages.fingerprints, client, vm)
         self._capture: Capture | None = None
         self._published: PointSummary | None = None
@@ -137,7 +116,7 @@ class Cycle:
             error = caught
         except Exception as caught:  # noqa: BLE001 - the one place where a defect must not end the scheduler
             _log.exception("cycle failed unexpectedly", vm=self._vm)
-            what = f"{self._name()}: {type(caught).__name__}: {caught}"
+            what = f"{self._facts.name}: {type(caught).__name__}: {caught}"
             error = Internal("internal", what, hint="see the agent's log")
         return Outcome(
             published=self._published, step=self._capture, guest_bytes=self._guest_bytes, waits=waits, error=error
@@ -145,67 +124,12 @@ class Cycle:
 
     def _steps(self) -> str | None:
         for _ in range(_MAX_STEPS):
-            step = decide(self._facts())
+            step = decide(self._facts.ask())
             _log.debug("cycle step", vm=self._vm, step=type(step).__name__)
             waits = self._act(step)
             if waits is not None or self._published is not None:
                 return waits
-        raise Internal("cycle-does-not-settle", f"{self._name()}: a cycle did not come to an end")
-
-    # ---- facts
-
-    def _facts(self) -> CycleFacts:
-        position = self._client.position(self._vm)
-        self._seen(position)
-        self._latest = position.latest
-        view = self._hypervisor.inspect(self._vm)
-        self._view = view
-        return CycleFacts(
-            replica=self._policy.replica,
-            epoch=self._policy.epoch,
-            position=position,
-            running=view.active,
-            disks={target: self._disk_facts(disk, position) for target, disk in self._disks(view).items()},
-            checkpoints=self._checkpoints(view, position),
-            spool=self._spool_facts(),
-        )
-
-    def _disk_facts(self, disk: DiskView, position: Position) -> DiskFacts:
-        return DiskFacts(
-            size=disk.size,
-            tracked=disk.tracked,
-            fingerprint_good=self._holdings.good(disk.target, position.latest),
-            trouble=self._trouble.get(disk.target),
-            unfetchable=disk.target in self._unfetchable,
-        )
-
-    def _checkpoints(self, view: DomainView, position: Position) -> tuple[str, ...]:
-        """List the checkpoints; the base is made known to libvirt again if it was lost there but not in the images."""
-        known = self._hypervisor.checkpoints(self._vm)
-        base = position.latest.checkpoint if position.latest else None
-        if view.active and base is not None and base not in known:
-            try:
-                lost = self._hypervisor.checkpoint_usable(self._vm, base, ())
-            except HypervisorError as error:
-                # Its disks are not those of the VM any more, for example: a whole copy will do.
-                lost = error.message
-            _log.info("base checkpoint was unknown to libvirt", vm=self._vm, checkpoint=base, lost=lost)
-            known = self._hypervisor.checkpoints(self._vm)
-        return tuple(known)
-
-    def _disks(self, view: DomainView) -> dict[DiskTarget, DiskView]:
-        chosen = (d for d in view.disks if d.reason_ineligible is None and d.target not in self._policy.excluded)
-        return {disk.target: disk for disk in chosen}
-
-    def _spool_facts(self) -> SpoolFacts | None:
-        point = self._stages.spool.point(self._vm)
-        if point is None:
-            return None
-        complete = point.closing is not None
-        checkpoint = point.opening.checkpoint
-        if not complete and checkpoint is not None:
-            self._job = self._hypervisor.attach_backup(self._vm, checkpoint)
-        return SpoolFacts(opening=point.opening, complete=complete, job_runs=self._job is not None)
+        raise Internal("cycle-does-not-settle", f"{self._facts.name}: a cycle did not come to an end")
 
     # ---- acts
 
@@ -231,7 +155,7 @@ class Cycle:
         self._hypervisor.end_backup(self._vm)
         return Conflict(
             "failed-over-elsewhere",
-            f"{self._name()} was failed over to its replica (epoch {step.epoch}, here {self._policy.epoch})",
+            f"{self._facts.name} was failed over to its replica (epoch {step.epoch}, here {self._policy.epoch})",
             hint="decide which side survives; this one is stale and ships nothing",
         )
 
@@ -249,7 +173,7 @@ class Cycle:
 
     def _fetch(self, step: Fetch) -> None:
         self._meter.phase("asking the replica what it holds")
-        sizes = {disk.target: disk.size for disk in self._latest.disks} if self._latest else {}
+        sizes = {disk.target: disk.size for disk in self._facts.latest.disks} if self._facts.latest else {}
         for target in step.targets:
             try:
                 self._holdings.fetch(target, sizes[target], step.point, self._halt)
@@ -257,7 +181,7 @@ class Cycle:
                 if error.kind == "transient":
                     raise
                 _log.warning("the replica cannot tell a fingerprint", vm=self._vm, disk=target, why=error.message)
-                self._unfetchable.add(target)
+                self._facts.unfetchable.add(target)
 
     def _ship_spooled(self) -> None:
         point = self._spooled()
@@ -266,9 +190,9 @@ class Cycle:
 
     def _continue(self) -> None:
         point = self._spooled()
-        job = self._job
+        job = self._facts.job
         if job is None:
-            raise Internal("job-vanished", f"{self._name()}: the backup job was there and is gone")
+            raise Internal("job-vanished", f"{self._facts.name}: the backup job was there and is gone")
         self._published = self._read_and_ship(point, job)
 
     def _begin(self, step: Capture) -> None:
@@ -278,8 +202,8 @@ class Cycle:
         if not step.modes:
             raise Conflict(
                 "no-eligible-disks",
-                f"{self._name()} has no disk left that can be replicated",
-                hint=f"`vmreplica status {self._name()}` names the reasons",
+                f"{self._facts.name} has no disk left that can be replicated",
+                hint=f"`vmreplica status {self._facts.name}` names the reasons",
             )
         point = self._stages.spool.create(self._opening(step))
         try:
@@ -299,12 +223,12 @@ class Cycle:
         """Let the disks whose bitmaps are broken be compared; the others stay incremental."""
         followed = {target for target, mode in step.modes.items() if mode == "delta"}
         _log.warning("change tracking lost", vm=self._vm, disks=sorted(error.disks), why=error.message)
-        self._trouble.update(dict.fromkeys(error.disks & followed or followed, error.message))
+        self._facts.trouble.update(dict.fromkeys(error.disks & followed or followed, error.message))
 
     def _opening(self, step: Capture) -> PointOpening:
         instant = self._instant()
-        view = self._known_view()
-        disks = self._disks(view)
+        view = self._facts.view
+        disks = self._facts.disks()
         point: PointId = new_point_id(instant, secrets.token_hex(4))
         return PointOpening(
             vm=self._vm,
@@ -325,14 +249,14 @@ class Cycle:
     def _instant(self) -> dt.datetime:
         """Tell the time, but never a second that the replica's latest point has: names sort by time."""
         now = dt.datetime.now(dt.UTC)
-        if self._latest is None:
+        if self._facts.latest is None:
             return now
-        return max(now, point_instant(self._latest.point) + dt.timedelta(seconds=1))
+        return max(now, point_instant(self._facts.latest.point) + dt.timedelta(seconds=1))
 
     def _begin_job(self, opening: PointOpening, base: CheckpointName | None) -> BackupJob:
         bases = {target: base if mode == "delta" else None for target, mode in opening.modes.items()}
         if opening.checkpoint is None:
-            raise Internal("checkpoint-missing", f"{self._name()}: a captured point needs a checkpoint")
+            raise Internal("checkpoint-missing", f"{self._facts.name}: a captured point needs a checkpoint")
         try:
             return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
         except Conflict as error:
@@ -380,13 +304,5 @@ class Cycle:
     def _spooled(self) -> SpoolPoint:
         point = self._stages.spool.point(self._vm)
         if point is None:
-            raise Internal("spool-vanished", f"{self._name()}: the spooled point was there and is gone")
+            raise Internal("spool-vanished", f"{self._facts.name}: the spooled point was there and is gone")
         return point
-
-    def _known_view(self) -> DomainView:
-        if self._view is None:
-            self._view = self._hypervisor.inspect(self._vm)
-        return self._view
-
-    def _name(self) -> str:
-        return self._view.name if self._view else self._vm

@@ -6,7 +6,7 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.cycle import Stages
+from vmreplica.agent.facts import Stages
 from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner

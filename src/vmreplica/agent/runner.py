@@ -12,7 +12,8 @@ from typing import Final, TypeVar
 import structlog
 
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.cycle import Cycle, Outcome, Stages
+from vmreplica.agent.cycle import Cycle, Outcome
+from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import vm_off
