@@ -10,6 +10,9 @@ import structlog
 from vmreplica import __version__
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
+from vmreplica.agent.doctor.doctor import Doctor
+from vmreplica.agent.doctor.host_exam import Parts
+from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.primary import PrimarySide
@@ -24,6 +27,7 @@ from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.report import (
     CycleReport,
+    DoctorReport,
     FailoverPlan,
     FailoverReport,
     Invitation,
@@ -82,6 +86,19 @@ class Agent:
         self._primaries = PrimarySide(
             stages=stages, runner=self._runner, clients=self._clients, book=self.book, tasks=self._tasks
         )
+        self._trials = Trials(paths.state_dir / "trials", self._hypervisor)
+        self._doctor = Doctor(
+            Parts(
+                config=config,
+                identity=self.identity,
+                book=self.book,
+                hypervisor=self._hypervisor,
+                runner=self._runner,
+                journal=self._journal,
+                repository=repository,
+                trials=self._trials,
+            )
+        )
         self.receiver = Receiver(
             repository, hello=self.hello, runs_here=self.runs_here, on_published=self._replicas.published
         )
@@ -89,10 +106,12 @@ class Agent:
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
         self._replicas.start()
+        self._trials.start()
         self._runner.start()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
+        self._trials.stop()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -134,6 +153,10 @@ class Agent:
             now=dt.datetime.now(dt.UTC),
             relationships=tuple(sorted(rows, key=lambda row: (row.name, row.role))),
         )
+
+    def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
+        """Look for trouble, on this host or with one VM."""
+        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._replicas.find(vm), trial=trial)
 
     def points(self, vm: str) -> PointsReport:
         """List recovery points, held here or on the VM's replica."""

@@ -14,6 +14,7 @@ from vmreplica.api.facade import AgentFacade
 from vmreplica.api.metrics import render_metrics
 from vmreplica.api.requests import (
     DisableRequest,
+    DoctorRequest,
     EnableRequest,
     FailoverRequest,
     InviteRequest,
@@ -58,6 +59,8 @@ class _Vms:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/tasks/{task}", self._task),
+            web.post("/v1/doctor", self._doctor),
+            web.post(f"{_VM}/doctor", self._doctor),
             web.get(f"{_VM}/points", self._points),
             web.get(f"{_VM}/history", self._history),
             web.post(f"{_VM}/enable", self._enable),
@@ -77,6 +80,11 @@ class _Vms:
 
     async def _task(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.task, request.match_info["task"])))
+
+    async def _doctor(self, request: web.Request) -> web.Response:
+        vm = _vm(request) if "vm" in request.match_info else None
+        body = await read_body(request, DoctorRequest)
+        return answer(await self._run(partial(self._agent.doctor, vm, trial=body.trial)))
 
     async def _points(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.points, _vm(request))))

@@ -69,14 +69,13 @@ def system_facts() -> SystemFacts:
     )
 
 
-def directory_facts(key: str, path: Path, qemu: Owner | None, *, passed: bool) -> DirectoryFacts:
+def directory_facts(key: str, path: Path, qemu: Owner | None) -> DirectoryFacts:
     """Look at a directory.
 
     Args:
         key: of the configuration.
         path: the directory.
-        qemu: uid and gid of QEMU; None when nobody could tell.
-        passed: whether QEMU must be able to pass through it.
+        qemu: uid and gid of QEMU, where it must be able to pass through; None where not, or when nobody could tell.
     """
     try:
         status, room = path.stat(), os.statvfs(path)
@@ -93,7 +92,7 @@ def directory_facts(key: str, path: Path, qemu: Owner | None, *, passed: bool) -
         free_inodes=room.f_favail,
         kind=kind_of(_MOUNTS.read_text(errors="replace"), path.resolve()),
         device=status.st_dev,
-        blocked_at=blocked_at(path, qemu) if passed and qemu is not None else None,
+        blocked_at=blocked_at(path, qemu) if qemu is not None else None,
     )
 
 
