@@ -38,7 +38,7 @@ for place in etc:/etc/libvirt run:/run/libvirt lib:/var/lib/libvirt log:/var/log
   mkdir -p "${place#*:}"
   mount --bind "$0/${place%%:*}" "${place#*:}"
 done
-exec libvirtd --config /etc/libvirt/libvirtd.conf
+exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$0/libvirtd.pid"
 """
 
 

@@ -17,6 +17,7 @@ from vmreplica.cli import watch
 from vmreplica.cli.main import make_app
 from vmreplica.model import errors
 from vmreplica.model.report import (
+    DoctorReport,
     FailoverPlan,
     FailoverReport,
     HistoryReport,
@@ -83,6 +84,8 @@ def program(agent: SmallAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("status",), StatusReport),
         (("status", "web"), StatusReport),
         (("points", "web"), PointsReport),
+        (("doctor",), DoctorReport),
+        (("doctor", "web"), DoctorReport),
         (("history", "web", "--limit", "1"), HistoryReport),
         (("enable", "db", "--to", "backup1"), TaskReport),
         (("enable", "db", "--to", "backup1", "--no-wait"), TaskReport),

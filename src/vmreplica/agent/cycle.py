@@ -162,10 +162,10 @@ class Cycle:
     def _tidy(self, step: Tidy) -> None:
         _log.info("tidying", vm=self._vm, why=step.why, checkpoints=step.checkpoints, spool=step.discard_spool)
         point = self._stages.spool.point(self._vm) if step.discard_spool else None
-        if point is not None:
-            self._hypervisor.end_backup(self._vm)
-            if step.acknowledged:
-                self._holdings.learn(point)
+        # Without a point in the spool to go on with, a job of ours was left by whoever was killed in it.
+        self._hypervisor.end_backup(self._vm)
+        if point is not None and step.acknowledged:
+            self._holdings.learn(point)
         for name in step.checkpoints:
             self._hypervisor.delete_checkpoint(self._vm, name)
         if point is not None:

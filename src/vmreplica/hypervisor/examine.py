@@ -73,15 +73,21 @@ class VmLook:
 class Examiner:
     """Looks at a libvirt; every look has a time limit.
 
+    Args:
+        connection: to libvirt.
+        files: of our backup jobs.
+        limit: seconds for each look.
+
     Raises (every method):
         TimedOut: libvirt does not answer in time.
         Unreachable: it is away.
         VmReplicaError: it refuses.
     """
 
-    def __init__(self, connection: Connection, files: JobFiles) -> None:
+    def __init__(self, connection: Connection, files: JobFiles, limit: float = LOOK_LIMIT) -> None:
         self._connection = connection
         self._files = files
+        self._limit = limit
 
     def host(self) -> HostLook:
         """Look at libvirt and at all domains."""
@@ -94,12 +100,14 @@ class Examiner:
     def guest_agent(self, vm: VmId) -> GuestAgent:
         """Tell whether the guest agent answers; asks it for the time, which leaves no trace on the domain."""
         try:
-            return self._ask(f"ask the guest agent of {vm}", lambda raw: _agent(raw, vm), limit=_GUEST_LIMIT)
+            return self._connection.call(
+                f"ask the guest agent of {vm}", lambda raw: _agent(raw, vm), repeatable=True, limit=_GUEST_LIMIT
+            )
         except VmReplicaError:
             return "silent"
 
-    def _ask(self, what: str, work: Callable[[libvirt.virConnect], T], *, limit: float = LOOK_LIMIT) -> T:
-        return self._connection.call(what, work, repeatable=True, limit=limit)
+    def _ask(self, what: str, work: Callable[[libvirt.virConnect], T]) -> T:
+        return self._connection.call(what, work, repeatable=True, limit=self._limit)
 
     def _host(self, raw: libvirt.virConnect) -> HostLook:
         security, owner = parse_security(raw.getCapabilities())

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import resource
 import stat
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ import nbd
 
 Owner = tuple[int, int]
 
+_NUMBER: Final = re.compile("[0-9]{1,9}")
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 #: From <sys/timex.h>: where ``status`` is in ``struct timex`` of 64-bit Linux, and the kernel's word for a free clock.
 _STATUS_AT: Final = 40
@@ -133,7 +135,8 @@ def _mounts(lines: Iterable[str]) -> Iterator[tuple[Path, str]]:
 
 def version_of(text: str) -> tuple[int, int, int]:
     """Read the first three numbers of a version."""
-    numbers = [int("".join(filter(str.isdigit, part)) or 0) for part in text.split(".")[:3]]
+    leading = (_NUMBER.match(part) for part in text.split(".")[:3])
+    numbers = [int(match[0]) if match else 0 for match in leading]
     first, second, third = [*numbers, 0, 0, 0][:3]
     return first, second, third
 
