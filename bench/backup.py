@@ -17,7 +17,8 @@ def disks(host: Host, guest: str) -> dict[str, Path]:
     return {row[2]: Path(row[3]) for row in rows if row[:2] == ["file", "disk"]}
 
 
-def _domain(connection: libvirt.virConnect, guest: str) -> libvirt.virDomain:
+def named_domain(connection: libvirt.virConnect, guest: str) -> libvirt.virDomain:
+    """Find a domain by its name."""
     return next(domain for domain in connection.listAllDomains() if domain.name() == guest)
 
 
@@ -40,18 +41,41 @@ def _checkpoint_xml(name: str, chosen: Sequence[str], others: Sequence[str]) -> 
 
 
 @contextmanager
-def frozen_view(host: Host, guest: str, target: str) -> Iterator[Path]:
-    """Export one disk of a running guest as it is at this instant; yields the NBD server's unix socket."""
+def frozen_view(host: Host, guest: str, target: str, *, since: str | None = None) -> Iterator[Path]:
+    """Export one disk of a running guest as it is at this instant; yields the NBD server's unix socket.
+
+    Args:
+        host: where it runs.
+        guest: its name.
+        target: the disk.
+        since: a checkpoint of that disk; the export tells then, as ``qemu:dirty-bitmap:backup-<target>``, what changed.
+    """
     connection = libvirt.open(host.libvirt_uri)
     try:
-        domain = _domain(connection, guest)
+        domain = named_domain(connection, guest)
         others = [other for other in disks(host, guest) if other != target]
         socket = host.scratch / f"bench-{uuid.uuid4().hex[:8]}.sock"
-        domain.backupBegin(_backup_xml(socket, [target], others, None), None, 0)
+        domain.backupBegin(_backup_xml(socket, [target], others, since), None, 0)
         try:
             yield socket
         finally:
             domain.abortJob()
+    finally:
+        connection.close()
+
+
+@contextmanager
+def checkpoint(host: Host, guest: str, target: str) -> Iterator[str]:
+    """Let libvirt note from now on what changes on one disk; yields the checkpoint's name, which is deleted then."""
+    connection = libvirt.open(host.libvirt_uri)
+    try:
+        others = [other for other in disks(host, guest) if other != target]
+        name = f"bench-{uuid.uuid4().hex}"
+        made = named_domain(connection, guest).checkpointCreateXML(_checkpoint_xml(name, [target], others), 0)
+        try:
+            yield name
+        finally:
+            made.delete(0)
     finally:
         connection.close()
 
@@ -65,7 +89,7 @@ class Floor:
     def __init__(self, host: Host, guest: str) -> None:
         self._host = host
         self._connection = libvirt.open(host.libvirt_uri)
-        self._domain = _domain(self._connection, guest)
+        self._domain = named_domain(self._connection, guest)
         self._targets = list(disks(host, guest))
         self._base: str | None = None
         self.cycle()  # the first one has no base and is no cycle

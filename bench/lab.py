@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.backup import disks
 from bench.hosts import PathLike
 from vmreplica.lab import GuestSpec, Lab
 from vmreplica.lab import Host as LabHost
@@ -72,6 +74,16 @@ class BenchLab:
         guest.start()
         guest.wait_booted()
         return guest.images[-1]
+
+    def require_equal(self, guest: str, target: str, point: str) -> None:
+        """Refuse a recovery point whose disk is not the primary's: a fast copy that is no copy does not count.
+
+        Raises:
+            subprocess.CalledProcessError: they differ.
+        """
+        (image,) = self.replica.lab_host.layout.store.glob(f"*/points/{point}/{target}.qcow2")
+        source = disks(self.primary, guest)[target]
+        subprocess.run(["qemu-img", "compare", "-q", "-U", source, image], check=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from bench import report
 from bench.lab import BenchLab, two_hosts
-from bench.measures import failover, idle_cycle, initial, memory
+from bench.measures import delta_random_4k, failover, idle_cycle, initial, memory, resync_1pct
 
 RESULT: Final = Path("build/bench.json")
 LAST_FULL: Final = Path(__file__).with_name("last-full.json")
@@ -26,6 +26,8 @@ class Entry(NamedTuple):
 MEASURES: Final = {
     "initial": Entry(initial.run),
     "idle_cycle": Entry(idle_cycle.run),
+    "delta_random_4k": Entry(delta_random_4k.run),
+    "resync_1pct": Entry(resync_1pct.run),
     "failover": Entry(failover.run),
     "memory": Entry(memory.run, quick=False),
 }

@@ -76,7 +76,7 @@ def table(measures: Mapping[str, Measure]) -> str:
     for name, one in measures.items():
         verdict = "holds" if one["holds"] else "DOES NOT HOLD"
         source = f" ({one['from']})" if "from" in one else ""
-        lines.append(f"{name:12} ratio {one['ratio']:.2f}, goal {one['goal']}: {verdict}{source}")
+        lines.append(f"{name:15} ratio {one['ratio']:.2f}, goal {one['goal']}: {verdict}{source}")
     return "\n".join(lines)
 
 

@@ -2,44 +2,16 @@
 
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bench.content import make_system_disk, sample
-from bench.hosts import run, running, sent_bytes
+from bench.hosts import run, sent_bytes
 from bench.peers.nbdcopy import TlsCopy
+from bench_kit import ThisMachine, served
 
 pytestmark = pytest.mark.main_job
 
 MiB = 1 << 20
-
-
-class ThisMachine:
-    """A host that is nothing but this machine."""
-
-    name = "here"
-    address = "127.0.0.1"
-    libvirt_uri = "qemu:///session"
-
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
-        scratch.mkdir()
-
-    def argv(self, *command: str | Path) -> list[str]:
-        """Run commands as they are."""
-        return [str(part) for part in command]
-
-    def vmreplica(self, *arguments: str) -> dict[str, Any]:
-        """There is no agent here."""
-        raise NotImplementedError(arguments)
-
-    def network_table(self) -> str:
-        """Read this machine's own."""
-        return Path("/proc/net/dev").read_text()
-
-    def agent_pid(self) -> int:
-        """There is no agent here."""
-        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +35,8 @@ def test_a_system_disk_holds_about_what_was_asked_for(system_disk: Path) -> None
 
 def test_nbdcopy_over_mutual_tls_makes_an_equal_disk(system_disk: Path, tmp_path: Path) -> None:
     primary, replica = ThisMachine(tmp_path / "a"), ThisMachine(tmp_path / "b")
-    source, image = tmp_path / "source.sock", tmp_path / "copy.qcow2"
-    with running(primary, ["qemu-nbd", "-r", "-t", "-e", "8", "-f", "qcow2", "-k", source, system_disk]):
-        run(primary, "bash", "-c", f"for i in {{1..100}}; do [ -S {source} ] && exit; sleep 0.05; done; exit 1")
+    image = tmp_path / "copy.qcow2"
+    with served(primary, system_disk) as source:
         copied = TlsCopy(primary, replica).copy_export(f"nbd+unix:///?socket={source}", image, 64 * MiB)
     subprocess.run(["qemu-img", "compare", "-q", system_disk, image], check=True)
     assert copied.seconds > 0

@@ -37,8 +37,8 @@ def test_a_measure_left_out_comes_from_the_last_full_run_and_says_so(tmp_path: P
     measures = with_left_out({"initial": fresh}, last)
     assert measures == {"initial": fresh, "memory": {**old, "from": "full run of 2026-01-02"}}
     assert table(measures).splitlines() == [
-        "initial      ratio 2.00, goal 1.0: DOES NOT HOLD",
-        "memory       ratio 0.40, goal 1.0: holds (full run of 2026-01-02)",
+        "initial         ratio 2.00, goal 1.0: DOES NOT HOLD",
+        "memory          ratio 0.40, goal 1.0: holds (full run of 2026-01-02)",
     ]
 
 

@@ -27,6 +27,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.model.states import State
 
 NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
@@ -126,9 +127,18 @@ class SmallAgent:
         self._asked("points", vm)
         return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
 
-    def enable(self, vm: str, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        seed: ExistingSeed | NetworkSeed | None = None,
+    ) -> TaskReport:
         """Begin a relationship."""
-        self._asked("enable", vm, to, every, excluded, keep)
+        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed]))
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
         return self.progress[0]

@@ -30,6 +30,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingDisk, ExistingSeed
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 
@@ -132,6 +133,10 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
             ("enable", "db", "--to", "backup1", "--every", "30s", "--exclude-disk", "vdb", "--exclude-disk", "vdc",
              "--keep", "3", "--no-wait"),
             ("enable", "db", "backup1", 30, ("vdb", "vdc"), 3),
+        ),
+        (
+            ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
+            ("enable", "db", "backup1", 300, (), 24, ExistingSeed(disks=(ExistingDisk(path="/srv/a,b.img"),))),
         ),
         (("disable", "web", "--yes"), ("disable", "web", False)),
         (("disable", "web", "--delete-copy", "-y"), ("disable", "web", True)),

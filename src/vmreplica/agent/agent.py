@@ -18,6 +18,8 @@ from vmreplica.agent.journal import Journal
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
+from vmreplica.agent.seed_source import SeedRules
+from vmreplica.agent.seeding import SeedTools
 from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
@@ -38,6 +40,8 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.units import MiB
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
@@ -48,6 +52,9 @@ from vmreplica.repository import Repository
 from vmreplica.spool import Spool
 
 _log: Final = structlog.get_logger(__name__)
+
+#: Bytes between reading an existing copy and storing it: both are quick, so little waits.
+_SEED_SPOOL: Final = 64 * MiB
 
 
 class Agent:
@@ -71,7 +78,11 @@ class Agent:
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free)
         self._replicas = ReplicaSide(
-            repository=repository, hypervisor=self._hypervisor, clients=self._clients, book=self.book
+            repository=repository,
+            hypervisor=self._hypervisor,
+            clients=self._clients,
+            book=self.book,
+            seed_tools=_seed_tools(config),
         )
         stages = Stages(
             hypervisor=self._hypervisor,
@@ -100,7 +111,11 @@ class Agent:
             )
         )
         self.receiver = Receiver(
-            repository, hello=self.hello, runs_here=self.runs_here, on_published=self._replicas.published
+            repository,
+            hello=self.hello,
+            runs_here=self.runs_here,
+            on_published=self._replicas.published,
+            seeds=self._replicas.seeder,
         )
 
     def start(self) -> None:
@@ -169,10 +184,19 @@ class Agent:
             raise NotFound("not-protected", f"{vm} is not protected on this host", hint=f"vmreplica enable {vm}")
         return self._clients.to(rel.policy.replica).points(rel.vm)
 
-    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        seed: ExistingSeed | NetworkSeed | None = None,
+    ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
-        return self._primaries.enable(vm, host, interval=every, keep=keep, excluded=excluded).report()
+        return self._primaries.enable(vm, host, interval=every, keep=keep, excluded=excluded, seed=seed).report()
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""
@@ -272,6 +296,15 @@ def _transfer_limits(config: Config) -> TransferLimits:
         scratch_dir=config.agent.runtime_dir,
         scratch_cap=limits.scratch_cap,
         min_free=limits.min_free,
+    )
+
+
+def _seed_tools(config: Config) -> SeedTools:
+    spool = Spool(config.agent.state_dir / "seeding", _SEED_SPOOL)
+    rules = SeedRules(dirs=config.replica.seed_dirs, devices=config.replica.seed_devices)
+    limits = config.limits
+    return SeedTools(
+        rules=rules, spool=spool, sockets=config.agent.runtime_dir, workers=limits.workers, level=limits.level
     )
 
 

@@ -85,6 +85,34 @@ class AgentSection(_Section):
         return (f"{socket.getfqdn() if wildcard else host}:{port}",)
 
 
+class ReplicaSection(_Section):
+    """``[replica]``: what primaries may ask of this host."""
+
+    seed_dirs: tuple[AbsolutePath, ...] = Field(
+        (Path("/var/lib/vmreplica/seeds"),),
+        description="directories below which a primary may name an existing copy to begin with (`--seed existing:`)",
+    )
+    seed_devices: tuple[str, ...] = Field(
+        (),
+        description="patterns of block devices that may be named likewise, each part of the path by itself: "
+        "`/dev/backup/*`",
+    )
+
+    @field_validator("seed_dirs")
+    @classmethod
+    def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not all(path.is_absolute() and ".." not in path.parts for path in value):
+            raise ValueError("each must be an absolute path")
+        return value
+
+    @field_validator("seed_devices")
+    @classmethod
+    def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(pattern.startswith("/dev/") and ".." not in pattern for pattern in value):
+            raise ValueError("each must begin with /dev/")
+        return value
+
+
 class LimitsSection(_Section):
     """``[limits]``: what replication may take from the host."""
 
@@ -109,6 +137,7 @@ class Config(_Section):
 
     agent: AgentSection = Field(default_factory=AgentSection)
     limits: LimitsSection = Field(default_factory=LimitsSection)
+    replica: ReplicaSection = Field(default_factory=ReplicaSection)
     log: LogSection = Field(default_factory=LogSection)
 
 

@@ -18,6 +18,7 @@ from vmreplica.agent.decide import (
     Continue,
     Fenced,
     Fetch,
+    SeedFailed,
     Ship,
     Step,
     Tidy,
@@ -27,6 +28,7 @@ from vmreplica.agent.decide import (
 from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.protect import seed_failed
 from vmreplica.agent.transfer import Transfer
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, CheckpointBroken
@@ -47,6 +49,7 @@ from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
+_COMPARING: Final = "comparing with the existing copy"
 _PHASES: Final = {"initial": "initial replication", "resync": "resynchronizing"}
 #: A cycle is a handful of steps; more means that two facts contradict each other for ever.
 _MAX_STEPS: Final = 12
@@ -137,6 +140,8 @@ class Cycle:
         match step:
             case Fenced():
                 raise self._fenced(step)
+            case SeedFailed():
+                raise seed_failed(self._facts.name, step.problem)
             case Wait():
                 return step.reason
             case Tidy():
@@ -267,7 +272,9 @@ class Cycle:
             return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
 
     def _read_and_ship(self, point: SpoolPoint, job: BackupJob) -> PointSummary:
-        self._meter.phase(_PHASES.get(point.opening.kind, "replicating"))
+        latest = self._facts.latest
+        seeded = latest is not None and not latest.bootable
+        self._meter.phase(_COMPARING if seeded else _PHASES.get(point.opening.kind, "replicating"))
         self._began(point.opening.kind)
         summary = self._transfer(point).capture_and_ship(job)
         self._acknowledged(point, summary)

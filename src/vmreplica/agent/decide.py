@@ -7,8 +7,13 @@ asked again and the next step follows from them, so there is nothing to remember
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, PointId, is_our_checkpoint
-from vmreplica.model.point import DiskMode, PointKind, PointOpening, PointSummary, Position
+from vmreplica.model.point import DiskMode, PointKind, PointOpening, PointSummary, Position, Seeding
+
+#: Why a cycle waits while the replica makes its first point from an existing copy.
+WAITS_FOR_SEED = "seeding"
+_SEEDED = "seeded from an existing copy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,19 +118,36 @@ class Wait:
     reason: str
 
 
-Step = Fenced | Tidy | Ship | Continue | Fetch | Capture | Wait
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedFailed:
+    """The replica cannot begin with the existing copy that it was told to: a person has to decide."""
+
+    problem: Problem
+
+
+Step = Fenced | SeedFailed | Tidy | Ship | Continue | Fetch | Capture | Wait
 
 
 def decide(facts: CycleFacts) -> Step:
     """Choose the next step."""
     if facts.position.epoch > facts.epoch:
         return Fenced(epoch=facts.position.epoch)
+    if facts.position.seeding is not None:
+        return _with_seeding(facts, facts.position.seeding)
     if facts.spool is not None:
         return _with_spool(facts, facts.spool)
     stray = _stray_checkpoints(facts)
     if stray:
         return Tidy(discard_spool=False, checkpoints=stray, why="checkpoints that lead to no point")
     return _capture(facts)
+
+
+def _with_seeding(facts: CycleFacts, seeding: Seeding) -> Step:
+    if facts.spool is not None:
+        return _drop_spooled(facts.spool.opening, "the replica begins with an existing copy")
+    if seeding.failed is not None:
+        return SeedFailed(problem=seeding.failed)
+    return Wait(reason=WAITS_FOR_SEED)
 
 
 def _with_spool(facts: CycleFacts, spool: SpoolFacts) -> Step:
@@ -212,6 +234,8 @@ def _trouble(facts: CycleFacts, target: DiskTarget, latest: PointSummary) -> str
         return "a new disk"
     if not disk.fingerprint_good:
         return "its fingerprint is in doubt, and the replica cannot tell it"
+    if latest.kind == "seed":
+        return _SEEDED
     if disk.trouble is not None or not disk.tracked:
         return disk.trouble
     if latest.checkpoint is None or latest.checkpoint not in facts.checkpoints:

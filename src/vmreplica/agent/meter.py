@@ -23,6 +23,7 @@ class Meter:
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = "preparing"
+        self._shown: Progress | None = None
         self._done = self._total = self._wire = 0
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
 
@@ -30,6 +31,12 @@ class Meter:
         """Name what is going on."""
         with self._lock:
             self._phase = phase
+            self._shown = None
+
+    def show(self, progress: Progress) -> None:
+        """Show what another host does, as it tells it, until the next phase of our own."""
+        with self._lock:
+            self._shown = progress
 
     def read(self, done: int, total: int) -> None:
         """Set how many guest bytes of how many are behind us."""
@@ -53,6 +60,8 @@ class Meter:
     def progress(self) -> Progress:
         """Describe the present moment."""
         with self._lock:
+            if self._shown is not None:
+                return self._shown
             (since, before), (until, after) = self._marks[0], self._marks[-1]
             rate = (after - before) / (until - since) if until > since else 0.0
             left = (self._total - self._done) / rate if rate > 0 else None

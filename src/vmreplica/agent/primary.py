@@ -7,7 +7,7 @@ import structlog
 
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.facts import Stages
-from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused
+from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused, seed_disks
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
@@ -15,6 +15,7 @@ from vmreplica.model.errors import NotFound, Unreachable
 from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.report import RelationshipReport
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.peer.book import PeerBook
 
 _log: Final = structlog.get_logger(__name__)
@@ -39,7 +40,16 @@ class PrimarySide:
         self._book = book
         self._tasks = tasks
 
-    def enable(self, vm: str, to: HostId, *, interval: int, keep: int, excluded: tuple[DiskTarget, ...]) -> Task:
+    def enable(
+        self,
+        vm: str,
+        to: HostId,
+        *,
+        interval: int,
+        keep: int,
+        excluded: tuple[DiskTarget, ...],
+        seed: ExistingSeed | NetworkSeed | None = None,
+    ) -> Task:
         """Protect a VM, or change the policy of one that is protected to the same host.
 
         Raises:
@@ -58,8 +68,13 @@ class PrimarySide:
             keep=keep,
             epoch=policy.epoch,
             disk_bytes=sum(disk.size for disk in disks),
+            seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
         )
         self._clients.to(to).offer(brief.vm, offer)
+        rel = self._runner.find(brief.vm)
+        if rel is not None and seed is not None:
+            # A first copy that is on its way in another manner leads nowhere any more.
+            self._runner.halt(rel)
         self._hypervisor.set_policy(brief.vm, policy)
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)

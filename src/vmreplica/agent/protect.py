@@ -1,11 +1,14 @@
 """What can be protected, and the words for what cannot: pure checks of the verbs."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vmreplica.hypervisor import DiskView, DomainView
-from vmreplica.model.errors import BadRequest, Conflict, NotFound, Refused
+from vmreplica.model.errors import BadRequest, Conflict, NotFound, Problem, Refused, VmReplicaError, from_problem
 from vmreplica.model.ids import DiskTarget, VmName
+from vmreplica.model.point import PointSummary
+from vmreplica.model.seed import ExistingSeed, NetworkSeed, SeedDisk
+from vmreplica.model.units import format_size
 
 
 def check_disks(view: DomainView, excluded: Sequence[DiskTarget]) -> list[DiskView]:
@@ -40,6 +43,59 @@ def check_disks(view: DomainView, excluded: Sequence[DiskTarget]) -> list[DiskVi
             hint="a VM needs at least one disk that can be replicated and is not excluded",
         )
     return wanted
+
+
+def seed_disks(
+    name: VmName, wish: ExistingSeed | NetworkSeed | None, sizes: Mapping[DiskTarget, int]
+) -> tuple[SeedDisk, ...] | None:
+    """Tell what the replica is asked to begin with; None: nothing is said about it.
+
+    Args:
+        name: of the VM.
+        wish: as a person put it.
+        sizes: of the replicated disks, bytes.
+
+    Raises:
+        BadRequest: ``disk-unknown``, ``seed-disk-unclear``.
+    """
+    if wish is None:
+        return None
+    if isinstance(wish, NetworkSeed):
+        return ()
+    only = min(sizes)
+    first = wish.disks[0]
+    if first.target is None and len(sizes) > 1:
+        raise BadRequest(
+            "seed-disk-unclear",
+            f"{name} has the disks {', '.join(sorted(sizes))}: it is not clear whose copy {first.path} is",
+            hint=f"--seed existing:{only}={first.path}; disks without a copy are sent whole",
+        )
+    named = {disk.target or only: disk for disk in wish.disks}
+    unknown = sorted(set(named) - set(sizes))
+    if unknown:
+        raise BadRequest(
+            "disk-unknown",
+            f"{name} has no replicated disk {', '.join(unknown)} to be seeded",
+            hint=f"its replicated disks are {', '.join(sorted(sizes))}",
+        )
+    return tuple(
+        SeedDisk(target=target, size=sizes[target], path=disk.path, format=disk.format)
+        for target, disk in sorted(named.items())
+    )
+
+
+def seed_failed(name: VmName, problem: Problem) -> VmReplicaError:
+    """Say that the replica cannot begin with the existing copy, and why."""
+    error = from_problem(problem)
+    error.message = f"the replica of {name} cannot begin with the existing copy: {problem.message}"
+    error.hint = f"{problem.hint}; then `vmreplica enable {name} --to PEER --seed ...` once more".removeprefix("; ")
+    return error
+
+
+def differed(summary: PointSummary) -> str:
+    """Say how far an existing copy was from the VM's disks."""
+    total = sum(disk.size for disk in summary.disks)
+    return f"{format_size(summary.guest_bytes)} of {format_size(total)} differed"
 
 
 def already_protected(name: VmName, replica: str | None) -> Conflict:

@@ -10,7 +10,7 @@ from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName, VmId, VmName
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
-from vmreplica.model.report import CycleReport, RelationshipReport
+from vmreplica.model.report import CycleReport, Progress, RelationshipReport
 from vmreplica.model.states import State
 
 
@@ -51,9 +51,25 @@ class Relationship:
             return State.PAUSED
         if self.position is None:
             return State.READY
-        if self.position.latest is None:
-            return State.INITIAL if self.running else State.READY
+        if self.position.latest is None or not self.position.latest.bootable:
+            return State.INITIAL if self.running or self.position.seeding else State.READY
         return State.RESYNC if self.sending == "resync" else State.REPLICATING
+
+
+def seed_progress(position: Position | None, *, prefix: str = "on the replica: ") -> Progress | None:
+    """Tell how the replica gets on with an existing copy, if it reads one."""
+    seeding = position.seeding if position is not None else None
+    if seeding is None or seeding.failed is not None:
+        return None
+    left = seeding.total_bytes - seeding.done_bytes
+    return Progress(
+        phase=f"{prefix}{seeding.phase}",
+        done_bytes=seeding.done_bytes,
+        total_bytes=seeding.total_bytes,
+        wire_bytes=0,
+        rate=seeding.rate,
+        seconds_left=left / seeding.rate if seeding.rate > 0 else None,
+    )
 
 
 def describe(
@@ -68,7 +84,7 @@ def describe(
         now: aware wall-clock time.
         clock: the monotonic time that ``rel.due`` is measured by.
     """
-    latest = rel.position.latest if rel.position else None
+    latest = rel.position.latest if rel.position and rel.position.latest and rel.position.latest.bootable else None
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
     state = rel.state()
     failed = rel.last is not None and rel.last.outcome == "failed"
@@ -99,7 +115,7 @@ def describe(
         point_age=age,
         points=points,
         next_due=None if rel.running or rel.policy.paused else now + dt.timedelta(seconds=max(0.0, rel.due - clock)),
-        progress=rel.meter.progress() if rel.meter else None,
+        progress=rel.meter.progress() if rel.meter else seed_progress(rel.position),
         last_cycle=rel.last,
         excluded=rel.policy.excluded,
     )

@@ -11,13 +11,16 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.relationship import seed_progress
+from vmreplica.agent.seeder import Seeder
+from vmreplica.agent.seeding import SeedTools
 from vmreplica.failover.execute import execute, recover
 from vmreplica.failover.plan import PrimaryAnswer, plan_unplanned
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostId, PointId, VmId
-from vmreplica.model.point import PointSummary
+from vmreplica.model.point import PointSummary, Position
 from vmreplica.model.report import FailoverPlan, FailoverReport, PointsReport, RelationshipReport
 from vmreplica.model.states import RECEIVING, Event, State
 from vmreplica.peer.book import PeerBook
@@ -37,10 +40,21 @@ class ReplicaSide:
         hypervisor: this host's libvirt.
         clients: connections to the primaries.
         book: paired hosts.
+        seed_tools: for reading existing copies.
     """
 
-    def __init__(self, *, repository: Repository, hypervisor: Hypervisor, clients: Clients, book: PeerBook) -> None:
+    def __init__(
+        self,
+        *,
+        repository: Repository,
+        hypervisor: Hypervisor,
+        clients: Clients,
+        book: PeerBook,
+        seed_tools: SeedTools,
+    ) -> None:
         self._repository = repository
+        #: Reads existing copies that primaries name.
+        self.seeder = Seeder(repository, seed_tools)
         self._hypervisor = hypervisor
         self._clients = clients
         self._book = book
@@ -59,11 +73,13 @@ class ReplicaSide:
                 _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
             self._upkeep.put(replica.record.vm)
         self._thread.start()
+        self.seeder.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self.seeder.stop()
         self._upkeep.put(None)
         self._thread.join()
         self._asking.shutdown(wait=False, cancel_futures=True)
@@ -144,6 +160,7 @@ class ReplicaSide:
                 f"{record.name} was failed over and is defined here, on the files of its replica",
                 hint=f"to give it up for good: virsh destroy {record.name}; virsh undefine {record.name}",
             )
+        self.seeder.cancel(record.vm)
         if delete_copy:
             replica.move(Event.REMOVE)
             if record.failover is not None:
@@ -155,13 +172,14 @@ class ReplicaSide:
 
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
-        record, points = replica.record, replica.points()
+        record, position = replica.record, replica.position()
+        points = [point for point in replica.points() if point.bootable]
         latest = points[0] if points else None
         now = dt.datetime.now(dt.UTC)
         age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
         state = State(record.state)
-        complaints = replica.position().complaints
-        facts = Facts(state=state, interval=record.interval, point_age=age, complaints=complaints)
+        complaints = [*position.complaints, *_seed_complaint(position)]
+        facts = Facts(state=state, interval=record.interval, point_age=age, complaints=tuple(complaints))
         return RelationshipReport(
             vm=record.vm,
             name=record.name,
@@ -176,6 +194,7 @@ class ReplicaSide:
             latest=latest,
             point_age=age,
             points=len(points),
+            progress=seed_progress(position, prefix=""),
         )
 
     def reports(self) -> list[RelationshipReport]:
@@ -221,3 +240,8 @@ class ReplicaSide:
             return self._book.by_id(host).name
         except NotFound:
             return None
+
+
+def _seed_complaint(position: Position) -> list[str]:
+    failed = position.seeding.failed if position.seeding is not None else None
+    return [f"it cannot begin with the existing copy: {failed.message}"] if failed is not None else []

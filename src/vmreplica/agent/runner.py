@@ -13,17 +13,18 @@ import structlog
 
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import Cycle, Outcome
+from vmreplica.agent.decide import WAITS_FOR_SEED, Capture
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.protect import vm_off
-from vmreplica.agent.relationship import Relationship
+from vmreplica.agent.protect import differed, vm_off
+from vmreplica.agent.relationship import Relationship, seed_progress
 from vmreplica.agent.schedule import Turn, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.tasks import Task
 from vmreplica.hypervisor import DomainBrief
-from vmreplica.model.errors import VmReplicaError
+from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmId
-from vmreplica.model.point import PointKind, Position
+from vmreplica.model.point import PointKind, PointSummary, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 
@@ -34,6 +35,8 @@ _log: Final = structlog.get_logger(__name__)
 _REFRESH: Final = 15.0
 #: Seconds that ending a running cycle may take before a verb gives up waiting for it.
 _HALT_LIMIT: Final = 60.0
+#: Seconds between questions to a replica that reads an existing copy.
+_SEED_GLANCE: Final = 2.0
 
 
 class Runner:
@@ -124,9 +127,13 @@ class Runner:
         self.halt(rel)
 
     def halt(self, rel: Relationship) -> None:
-        """Give up the running cycle, if any, and wait for it."""
+        """Give up the running cycle, if any, and wait for it; who waits for a later one is told."""
         rel.halt.set()
         rel.idle.wait(_HALT_LIMIT)
+        with self._wake:
+            waiting, rel.waiting = rel.waiting, []
+        for task in waiting:
+            task.finish(None, Conflict("cycle-stopped", "the cycle was stopped", kind="transient"))
 
     def change(self, rel: Relationship, policy: Policy) -> None:
         """Put a new policy in force; a cycle is due at once."""
@@ -181,6 +188,7 @@ class Runner:
 
     def _launch(self, rel: Relationship) -> None:
         rel.meter = Meter()
+        _show_seeding(rel)
         rel.idle.clear()
         rel.halt.clear()
         rel.answering, rel.waiting = rel.waiting, []
@@ -233,6 +241,7 @@ class Runner:
     def _saw(self, rel: Relationship, position: Position) -> None:
         with self._wake:
             rel.position = position
+            _show_seeding(rel)
 
     def _began(self, rel: Relationship, kind: PointKind) -> None:
         with self._wake:
@@ -248,7 +257,11 @@ class Runner:
             rel.fenced = outcome.error is not None and outcome.error.code == "failed-over-elsewhere"
             rel.last = report or rel.last
             self._plan_next(rel, outcome, started, now)
-            if rel.waiting:
+            if outcome.waits == WAITS_FOR_SEED:
+                # Whoever waits for the first point goes on waiting.
+                rel.waiting, rel.answering = [*rel.answering, *rel.waiting], []
+                rel.due = now + _SEED_GLANCE
+            elif rel.waiting:
                 rel.due = now
             answered, rel.answering = rel.answering, []
             rel.idle.set()
@@ -323,7 +336,7 @@ def _report(
     return CycleReport(
         kind=kind,
         point=published.point if published else None,
-        reason=step.reason if step else "continued",
+        reason=_reason(rel, step, published),
         started=started,
         seconds=seconds,
         outcome="published" if error is None else ("cancelled" if stopped else "failed"),
@@ -336,7 +349,23 @@ def _report(
 
 
 def _kind_expected(rel: Relationship) -> PointKind:
-    return "initial" if rel.position is None or rel.position.latest is None else "delta"
+    latest = rel.position.latest if rel.position is not None else None
+    return "delta" if latest is not None and latest.bootable else "initial"
+
+
+def _reason(rel: Relationship, step: Capture | None, published: PointSummary | None) -> str:
+    if step is None:
+        return "continued"
+    latest = rel.position.latest if rel.position is not None else None
+    seeded = published is not None and latest is not None and not latest.bootable
+    return f"{step.reason} ({differed(published)})" if published is not None and seeded else step.reason
+
+
+def _show_seeding(rel: Relationship) -> None:
+    """Show what the replica does in place of the cycle's own progress."""
+    progress = seed_progress(rel.position)
+    if rel.meter is not None and progress is not None:
+        rel.meter.show(progress)
 
 
 def _waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:

@@ -96,7 +96,15 @@ class _Vms:
 
     async def _enable(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, EnableRequest)
-        call = partial(self._agent.enable, vm, to=body.to, every=body.every, excluded=body.excluded, keep=body.keep)
+        call = partial(
+            self._agent.enable,
+            vm,
+            to=body.to,
+            every=body.every,
+            excluded=body.excluded,
+            keep=body.keep,
+            seed=body.seed,
+        )
         return answer(await self._run(call), status=202)
 
     async def _disable(self, request: web.Request) -> web.Response:

@@ -15,6 +15,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
+from vmreplica.model.seed import ExistingSeed, NetworkSeed
 
 
 class AgentFacade(Protocol):
@@ -29,7 +30,16 @@ class AgentFacade(Protocol):
     def points(self, vm: str) -> PointsReport:
         """List recovery points, here or on the VM's replica."""
 
-    def enable(self, vm: str, *, to: str, every: int, excluded: tuple[str, ...], keep: int) -> TaskReport:
+    def enable(
+        self,
+        vm: str,
+        *,
+        to: str,
+        every: int,
+        excluded: tuple[str, ...],
+        keep: int,
+        seed: ExistingSeed | NetworkSeed | None = None,
+    ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:

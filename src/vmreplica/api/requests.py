@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints
 
 from vmreplica.model.ids import DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
 
 NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/]{1,255}$")]
@@ -19,6 +20,8 @@ class EnableRequest(Shape):
     every: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
     excluded: Annotated[tuple[DiskTarget, ...], Field(max_length=64)] = ()
     keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    #: How the first copy gets there; None: over the network, or as it was.
+    seed: SeedRequest | None = None
 
 
 class DisableRequest(Shape):

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
         "Protect a VM: copy it to a paired host and go on copying what changes.",
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
     )
     add_command(
         app,
@@ -52,14 +53,30 @@ def enable(
         typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
     ] = None,
     keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
+            "with copies on the peer (restored backups) and sends what differs.",
+        ),
+    ] = None,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Protect a VM."""
     from vmreplica.api.requests import EnableRequest  # noqa: PLC0415 - slow to import
+    from vmreplica.model.seed import parse_seed  # noqa: PLC0415 - slow to import
 
-    body = make_request(EnableRequest, to=to, every=_seconds(every), excluded=tuple(exclude_disk or ()), keep=keep)
+    body = make_request(
+        EnableRequest,
+        to=to,
+        every=_seconds(every),
+        excluded=tuple(exclude_disk or ()),
+        keep=keep,
+        seed=parse_seed(seed) if seed is not None else None,
+    )
     client = AgentClient(socket)
     _task(client, vm, client.send("POST", vm_path(vm, "enable"), body, timeout=LONG), wait=wait, as_json=as_json)
 

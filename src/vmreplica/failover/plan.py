@@ -34,7 +34,8 @@ def plan_unplanned(
         primary: what the primary says about the VM.
 
     Raises:
-        Conflict: the state forbids it (``state-forbids``), or the VM still runs there (``primary-still-runs``).
+        Conflict: the state forbids it (``state-forbids``), the VM still runs there (``primary-still-runs``), or the
+            point is no recovery point (``point-is-seed``).
         NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
     """
     transition(record.name, State(record.state), Event.FAIL_OVER)
@@ -60,15 +61,22 @@ def plan_unplanned(
 
 
 def _choose(name: str, points: Sequence[PointSummary], point: PointId | None) -> PointSummary:
-    if not points:
+    bootable = [candidate for candidate in points if candidate.bootable]
+    if point in {candidate.point for candidate in points if not candidate.bootable}:
+        raise Conflict(
+            "point-is-seed",
+            f"{point} of {name} is a seed, read from an existing copy: no state that the VM ever had",
+            hint=f"`vmreplica points {name}` lists the others",
+        )
+    if not bootable:
         raise NotFound(
             "no-points",
             f"{name} has no recovery point here yet",
             hint="wait for the initial replication; `vmreplica status` shows it",
         )
     if point is None:
-        return points[0]
-    for candidate in points:
+        return bootable[0]
+    for candidate in bootable:
         if candidate.point == point:
             return candidate
     raise NotFound(

@@ -3,6 +3,7 @@
 Knows nothing of points, VMs or peers.
 """
 
+from vmreplica.fsio.beneath import open_beneath
 from vmreplica.fsio.durable import fsync_dir, publish_bytes, publish_dir, remove_tree
 from vmreplica.fsio.space import free_bytes, no_space, require_free
 
@@ -10,6 +11,7 @@ __all__ = [
     "free_bytes",
     "fsync_dir",
     "no_space",
+    "open_beneath",
     "publish_bytes",
     "publish_dir",
     "remove_tree",

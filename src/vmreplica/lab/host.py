@@ -69,6 +69,7 @@ class Host:
             layout.state_dir,
             layout.store,
             layout.runtime_dir,
+            layout.seeds,
             layout.agent_socket.parent,
         ):
             directory.mkdir(parents=True, exist_ok=True)

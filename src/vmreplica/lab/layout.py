@@ -111,6 +111,11 @@ class HostLayout:
         return self.dir / "images"
 
     @property
+    def seeds(self) -> Path:
+        """Copies that a first point may be made from."""
+        return self.dir / "seeds"
+
+    @property
     def binds(self) -> dict[str, str]:
         """Directories of the host that lie over the machine's."""
         return {
@@ -163,6 +168,10 @@ listen = "{host.address}:{AGENT_PORT}"
 advertise = ["{host.address}:{AGENT_PORT}"]
 libvirt_uri = "{host.uri}"
 runtime_dir = "{host.runtime_dir}"
+
+[replica]
+seed_dirs = ["{host.seeds}"]
+seed_devices = ["/dev/loop*"]
 
 [log]
 format = "json"

@@ -4,13 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, model_validator
 
+from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DiskTarget, PointId, VmId, VmName
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
 
 #: initial: whole disks, no parent. delta: what changed since the parent. resync: the same, found by comparison or read
 #: whole because change tracking was lost; older points are kept. final: the last delta of a planned failover.
-PointKind = Literal["initial", "delta", "resync", "final"]
+#: seed: what the replica read from an existing copy; it is like the VM's disks, never more, and no recovery point.
+PointKind = Literal["initial", "delta", "resync", "final", "seed"]
 Consistency = Literal["crash", "application"]
 #: How a disk is read for a point: whole; what its bitmap says has changed; all of it, compared with its fingerprint.
 DiskMode = Literal["whole", "delta", "compare"]
@@ -53,7 +55,7 @@ class PointOpening(Shape):
         targets = [disk.target for disk in self.disks]
         if len(set(targets)) != len(targets):
             raise ValueError("a disk is named twice")
-        if self.kind != "resync" and (self.parent is None) != (self.kind == "initial"):
+        if self.kind != "resync" and (self.parent is None) != (self.kind in {"initial", "seed"}):
             raise ValueError("a delta needs a parent, an initial copy has none")
         return self
 
@@ -125,6 +127,11 @@ class PointSummary(Shape):
     stored_bytes: int
     holds: tuple[str, ...] = ()
 
+    @property
+    def bootable(self) -> bool:
+        """Tell whether it is a recovery point: the state of the VM's disks at one instant."""
+        return self.kind != "seed"
+
 
 class HeldSegments(Shape):
     """Which segments of one disk the replica holds durably: half-open ranges of segment numbers."""
@@ -140,6 +147,18 @@ class IncomingPoint(Shape):
     held: tuple[HeldSegments, ...]
 
 
+class Seeding(Shape):
+    """How the replica gets on with reading an existing copy; bytes are those of the copy's disks."""
+
+    phase: str
+    done_bytes: Annotated[int, Field(ge=0)] = 0
+    total_bytes: Annotated[int, Field(ge=0)] = 0
+    #: Bytes per second.
+    rate: Annotated[float, Field(ge=0)] = 0.0
+    #: Why it ended without a seed; a person has to decide how to go on.
+    failed: Problem | None = None
+
+
 class Position(Shape):
     """The replica's truth about a relationship: after any error the sender forgets its own and asks for this."""
 
@@ -149,7 +168,9 @@ class Position(Shape):
     latest: PointSummary | None
     incoming: IncomingPoint | None
     free_bytes: int
-    #: How many published points the replica keeps.
+    #: How many recovery points the replica keeps.
     points: int = 0
+    #: Set while the replica makes its first point from an existing copy, or has failed to.
+    seeding: Seeding | None = None
     #: Texts of what the replica has to complain about (store nearly full, failed over, ...).
     complaints: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from vmreplica.model.ids import DiskTarget, HostId
+from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 
 MIN_INTERVAL = 5
@@ -37,3 +38,5 @@ class ReplicaOffer(Shape):
     #: Virtual bytes of all replicated disks: the replica checks its room first.
     disk_bytes: Annotated[int, Field(ge=0)]
     paused: bool = False
+    #: Copies that the replica has already and shall begin with; empty: none (any more); None: as it was.
+    seed: Annotated[tuple[SeedDisk, ...], Field(max_length=64)] | None = None

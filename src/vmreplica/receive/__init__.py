@@ -5,5 +5,6 @@ libvirt or schedules.
 """
 
 from vmreplica.receive.receiver import Receiver
+from vmreplica.receive.seeds import Seeds
 
-__all__ = ["Receiver"]
+__all__ = ["Receiver", "Seeds"]

@@ -9,9 +9,11 @@ from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.report import PointsReport
+from vmreplica.model.seed import SeedDisk
 from vmreplica.model.states import RECEIVING, Event, State
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive.reading import hash_image
+from vmreplica.receive.seeds import Answer, Seeds, judge_wish
 from vmreplica.repository import Replica, Repository
 
 _PAUSABLE: Final = frozenset({State.WAITING, State.REPLICATING})
@@ -25,6 +27,7 @@ class Receiver:
         hello: tells who this host is.
         runs_here: tells whether a VM that this host protects runs here, if the asking host holds its replica.
         on_published: called after each publication, in the thread of the request.
+        seeds: reads existing copies; None: nobody does, and an offer that names some is refused.
     """
 
     def __init__(
@@ -34,11 +37,13 @@ class Receiver:
         hello: Callable[[], Hello],
         runs_here: Callable[[HostId, VmId], RunsHere],
         on_published: Callable[[VmId, PointSummary], None],
+        seeds: Seeds | None = None,
     ) -> None:
         self._repository = repository
         self._hello = hello
         self._runs_here = runs_here
         self._on_published = on_published
+        self._seeds = seeds
 
     def hello(self) -> Hello:
         """Tell who this host is and how it stands."""
@@ -48,10 +53,11 @@ class Receiver:
         """Accept a relationship, or a change of its policy.
 
         Raises:
-            Refused: ``replica-of-another-host``.
-            Conflict: ``stale-epoch``, ``replica-not-receiving``.
+            Refused: ``replica-of-another-host``; copies to begin with that may not be read.
+            Conflict: ``stale-epoch``, ``replica-not-receiving``, ``replica-has-points``.
             NoSpace: the store's reserve is used up.
         """
+        wish = self._judge(vm, offer.seed)
         replica = self._repository.create(vm, peer, offer)
         _take_epoch(replica, offer.epoch)
         state = replica.record.state
@@ -61,7 +67,23 @@ class Receiver:
             replica.move(Event.RESUME)
         elif state not in _PAUSABLE | {State.PAUSED}:
             raise _not_receiving(replica)
+        if self._seeds is not None and wish == "drop":
+            self._seeds.cancel(vm)
+        if self._seeds is not None and wish == "begin" and offer.seed:
+            self._seeds.begin(replica, offer.seed)
         return replica.position()
+
+    def _judge(self, vm: VmId, seed: tuple[SeedDisk, ...] | None) -> Answer:
+        """Look at copies in an offer before anything is made: a refusal leaves nothing behind."""
+        if seed is None:
+            return "keep"
+        known = next((replica for replica in self._repository.replicas() if replica.record.vm == vm), None)
+        wish = judge_wish(known, seed)
+        if wish == "begin":
+            if self._seeds is None:
+                raise Refused("seeding-not-offered", "this host reads no existing copies", hint="--seed network")
+            self._seeds.check(seed)
+        return wish
 
     def position(self, peer: HostId, vm: VmId) -> Position:
         """Tell what is held of a VM.
@@ -83,6 +105,8 @@ class Receiver:
             replica = self._own(peer, vm)
         except Refused:
             return
+        if self._seeds is not None:
+            self._seeds.cancel(vm)
         if delete_copy:
             self._repository.remove(vm)
             return
@@ -106,12 +130,14 @@ class Receiver:
 
         Raises:
             Refused: ``not-your-replica``.
-            Conflict: ``stale-epoch``, ``replica-not-receiving``, and those of ``Replica.open_point``.
+            Conflict: ``stale-epoch``, ``replica-not-receiving``, ``replica-seeding``, and those of
+                ``Replica.open_point``.
             BadRequest, NoSpace: see ``Replica.open_point``.
         """
         replica = self._own(peer, opening.vm)
         _take_epoch(replica, opening.epoch)
         _require_receiving(replica)
+        _require_no_seeding(replica, opening)
         replica.update(name=opening.name, interval=opening.interval, keep=opening.keep)
         return replica.open_point(opening)
 
@@ -204,6 +230,17 @@ def _take_epoch(replica: Replica, epoch: int) -> None:
 def _require_receiving(replica: Replica) -> None:
     if replica.record.state not in RECEIVING:
         raise _not_receiving(replica)
+
+
+def _require_no_seeding(replica: Replica, opening: PointOpening) -> None:
+    """A point that comes while an existing copy is read would throw away what was read."""
+    if replica.position().seeding is not None or opening.kind == "seed":
+        raise Conflict(
+            "replica-seeding",
+            f"the replica of {opening.name} begins with an existing copy, which it reads itself",
+            hint=f"`vmreplica status {opening.name}` shows how it goes; --seed network gives it up",
+            kind="transient",
+        )
 
 
 def _not_receiving(replica: Replica) -> Conflict:

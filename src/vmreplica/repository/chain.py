@@ -50,7 +50,7 @@ class Step:
 
 
 def next_step(points: Sequence[Point], keep: int, held: Callable[[PointId], bool]) -> Step | None:
-    """Decide what retention does next.
+    """Decide what retention does next. A seed is no recovery point: it goes as soon as something stands on it.
 
     Args:
         points: oldest first.
@@ -60,7 +60,8 @@ def next_step(points: Sequence[Point], keep: int, held: Callable[[PointId], bool
     Returns:
         None when there is nothing to do, or a hold forbids it.
     """
-    if len(points) <= max(1, keep):
+    seeded = len(points) > 1 and points[0].manifest.kind == "seed"
+    if len(points) <= max(1, keep) and not seeded:
         return None
     oldest, second = points[0], points[1]
     chain = [oldest.id]

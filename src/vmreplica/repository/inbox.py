@@ -6,7 +6,7 @@ import threading
 from vmreplica.fsio import fsync_dir, remove_tree
 from vmreplica.model.errors import BadRequest, Conflict, Corrupt, VmReplicaError
 from vmreplica.model.ids import PointId
-from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening
+from vmreplica.model.point import HeldSegments, IncomingPoint, Manifest, PointClosing, PointOpening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, make_dir, read_shape, store_errors, write_shape
 from vmreplica.repository.publish import publish
@@ -127,6 +127,15 @@ class Inbox:
         with self._lock:
             self._incoming = incoming
         return incoming
+
+
+def all_held(manifest: Manifest) -> IncomingPoint:
+    """Answer about a published point as if it were open: nothing is missing."""
+    held = tuple(
+        HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
+        for disk in manifest.disks
+    )
+    return IncomingPoint(point=manifest.point, held=held)
 
 
 def check_opening(opening: PointOpening, latest: Manifest | None) -> None:

@@ -4,8 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
+from vmreplica.model.errors import Problem
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
+from vmreplica.model.point import Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 
@@ -18,6 +21,18 @@ class FailoverRecord(Shape):
     point: PointId
     hold: HoldId
     started: bool
+
+
+class SeedRecord(Shape):
+    """Existing copies that the first point is made from: kept for good, so that a repeated offer is known again.
+
+    ``reading``: begun, or to be begun again after a crash. ``failed``: a person has to decide. ``done``: published.
+    """
+
+    point: PointId
+    disks: Annotated[tuple[SeedDisk, ...], Field(min_length=1, max_length=64)]
+    stage: Literal["reading", "failed", "done"] = "reading"
+    problem: Problem | None = None
 
 
 class ReplicaRecord(Shape):
@@ -34,6 +49,17 @@ class ReplicaRecord(Shape):
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     failover: FailoverRecord | None = None
+    seed: SeedRecord | None = None
+
+
+def seeding_of(record: ReplicaRecord, progress: Seeding) -> Seeding | None:
+    """Tell how reading existing copies gets on; None when nothing is being read and nothing failed."""
+    seed = record.seed
+    if seed is None or seed.stage == "done":
+        return None
+    if seed.stage == "failed":
+        return Seeding(phase="reading the existing copy failed", failed=seed.problem)
+    return progress
 
 
 class Hold(Shape):

@@ -10,23 +10,23 @@ from vmreplica.fsio import free_bytes, remove_tree
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import (
-    HeldSegments,
     IncomingPoint,
     Manifest,
     PointClosing,
     PointOpening,
     PointSummary,
     Position,
+    Seeding,
 )
 from vmreplica.model.states import Event, State, transition
 from vmreplica.model.units import format_size
 from vmreplica.repository import folding
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.holds import Holds
-from vmreplica.repository.inbox import Inbox, check_opening
+from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, read_shape, store_errors, write_shape
-from vmreplica.repository.record import ReplicaRecord
+from vmreplica.repository.record import ReplicaRecord, seeding_of
 
 Clock = Callable[[], dt.datetime]
 
@@ -56,6 +56,8 @@ class Replica:
         self._points: list[Point] = []
         self._complaints: list[str] = []
         self._inbox = Inbox(self._layout, min_free)
+        #: How reading existing copies gets on, told by whoever reads them.
+        self.seeding = Seeding(phase="waiting to read the existing copy")
         #: Called with the name of each step of a fold; for tests that end the agent there.
         self.before_fold_step: folding.StepHook = lambda _step: None
         self._reload()
@@ -108,6 +110,7 @@ class Replica:
         """Tell the replica's truth about the relationship."""
         with self._memory:
             points, record, complaints = self.points(), self._record, list(self._complaints)
+            seeding = seeding_of(record, self.seeding)
         free, least = free_bytes(self.dir), self._min_free
         if free < least:
             complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
@@ -118,8 +121,9 @@ class Replica:
             latest=points[0] if points else None,
             incoming=self._inbox.held(),
             free_bytes=free,
-            points=len(points),
+            points=sum(point.bootable for point in points),
             complaints=tuple(complaints),
+            seeding=seeding,
         )
 
     def points(self) -> list[PointSummary]:
@@ -170,7 +174,7 @@ class Replica:
         with self._receiving:
             published = self._find(opening.point)
             if published is not None:
-                return _all_held(published.manifest)
+                return all_held(published.manifest)
             latest = self._latest()
             check_opening(opening, latest.manifest if latest is not None else None)
             return self._inbox.open(opening)
@@ -323,7 +327,8 @@ class Replica:
 
     def _end_waiting(self) -> None:
         with self._memory:
-            if self._points and self._record.state is State.WAITING:
+            bootable = any(point.manifest.kind != "seed" for point in self._points)
+            if bootable and self._record.state is State.WAITING:
                 self.move(Event.PUBLISHED)
 
     # ---- helpers: retention
@@ -377,14 +382,6 @@ class Replica:
         if self._layout.fold.exists():
             folding.recover_fold(self._layout)
             self._reload()
-
-
-def _all_held(manifest: Manifest) -> IncomingPoint:
-    held = tuple(
-        HeldSegments(target=disk.target, ranges=((0, disk.segments),) if disk.segments else ())
-        for disk in manifest.disks
-    )
-    return IncomingPoint(point=manifest.point, held=held)
 
 
 def _remove(path: Path) -> None:

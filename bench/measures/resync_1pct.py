@@ -1,0 +1,93 @@
+"""A disk compared with its fingerprint after its bitmap was lost, beside reading the same extents and no more."""
+
+from dataclasses import dataclass
+
+from bench.content import system_disk
+from bench.hosts import peak_memory, sent_bytes, virsh
+from bench.lab import BenchLab
+from bench.peers.plain_read import PlainRead, read_disk
+from bench.report import Measure, measure, middle, spread
+from bench.writes import BLOCK, scattered, write_blocks
+
+MiB = 1 << 20
+_GUEST = "resync"
+_SIZE = 2048 * MiB
+_CHANGED = _SIZE // BLOCK // 100
+#: Least speed of ours, as a part of the plain reading's.
+_SPEED = 0.6
+#: Most bytes of a fingerprint, as a part of its disk.
+_FINGERPRINT = 0.0025
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    seconds: float
+    wire_bytes: int
+
+
+def run(lab: BenchLab, *, quick: bool) -> Measure:
+    """Change a hundredth of the disk, lose its bitmap, let it be compared; several times, in turns with the peer."""
+    lab.add_guest(_GUEST, content=system_disk(size=_SIZE, used=1536 * MiB))
+    lab.primary.vmreplica("enable", _GUEST, "--to", lab.replica.name, "--every", "24h", "--exclude-disk", "vda")
+    ours: list[_Compared] = []
+    theirs: list[PlainRead] = []
+    for number in range(3 if quick else 5):
+        theirs.append(read_disk(lab.primary, _GUEST, "vdb"))
+        offsets = scattered(theirs[-1].extents, _CHANGED, grain=BLOCK, seed=number)
+        write_blocks(lab.primary, _GUEST, "vdb", offsets)
+        ours.append(_compare(lab))
+    measured = _measure(lab, ours, theirs)
+    lab.primary.vmreplica("disable", _GUEST, "--delete-copy", "--yes")
+    return measured
+
+
+def _compare(lab: BenchLab) -> _Compared:
+    for name in virsh(lab.primary, "checkpoint-list", _GUEST, "--name").split():
+        virsh(lab.primary, "checkpoint-delete", _GUEST, name)
+    before = sent_bytes(lab.primary)
+    lab.primary.vmreplica("sync", _GUEST)
+    sent = sent_bytes(lab.primary) - before
+    cycle = lab.primary.vmreplica("history", _GUEST, "--limit", "1")["cycles"][0]
+    if cycle["outcome"] != "published" or cycle["kind"] != "resync":
+        raise RuntimeError(f"the disk was not compared: {cycle}")
+    lab.require_equal(_GUEST, "vdb", cycle["point"])
+    return _Compared(cycle["seconds"], sent)
+
+
+def _measure(lab: BenchLab, ours: list[_Compared], theirs: list[PlainRead]) -> Measure:
+    seconds, wire_bytes = middle([one.seconds for one in ours]), middle([one.wire_bytes for one in ours])
+    read_bytes, plain_seconds = middle([one.read_bytes for one in theirs]), middle([one.seconds for one in theirs])
+    changed_bytes = _CHANGED * BLOCK
+    (fingerprint,) = lab.primary.lab_host.layout.state_dir.glob(f"fingerprints/{_uuid(lab)}/vdb.fp")
+    stored = fingerprint.stat()
+    return measure(
+        ours={
+            "seconds": seconds,
+            "all_seconds": spread([one.seconds for one in ours]),
+            "read_bytes_per_second": int(read_bytes / seconds),
+            "wire_bytes": int(wire_bytes),
+            "changed_bytes": changed_bytes,
+            "disk_bytes": _SIZE,
+            "fingerprint_bytes": stored.st_size,
+            "fingerprint_allocated_bytes": stored.st_blocks * 512,
+            "primary_peak_bytes": peak_memory(lab.primary.agent_pid()),
+            "replica_peak_bytes": peak_memory(lab.replica.agent_pid()),
+        },
+        peer="plain_read",
+        theirs={
+            "seconds": plain_seconds,
+            "all_seconds": spread([one.seconds for one in theirs]),
+            "read_bytes_per_second": int(read_bytes / plain_seconds),
+            "read_bytes": int(read_bytes),
+        },
+        ratio=seconds / plain_seconds,
+        goal=round(1 / _SPEED, 3),
+        wire_ratio=wire_bytes / changed_bytes,
+        wire_goal=1.2,
+        fingerprint_ratio=stored.st_size / (_FINGERPRINT * _SIZE),
+        fingerprint_goal=1.0,
+    )
+
+
+def _uuid(lab: BenchLab) -> str:
+    return virsh(lab.primary, "domuuid", _GUEST).strip()
