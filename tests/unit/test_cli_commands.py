@@ -17,7 +17,6 @@ from vmreplica.cli import watch
 from vmreplica.cli.main import make_app
 from vmreplica.model import errors
 from vmreplica.model.report import (
-    DoctorReport,
     FailoverPlan,
     FailoverReport,
     HistoryReport,
@@ -85,8 +84,6 @@ def program(agent: SmallAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("status",), StatusReport),
         (("status", "web"), StatusReport),
         (("points", "web"), PointsReport),
-        (("doctor",), DoctorReport),
-        (("doctor", "web"), DoctorReport),
         (("history", "web", "--limit", "1"), HistoryReport),
         (("enable", "db", "--to", "backup1"), TaskReport),
         (("enable", "db", "--to", "backup1", "--no-wait"), TaskReport),

@@ -138,6 +138,13 @@ def test_scripts_get_the_whole_report_and_the_exit_code(socket: Path, agent: Sma
     assert agent.asked == [("doctor", "web", False)]
 
 
+@pytest.mark.parametrize("words", [("doctor",), ("doctor", "web")])
+def test_json_is_one_document_of_the_report_and_nothing_else(socket: Path, words: tuple[str, ...]) -> None:
+    code, out, err = run(socket, *words, "--json")
+    assert (code, err) == (0, "")
+    DoctorReport.model_validate_json(out)
+
+
 def test_an_unknown_vm_is_an_ordinary_error(socket: Path) -> None:
     code, _, err = run(socket, "doctor", "wbe")
     assert (code, "vm-unknown" in err) == (3, True)

@@ -84,32 +84,14 @@ class Agent:
             book=self.book,
             seed_tools=_seed_tools(config),
         )
-        stages = Stages(
-            hypervisor=self._hypervisor,
-            spool=Spool(paths.state_dir / "spool", limits.spool_cap),
-            spool_dir=paths.state_dir / "spool",
-            fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
-            limits=_transfer_limits(config),
-        )
+        stages = _make_stages(config, self._hypervisor)
         self._runner = Runner(
             stages=stages, clients=self._clients, journal=self._journal, concurrent=limits.concurrent_cycles
         )
         self._primaries = PrimarySide(
             stages=stages, runner=self._runner, clients=self._clients, book=self.book, tasks=self._tasks
         )
-        self._trials = Trials(paths.state_dir / "trials", self._hypervisor)
-        self._doctor = Doctor(
-            Parts(
-                config=config,
-                identity=self.identity,
-                book=self.book,
-                hypervisor=self._hypervisor,
-                runner=self._runner,
-                journal=self._journal,
-                repository=repository,
-                trials=self._trials,
-            )
-        )
+        self._doctor = self._make_doctor(repository)
         self.receiver = Receiver(
             repository,
             hello=self.hello,
@@ -118,15 +100,28 @@ class Agent:
             seeds=self._replicas.seeder,
         )
 
+    def _make_doctor(self, repository: Repository) -> Doctor:
+        parts = Parts(
+            config=self.config,
+            identity=self.identity,
+            book=self.book,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            journal=self._journal,
+            repository=repository,
+            trials=Trials(self.config.agent.state_dir / "trials", self._hypervisor),
+        )
+        return Doctor(parts)
+
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
         self._replicas.start()
-        self._trials.start()
+        self._doctor.start()
         self._runner.start()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
-        self._trials.stop()
+        self._doctor.stop()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -285,6 +280,17 @@ class Agent:
             f"{brief.name} is not protected on this host",
             hint=f"vmreplica enable {brief.name} --to PEER",
         )
+
+
+def _make_stages(config: Config, hypervisor: Hypervisor) -> Stages:
+    state = config.agent.state_dir
+    return Stages(
+        hypervisor=hypervisor,
+        spool=Spool(state / "spool", config.limits.spool_cap),
+        spool_dir=state / "spool",
+        fingerprints=FingerprintStore(state / "fingerprints"),
+        limits=_transfer_limits(config),
+    )
 
 
 def _transfer_limits(config: Config) -> TransferLimits:

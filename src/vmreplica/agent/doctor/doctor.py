@@ -35,6 +35,14 @@ class Doctor:
         self._parts = parts
         self._room = threading.BoundedSemaphore(_AT_ONCE)
 
+    def start(self) -> None:
+        """Clear up what a killed trial left."""
+        self._parts.trials.start()
+
+    def stop(self) -> None:
+        """Clear up no more."""
+        self._parts.trials.stop()
+
     def host(self) -> DoctorReport:
         """Examine this host.
 
