@@ -5,6 +5,10 @@ from typing import Any, Final
 VIR_CONNECT_LIST_DOMAINS_ACTIVE: Final[int]
 VIR_DOMAIN_AFFECT_CONFIG: Final[int]
 VIR_DOMAIN_AFFECT_LIVE: Final[int]
+VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: Final[int]
+VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT: Final[int]
+VIR_DOMAIN_BLOCK_JOB_TYPE_COPY: Final[int]
+VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: Final[int]
 VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE: Final[int]
 VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE: Final[int]
 VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY: Final[int]
@@ -19,6 +23,11 @@ VIR_DOMAIN_EVENT_STOPPED: Final[int]
 VIR_DOMAIN_EVENT_SUSPENDED: Final[int]
 VIR_DOMAIN_EVENT_UNDEFINED: Final[int]
 VIR_DOMAIN_JOB_NONE: Final[int]
+VIR_DOMAIN_JOB_OPERATION_DUMP: Final[int]
+VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: Final[int]
+VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: Final[int]
+VIR_DOMAIN_JOB_OPERATION_SAVE: Final[int]
+VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: Final[int]
 VIR_DOMAIN_METADATA_ELEMENT: Final[int]
 VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA: Final[int]
 VIR_DOMAIN_UNDEFINE_MANAGED_SAVE: Final[int]
@@ -69,7 +78,7 @@ class virDomain:
     def getTime(self, flags: int = ...) -> dict[str, int]: ...
     def isActive(self) -> int: ...
     def isPersistent(self) -> int: ...
-    def jobInfo(self) -> list[int]: ...
+    def jobStats(self, flags: int = ...) -> dict[str, int]: ...
     def listAllCheckpoints(self, flags: int = ...) -> list[virDomainCheckpoint]: ...
     def metadata(self, type: int, uri: str | None, flags: int = ...) -> str: ...
     def name(self) -> str: ...

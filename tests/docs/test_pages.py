@@ -115,3 +115,18 @@ def test_every_test_that_an_invariant_names_exists() -> None:
         source = (ROOT / file).read_text()
         for name in re.findall(r"`(test_\w+)`", names):
             assert f"def {name}(" in source, f"{file}: {name}"
+
+
+def test_each_pitfall_names_a_test_that_exists_or_says_why_there_is_none() -> None:
+    page = (ROOT / "docs" / "design" / "pitfalls.md").read_text()
+    rows = {row[1]: row[2] for row in re.finditer(r"^\| \*\*(P\d+a?)\*\* .+ \| .+ \| (.+) \|$", page, re.MULTILINE)}
+    assert list(rows) == [
+        *(f"P{number}" for number in range(1, 23)),
+        "P22a",
+        *(f"P{number}" for number in range(23, 28)),
+    ]
+    for pitfall, shown in rows.items():
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", shown)
+        assert named or shown.startswith("Not in the lab: "), pitfall
+        for file, name in named:
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{pitfall}: {file}::{name}"

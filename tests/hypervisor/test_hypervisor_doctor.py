@@ -71,7 +71,7 @@ def test_a_trial_leaves_nothing_and_touches_no_checkpoint_of_others(
     (domain,) = [one for one in look.domains if one.vm == guest.vm]
     assert (domain.active, domain.job, sorted(domain.checkpoints)) == (True, None, foreign)
     assert set(domain.images) == {guest.disks["vda"], raw}
-    (finding,) = judge_checkpoints(hypervisor.examiner().vm(guest.vm), None)
+    (finding,) = judge_checkpoints(hypervisor.examiner().vm(guest.vm))
     assert (finding.code, "3 of other programs" in finding.text) == ("checkpoints-foreign", True)
     assert trials.run(guest.vm, OWNER, {"vda": None, "vdb": None}) < 30
     require_nothing_left(hypervisor, guest, home, *foreign)
@@ -109,7 +109,7 @@ def test_a_trial_is_refused_while_a_foreign_job_runs_and_leaves_it_running(
     assert list((home / "trials").glob("*")) == []
     look = hypervisor.examiner().vm(guest.vm)
     assert look.job == "foreign"
-    assert codes(judge_checkpoints(look, None)) == {"job-foreign"}
+    assert codes(judge_checkpoints(look)) == {"job-foreign"}
     guest.virsh("domjobabort", guest.name)
 
 

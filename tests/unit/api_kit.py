@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -135,9 +135,14 @@ class SmallAgent:
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        base_devices: Mapping[str, str],
+        erase: bool,
         seed: ExistingSeed | NetworkSeed | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
+        if base_devices and not erase:
+            what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
+            raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
         self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed]))
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
@@ -191,6 +196,11 @@ class SmallAgent:
         plan = self.plan_failover(vm, point)
         self._asked("failover", vm, point)
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
+
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take points from elsewhere."""
+        self._asked("hand_over", vm, to)
+        return self._known(vm)
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Remember a map."""

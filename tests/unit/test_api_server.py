@@ -102,6 +102,7 @@ def test_status_of_one_vm_asks_the_agent_for_that_vm(socket: Path, agent: SmallA
         ("GET", f"failover-plan?point={OLD}", None, ("plan_failover", "web", OLD), 200),
         ("POST", "failover", {}, ("failover", "web", None), 200),
         ("POST", "failover", {"point": NEW}, ("failover", "web", NEW), 200),
+        ("POST", "hand-over", {"to": "host2"}, ("hand_over", "web", "host2"), 200),
         ("PUT", "networks", {"networks": {"lan": "br0"}}, ("map_networks", "web", {"lan": "br0"}), 200),
     ],
 )

@@ -229,10 +229,15 @@ def test_only_jobs_and_checkpoints_of_ours_without_a_relationship_are_left_over(
 
 def test_files_of_vms_that_are_not_protected_are_left_over() -> None:
     left = Leftovers(
-        scratch={VM: Path("/s/1")}, spool={VM: Path("/p/1")}, state={VM: [Path("/f/1")]}, run_layers={"db": Path("/l")}
+        scratch={VM: Path("/s/1")},
+        spool={VM: Path("/p/1")},
+        fingerprints={VM: Path("/f/1")},
+        checkpoints={VM: [Path(f"/c/{OURS}.xml")]},
+        run_layers={"db": Path("/l")},
     )
     everything = {"scratch-left", "spool-left", "state-left", "run-layer-left"}
     assert codes(judge_leftovers(left, [], (), ())) == everything
+    assert codes(judge_leftovers(left, [DOMAIN], (), ())) == {*everything, "bitmaps-left"}
     assert codes(judge_leftovers(left, [], {VM}, ())) == {"scratch-left", "run-layer-left"}
     assert codes(judge_leftovers(left, [dataclasses.replace(DOMAIN, job="ours")], {VM}, ())) == {"run-layer-left"}
     assert codes(judge_leftovers(left, [], {VM}, {VM})) == {"run-layer-left"}
@@ -301,12 +306,12 @@ def test_an_image_is_judged_by_chain_bitmaps_and_room(
 
 def test_checkpoints_and_jobs_of_others_are_told() -> None:
     three = dataclasses.replace(LOOKED, checkpoints=(OURS, "a.0", "a.1", "a.2"))
-    assert codes(judge_checkpoints(LOOKED, POLICY)) == set()
-    assert codes(judge_checkpoints(three, POLICY)) == {"checkpoints-foreign"}
+    assert codes(judge_checkpoints(LOOKED)) == set()
+    assert codes(judge_checkpoints(three)) == {"checkpoints-foreign"}
     many = dataclasses.replace(LOOKED, checkpoints=tuple(f"a.{n}" for n in range(11)))
-    assert codes(judge_checkpoints(many, None)) == {"checkpoints-foreign", "bitmaps-many"}
-    assert codes(judge_checkpoints(dataclasses.replace(LOOKED, job="foreign"), POLICY)) == {"job-foreign"}
-    assert codes(judge_checkpoints(dataclasses.replace(LOOKED, busy="a block job runs"), POLICY)) == {"job-foreign"}
+    assert codes(judge_checkpoints(many)) == {"checkpoints-foreign", "bitmaps-many"}
+    assert codes(judge_checkpoints(dataclasses.replace(LOOKED, job="foreign"))) == {"job-foreign"}
+    assert codes(judge_checkpoints(dataclasses.replace(LOOKED, busy="a block job runs"))) == {"job-foreign"}
 
 
 @given(st.integers(0, GiB), st.integers(0, GiB), st.none() | st.integers(0, GiB))

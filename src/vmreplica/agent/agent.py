@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.primary import PrimarySide
+from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.seed_source import SeedRules
@@ -76,7 +78,7 @@ class Agent:
         self._tasks = Tasks()
         self._journal = Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(paths.store, min_free=limits.min_free)
+        repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = ReplicaSide(
             repository=repository,
             hypervisor=self._hypervisor,
@@ -187,11 +189,22 @@ class Agent:
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        base_devices: Mapping[str, str],
+        erase: bool,
         seed: ExistingSeed | NetworkSeed | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
-        return self._primaries.enable(vm, host, interval=every, keep=keep, excluded=excluded, seed=seed).report()
+        task = self._primaries.enable(
+            vm,
+            host,
+            interval=every,
+            keep=keep,
+            excluded=excluded,
+            bases=Bases(base_devices, erase=erase),
+            seed=seed,
+        )
+        return task.report()
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""
@@ -232,6 +245,10 @@ class Agent:
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
         return self._replicas.map_networks(vm, mapping)
+
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take the points of a VM, held here, from another paired host."""
+        return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
 
     # ---- the facade: peers
 

@@ -98,6 +98,12 @@ class ReplicaSection(_Section):
         "`/dev/backup/*`",
     )
 
+    base_devices: tuple[str, ...] = Field(
+        (),
+        description="patterns of block devices that may hold the bases of replicas (`--base-device`), each part of the "
+        "path by itself: `/dev/vg/*`; their content is lost",
+    )
+
     @field_validator("seed_dirs")
     @classmethod
     def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -105,7 +111,7 @@ class ReplicaSection(_Section):
             raise ValueError("each must be an absolute path")
         return value
 
-    @field_validator("seed_devices")
+    @field_validator("seed_devices", "base_devices")
     @classmethod
     def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(pattern.startswith("/dev/") and ".." not in pattern for pattern in value):

@@ -121,6 +121,7 @@ class Cycle:
             _log.exception("cycle failed unexpectedly", vm=self._vm)
             what = f"{self._facts.name}: {type(caught).__name__}: {caught}"
             error = Internal("internal", what, hint="see the agent's log")
+        self._put_away()
         return Outcome(
             published=self._published, step=self._capture, guest_bytes=self._guest_bytes, waits=waits, error=error
         )
@@ -133,6 +134,13 @@ class Cycle:
             if waits is not None or self._published is not None:
                 return waits
         raise Internal("cycle-does-not-settle", f"{self._facts.name}: a cycle did not come to an end")
+
+    def _put_away(self) -> None:
+        """Leave the VM as if we were not there: other tools refuse to work beside foreign checkpoints."""
+        try:
+            self._hypervisor.hide_checkpoints(self._vm)
+        except VmReplicaError as error:
+            _log.info("checkpoints stay visible until the next cycle", vm=self._vm, why=error.message)
 
     # ---- acts
 

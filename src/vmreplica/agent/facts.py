@@ -110,9 +110,16 @@ class FactFinder:
             size=disk.size,
             tracked=disk.tracked,
             fingerprint_good=self._holdings.good(disk.target, position.latest),
-            trouble=self.trouble.get(disk.target),
+            trouble=self.trouble.get(disk.target) or self._room_lost(disk, position),
             unfetchable=disk.target in self.unfetchable,
         )
+
+    def _room_lost(self, disk: DiskView, position: Position) -> str | None:
+        """Say once, while the base still knows its bitmap, that a disk was moved to where it can have none."""
+        base = position.latest.checkpoint if position.latest else None
+        if disk.tracked or base is None or disk.target not in self._hypervisor.checkpoint_disks(self._vm, base):
+            return None
+        return disk.reason_untracked
 
     def _checkpoints(self, view: DomainView, position: Position) -> tuple[str, ...]:
         """List the checkpoints; the base is made known to libvirt again if it was lost there but not in the images."""

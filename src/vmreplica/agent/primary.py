@@ -7,7 +7,15 @@ import structlog
 
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.facts import Stages
-from vmreplica.agent.protect import already_protected, check_disks, not_protected, paused, seed_disks
+from vmreplica.agent.protect import (
+    Bases,
+    already_protected,
+    base_wishes,
+    check_disks,
+    not_protected,
+    paused,
+    seed_disks,
+)
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
@@ -48,6 +56,7 @@ class PrimarySide:
         interval: int,
         keep: int,
         excluded: tuple[DiskTarget, ...],
+        bases: Bases,
         seed: ExistingSeed | NetworkSeed | None = None,
     ) -> Task:
         """Protect a VM, or change the policy of one that is protected to the same host.
@@ -68,6 +77,8 @@ class PrimarySide:
             keep=keep,
             epoch=policy.epoch,
             disk_bytes=sum(disk.size for disk in disks),
+            base_devices=base_wishes(brief.name, disks, bases.devices),
+            erase=bases.erase,
             seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
         )
         self._clients.to(to).offer(brief.vm, offer)

@@ -2,11 +2,13 @@
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from vmreplica.hypervisor import DiskView, DomainView
 from vmreplica.model.errors import BadRequest, Conflict, NotFound, Problem, Refused, VmReplicaError, from_problem
-from vmreplica.model.ids import DiskTarget, VmName
+from vmreplica.model.ids import DevicePath, DiskTarget, VmName
 from vmreplica.model.point import PointSummary
+from vmreplica.model.policy import BaseWish
 from vmreplica.model.seed import ExistingSeed, NetworkSeed, SeedDisk
 from vmreplica.model.units import format_size
 
@@ -43,6 +45,33 @@ def check_disks(view: DomainView, excluded: Sequence[DiskTarget]) -> list[DiskVi
             hint="a VM needs at least one disk that can be replicated and is not excluded",
         )
     return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """The replica's devices that shall hold bases, by disk, and whether a person agreed to losing their content."""
+
+    devices: Mapping[DiskTarget, DevicePath]
+    erase: bool = False
+
+
+def base_wishes(
+    name: VmName, disks: Sequence[DiskView], devices: Mapping[DiskTarget, DevicePath]
+) -> dict[str, BaseWish]:
+    """Say how big a disk each device must hold.
+
+    Raises:
+        BadRequest: a disk is not among those that are replicated (``disk-unknown``).
+    """
+    sizes = {disk.target: disk.size for disk in disks}
+    unknown = sorted(set(devices) - set(sizes))
+    if unknown:
+        raise BadRequest(
+            "disk-unknown",
+            f"{name} has no replicated disk {', '.join(unknown)} for a base device",
+            hint=f"its disks are {', '.join(sorted(sizes))}",
+        )
+    return {target: BaseWish(device=device, size=sizes[target]) for target, device in devices.items()}
 
 
 def seed_disks(

@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
@@ -145,6 +146,24 @@ class ReplicaSide:
         """Say which network of this host stands for which one of the primary."""
         replica = self.get(vm)
         replica.update(network_map=mapping)
+        return self.describe(replica)
+
+    def hand_over(self, vm: str, to: HostId) -> RelationshipReport:
+        """Take a VM's points from another host: the one that it was migrated to.
+
+        Only a person may say so here: a host that could claim a VM by itself could feed any other host's replica.
+
+        Raises:
+            Conflict: the VM runs where its points came from (``vm-runs-there``), or it was failed over.
+        """
+        replica = self.get(vm)
+        record = replica.record
+        if record.owner != to:
+            require_no_failover(record)
+            if self._ask_primary(replica) == "runs":
+                raise runs_there(record, self._peer_name(record.owner))
+            replica.update(owner=to)
+            _log.info("replica handed over", vm=record.vm, was=record.owner, owner=to)
         return self.describe(replica)
 
     def forget(self, replica: Replica, *, delete_copy: bool) -> None:

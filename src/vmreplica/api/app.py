@@ -17,6 +17,7 @@ from vmreplica.api.requests import (
     DoctorRequest,
     EnableRequest,
     FailoverRequest,
+    HandOverRequest,
     InviteRequest,
     JoinRequest,
     NetworksRequest,
@@ -71,6 +72,7 @@ class _Vms:
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
             web.put(f"{_VM}/networks", self._networks),
+            web.post(f"{_VM}/hand-over", self._hand_over),
         ]
 
     async def _status(self, request: web.Request) -> web.Response:
@@ -103,6 +105,8 @@ class _Vms:
             every=body.every,
             excluded=body.excluded,
             keep=body.keep,
+            base_devices=body.base_devices,
+            erase=body.erase,
             seed=body.seed,
         )
         return answer(await self._run(call), status=202)
@@ -131,6 +135,10 @@ class _Vms:
     async def _networks(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, NetworksRequest)
         return answer(await self._run(partial(self._agent.map_networks, vm, dict(body.networks))))
+
+    async def _hand_over(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, HandOverRequest)
+        return answer(await self._run(partial(self._agent.hand_over, vm, body.to)))
 
     async def _done(self, call: Callable[[], object]) -> web.Response:
         await self._run(call)

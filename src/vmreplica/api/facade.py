@@ -1,5 +1,6 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from vmreplica.model.report import (
@@ -38,9 +39,14 @@ class AgentFacade(Protocol):
         every: int,
         excluded: tuple[str, ...],
         keep: int,
+        base_devices: Mapping[str, str],
+        erase: bool,
         seed: ExistingSeed | NetworkSeed | None = None,
     ) -> TaskReport:
-        """Protect a VM; the task is its initial replication."""
+        """Protect a VM; the task is its initial replication.
+
+        ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
+        """
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""
@@ -65,6 +71,9 @@ class AgentFacade(Protocol):
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
+
+    def hand_over(self, vm: str, to: str) -> RelationshipReport:
+        """Take the points of a VM, held here, from another paired host."""
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List paired hosts."""

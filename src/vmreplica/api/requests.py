@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from vmreplica.model.ids import DiskTarget, HostName, PointId
+from vmreplica.model.ids import DevicePath, DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
@@ -20,6 +20,10 @@ class EnableRequest(Shape):
     every: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
     excluded: Annotated[tuple[DiskTarget, ...], Field(max_length=64)] = ()
     keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    #: Devices of the replica that shall hold bases, by disk.
+    base_devices: Annotated[dict[DiskTarget, DevicePath], Field(max_length=64)] = Field(default_factory=dict)
+    #: Whether a person agreed that their content is lost.
+    erase: bool = False
     #: How the first copy gets there; None: over the network, or as it was.
     seed: SeedRequest | None = None
 
@@ -41,6 +45,12 @@ class FailoverRequest(Shape):
     """Start a VM on its replica; without a point from the newest one."""
 
     point: PointId | None = None
+
+
+class HandOverRequest(Shape):
+    """Take a VM's points from another paired host."""
+
+    to: HostName
 
 
 class NetworksRequest(Shape):

@@ -1,6 +1,6 @@
 """Commands that change a VM's protection: enable, disable, pause, resume, sync, networks."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,25 @@ from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument
 from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
 from vmreplica.model.units import parse_duration
 
+if TYPE_CHECKING:
+    from vmreplica.api.requests import EnableRequest
+
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it is done, or return at once.")]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
+        "with copies on the peer (restored backups) and sends what differs.",
+    ),
+]
+BaseDevices = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TARGET=DEVICE",
+        help="A block device of the replica that holds the base of a disk, its content is lost; repeatable.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +39,7 @@ def register(app: typer.Typer) -> None:
         "Protect a VM: copy it to a paired host and go on copying what changes.",
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        "vmreplica enable mail --to backup1 --base-device vda=/dev/vg/mail-copy",
         "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
     )
     add_command(
@@ -53,14 +72,9 @@ def enable(
         typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
     ] = None,
     keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
-    seed: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
-            "with copies on the peer (restored backups) and sends what differs.",
-        ),
-    ] = None,
+    base_device: BaseDevices = None,
+    yes: Yes = False,
+    seed: Seed = None,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
@@ -75,10 +89,12 @@ def enable(
         every=_seconds(every),
         excluded=tuple(exclude_disk or ()),
         keep=keep,
+        base_devices=parse_devices(base_device or []),
+        erase=yes,
         seed=parse_seed(seed) if seed is not None else None,
     )
     client = AgentClient(socket)
-    _task(client, vm, client.send("POST", vm_path(vm, "enable"), body, timeout=LONG), wait=wait, as_json=as_json)
+    _task(client, vm, _enabled(client, vm, body, as_json=as_json), wait=wait, as_json=as_json)
 
 
 def disable(
@@ -160,6 +176,20 @@ def _task(client: AgentClient, vm: str, answer: bytes, *, wait: bool, as_json: b
         show_done(f"{vm}: done.", as_json=False)
 
 
+def _enabled(client: AgentClient, vm: str, body: "EnableRequest", *, as_json: bool) -> bytes:
+    """Ask for protection; a device whose content would be lost is told by the replica, and agreed to by a person."""
+    from vmreplica.model.errors import Conflict  # noqa: PLC0415 - slow to import
+
+    path = vm_path(vm, "enable")
+    try:
+        return client.send("POST", path, body, timeout=LONG)
+    except Conflict as error:
+        if error.code != "base-device-unconfirmed":
+            raise
+        confirm(f"{error.message[0].upper()}{error.message[1:]}. Go on?", yes=False, as_json=as_json)
+    return client.send("POST", path, body.model_copy(update={"erase": True}), timeout=LONG)
+
+
 def _seconds(every: str) -> int:
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
 
@@ -169,6 +199,25 @@ def _seconds(every: str) -> int:
         raise BadRequest(
             "interval-invalid", f"--every: {error}", hint="--every 30s, --every 5m, --every 12h"
         ) from error
+
+
+def parse_devices(pairs: list[str]) -> dict[str, str]:
+    """Read TARGET=DEVICE pairs.
+
+    Raises:
+        BadRequest: a pair lacks a side, or a disk is named twice.
+    """
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+
+    devices: dict[str, str] = {}
+    for pair in pairs:
+        target, _, device = pair.partition("=")
+        if not target or not device or target in devices:
+            reason = "names a disk twice" if target in devices else "is not TARGET=DEVICE"
+            hint = "for example --base-device vda=/dev/vg/web1"
+            raise BadRequest("base-device-invalid", f"--base-device {pair!r} {reason}", hint=hint)
+        devices[target] = device
+    return devices
 
 
 def parse_mapping(pairs: list[str]) -> dict[str, str]:

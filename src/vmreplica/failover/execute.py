@@ -49,6 +49,7 @@ def execute(
         VmReplicaError: a step failed; everything done so far has been undone.
     """
     _refuse_existing(replica, hypervisor)
+    replica.verify_devices()
     before("fence")
     _fence(replica, plan)
     try:

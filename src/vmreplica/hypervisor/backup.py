@@ -19,6 +19,7 @@ from vmreplica.hypervisor.backup_xml import (
     render_checkpoint,
 )
 from vmreplica.hypervisor.bases import Plan, require_bases, tracking_lost
+from vmreplica.hypervisor.busy import require_idle
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.disks import parse_disks
 from vmreplica.hypervisor.faults import named_disks, said
@@ -103,11 +104,13 @@ def begin(domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf, files: 
         Conflict: the VM is off (``vm-not-running``), a foreign job runs (``backup-job-running``), or there are two
             checkpoints of this relationship already (``too-many-checkpoints``).
         BadRequest: a disk is not there (``disk-unknown``).
+        HypervisorError: a migration or a job on a disk is under way (``vm-busy``).
         CheckpointBroken: a base cannot be used on some disks (``checkpoint-broken``).
         NoSpace: no room for scratch.
     """
     live = _live_definition(domain, plan)
     _require_no_job(domain, plan, files)
+    require_idle(domain, plan.name, plan.bases)
     untracked = untracked_disks(domain, live)
     require_bases(domain, shelf, plan, untracked)
     files.prepare(plan.vm, plan.checkpoint, _qemu_owner(live))

@@ -60,6 +60,18 @@ def render_checkpoint(name: str, targets: Collection[str]) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
+def render_known_checkpoint(name: str, targets: Collection[str], domain_xml: str) -> str:
+    """Write the full document of a checkpoint of these disks that is in their images, for redefinition."""
+    root = ET.Element("domaincheckpoint")
+    ET.SubElement(root, "name").text = name
+    ET.SubElement(root, "creationTime").text = "0"
+    listed = ET.SubElement(root, "disks")
+    for target in targets:
+        ET.SubElement(listed, "disk", name=target, checkpoint="bitmap", bitmap=name)
+    root.append(fromstring(domain_xml, forbid_dtd=True))
+    return ET.tostring(root, encoding="unicode")
+
+
 def parse_backup(xml: str) -> RunningBackup:
     """Read what libvirt says about a running backup job."""
     root = fromstring(xml, forbid_dtd=True)

@@ -1,7 +1,9 @@
 """Our checkpoints on a domain: kept, found again when libvirt lost them, deleted in whatever half state they are.
 
 libvirt forgets checkpoints on migration and redefinition while the bitmaps live on, and bitmaps vanish with a crash
-while libvirt remembers the checkpoint. So the whole document of each is kept here too. Foreign ones are never touched.
+while libvirt remembers the checkpoint. So the whole document of each is kept here too, and libvirt is only told of it
+while it is needed: between two cycles it knows none of ours, so other backup tools, which refuse to work beside foreign
+checkpoints, and a person who renames or undefines the VM meet nothing of us. Foreign ones are never touched.
 """
 
 import contextlib
@@ -15,9 +17,9 @@ from typing import Final
 import libvirt
 
 from vmreplica.fsio import publish_bytes
-from vmreplica.hypervisor.backup_xml import checkpoint_disks, standalone_checkpoint
+from vmreplica.hypervisor.backup_xml import checkpoint_disks, render_known_checkpoint, standalone_checkpoint
 from vmreplica.hypervisor.faults import named_disks, said
-from vmreplica.hypervisor.inspection import disks_of
+from vmreplica.hypervisor.inspection import disks_of, untracked_disks
 from vmreplica.model.errors import BadRequest, Conflict
 from vmreplica.model.ids import VmId
 
@@ -61,6 +63,10 @@ class CheckpointShelf:
         except FileNotFoundError:
             return None
 
+    def names(self, vm: VmId) -> list[str]:
+        """List the checkpoints whose documents are kept."""
+        return [path.stem for path in (self._root / vm).glob("*.xml") if _OURS.fullmatch(path.stem)]
+
     def forget(self, vm: VmId, name: str) -> None:
         """Remove a kept document."""
         path = self._path(vm, name)
@@ -82,19 +88,37 @@ def names(domain: libvirt.virDomain) -> list[str]:
     return [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
 
 
-def find(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str) -> libvirt.virDomainCheckpoint | None:
-    """Find one of our checkpoints; redefine it from the shelf when libvirt lost it. None when it is gone for good.
+def known(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId) -> list[str]:
+    """List all checkpoints: those that libvirt knows, foreign ones too, and ours that it was made to forget."""
+    return sorted({*names(domain), *shelf.names(vm)})
 
-    One that had to be redefined has only those disks whose bitmaps are sound.
+
+def hide(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId) -> None:
+    """Let libvirt forget our checkpoints; their bitmaps go on recording, and ``find`` makes them known again."""
+    for name in set(names(domain)) & set(shelf.names(vm)):
+        domain.checkpointLookupByName(name).delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+
+
+def find(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str) -> libvirt.virDomainCheckpoint | None:
+    """Find one of our checkpoints; redefine it when libvirt does not know it. None when it is gone for good.
+
+    One that had to be redefined has only those disks whose bitmaps are sound. Its document comes from the shelf, or is
+    written anew where only the bitmaps are left, as on the host that a VM was migrated to: their name says what they
+    have recorded since.
 
     Raises:
         libvirt.libvirtError: VIR_ERR_CHECKPOINT_INCONSISTENT when bitmaps are broken and libvirt names no disk.
     """
-    known = _lookup(domain, name)
-    if known is not None:
-        return known
+    known_to_libvirt = _lookup(domain, name)
+    if known_to_libvirt is not None:
+        return known_to_libvirt
     xml = shelf.read(vm, name)
-    return None if xml is None else _redefine_sound(domain, xml)
+    if xml is not None:
+        return _redefine_sound(domain, xml)
+    found = _redefine_sound(domain, _written_anew(domain, name)) if domain.isActive() else None
+    if found is not None:
+        shelf.keep(vm, name, found.getXMLDesc())
+    return found
 
 
 def delete(domain: libvirt.virDomain, shelf: CheckpointShelf, vm: VmId, name: str) -> None:
@@ -136,6 +160,15 @@ def _lookup(domain: libvirt.virDomain, name: str) -> libvirt.virDomainCheckpoint
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
             raise
         return None
+
+
+def _written_anew(domain: libvirt.virDomain, name: str) -> str:
+    """Write the document of a checkpoint that is nowhere but, perhaps, in the images."""
+    require_ours(name)
+    live = domain.XMLDesc()
+    untracked = untracked_disks(domain, live)
+    targets = [disk.target for disk in disks_of(domain, live) if disk.device == "disk" and disk.target not in untracked]
+    return render_known_checkpoint(name, targets, live)
 
 
 def _redefine(domain: libvirt.virDomain, xml: str, only: Collection[str]) -> libvirt.virDomainCheckpoint:

@@ -9,11 +9,12 @@ import libvirt
 from defusedxml.ElementTree import fromstring
 
 from vmreplica.hypervisor import backup, checkpoints
+from vmreplica.hypervisor.busy import require_idle
 from vmreplica.hypervisor.connection import Connection
 from vmreplica.hypervisor.inspection import disks_of, inspect
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.hypervisor.views import DomainView
-from vmreplica.model.errors import VmReplicaError
+from vmreplica.model.errors import HypervisorError, VmReplicaError
 from vmreplica.model.ids import VmId
 
 T = TypeVar("T")
@@ -141,12 +142,12 @@ class Examiner:
             return None
 
     def _vm(self, domain: libvirt.virDomain) -> VmLook:
-        view = inspect(domain)
+        view, job = inspect(domain), self._job(domain)
         return VmLook(
             view=view,
             checkpoints=tuple(checkpoints.names(domain)),
-            job=self._job(domain),
-            busy=_busy(domain, view) if view.active else None,
+            job=job,
+            busy=_busy(domain, view) if view.active and job is None else None,
             guest_agent=view.active and parse_agent_channel(domain.XMLDesc()),
         )
 
@@ -158,11 +159,11 @@ class Examiner:
 
 
 def _busy(domain: libvirt.virDomain, view: DomainView) -> str | None:
-    for disk in view.disks:
-        if disk.device == "disk" and disk.path is not None and domain.blockJobInfo(disk.target):
-            return f"a block job runs on {disk.target}"
-    running = domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
-    return "a job of libvirt runs on it" if running and backup.running(domain) is None else None
+    try:
+        require_idle(domain, view.name, [disk.target for disk in view.disks if disk.device == "disk" and disk.path])
+    except HypervisorError as error:
+        return error.message
+    return None
 
 
 def _agent(raw: libvirt.virConnect, vm: VmId) -> GuestAgent:

@@ -12,6 +12,7 @@ import structlog
 from vmreplica.hypervisor import backup, checkpoints, policies
 from vmreplica.hypervisor.abilities import Abilities, parse_abilities
 from vmreplica.hypervisor.backup import BackupJob, Export
+from vmreplica.hypervisor.backup_xml import checkpoint_disks
 from vmreplica.hypervisor.bases import Plan
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connection
@@ -137,8 +138,22 @@ class Hypervisor:
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoints(self, vm: VmId) -> list[str]:
-        """List the names of all checkpoints that libvirt knows, foreign ones too."""
-        return self._with(vm, "list the checkpoints of", checkpoints.names)
+        """List the names of all checkpoints: foreign ones that libvirt knows, and ours, also while they are hidden."""
+        return self._with(vm, "list the checkpoints of", lambda domain: checkpoints.known(domain, self._shelf, vm))
+
+    def hide_checkpoints(self, vm: VmId) -> None:
+        """Make libvirt forget our checkpoints, unless a backup job runs; what uses them makes them known again."""
+
+        def hide(domain: libvirt.virDomain) -> None:
+            if backup.running(domain) is None:
+                checkpoints.hide(domain, self._shelf, vm)
+
+        self._with(vm, "put away the checkpoints of", hide)
+
+    def checkpoint_disks(self, vm: VmId, name: str) -> frozenset[str]:
+        """Tell which disks had a bitmap when a checkpoint of ours was made, as far as that is kept here."""
+        xml = self._shelf.read(vm, name)
+        return frozenset() if xml is None else checkpoint_disks(xml)
 
     def delete_checkpoint(self, vm: VmId, name: str) -> None:
         """Delete a checkpoint of ours with its bitmaps, in whatever half state it is; nothing left is fine.

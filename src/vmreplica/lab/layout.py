@@ -170,6 +170,7 @@ libvirt_uri = "{host.uri}"
 runtime_dir = "{host.runtime_dir}"
 
 [replica]
+base_devices = ["/dev/loop*"]
 seed_dirs = ["{host.seeds}"]
 seed_devices = ["/dev/loop*"]
 

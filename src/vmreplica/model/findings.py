@@ -186,7 +186,14 @@ CATALOGUE: Final[dict[str, Entry]] = {
         "protect the VM again, or with the agent stopped: rm -r {path}",
     ),
     "state-left": Entry(
-        "leftovers", _I, "fingerprints or checkpoint documents of a VM that is not protected here", "rm -r {path}",
+        "leftovers", _I, "fingerprints of a VM that is not protected here, or documents of one that is gone", "rm -r {path}",
+    ),
+    "bitmaps-left": Entry(
+        "leftovers",
+        _W,
+        "images of a VM that is not protected here still hold bitmaps of vmreplica, which libvirt does not know",
+        "with the VM running: virsh checkpoint-create {vm} {path} --redefine, then "
+        "virsh checkpoint-delete {vm} {checkpoint} and rm {path}",
     ),
     "run-layer-left": Entry(
         "leftovers", _W, "a replica that is not failed over still has the layer that a failover wrote to",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, model_validator
 
 from vmreplica.model.errors import Problem
-from vmreplica.model.ids import CheckpointName, DiskTarget, PointId, VmId, VmName
+from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, PointId, VmId, VmName
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
 
@@ -76,6 +76,14 @@ class PointClosing(Shape):
     guest_bytes: Annotated[int, Field(ge=0)]
 
 
+class BaseDevice(Shape):
+    """A block device of the replica that holds a base, raw from its first byte on."""
+
+    path: DevicePath
+    #: How the kernel knows it again after a reboot; empty when it has no such mark.
+    identity: str
+
+
 class DiskManifest(Shape):
     """One disk's image file inside a published point."""
 
@@ -86,6 +94,10 @@ class DiskManifest(Shape):
     #: xxh3-128 (hex) of the tables and header, that is of everything that is not in a segment.
     tables_digest: str
     segments: Annotated[int, Field(ge=0)]
+    #: The device that holds the content; the image file is then an empty overlay over it.
+    device: BaseDevice | None = None
+    #: Digest of samples of the device as it was when it was last written.
+    seal: str = ""
 
 
 class Manifest(Shape):

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vmreplica.model.ids import DiskTarget, HostId
+from vmreplica.model.ids import DevicePath, DiskTarget, HostId
+from vmreplica.model.point import DiskSize
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 
@@ -28,6 +29,13 @@ class Policy(Shape):
     epoch: Annotated[int, Field(ge=0)] = 0
 
 
+class BaseWish(Shape):
+    """A block device of the replica that shall hold the base of a disk, and the disk's virtual size in bytes."""
+
+    device: DevicePath
+    size: DiskSize
+
+
 class ReplicaOffer(Shape):
     """What a primary asks a replica to accept when protection is enabled or its policy changes."""
 
@@ -37,6 +45,10 @@ class ReplicaOffer(Shape):
     epoch: Annotated[int, Field(ge=0)]
     #: Virtual bytes of all replicated disks: the replica checks its room first.
     disk_bytes: Annotated[int, Field(ge=0)]
+    #: Devices for bases; a disk that is not named keeps the one it has.
+    base_devices: Annotated[dict[DiskTarget, BaseWish], Field(max_length=64)] = Field(default_factory=dict)
+    #: Whether a person agreed that the content of new devices is lost.
+    erase: bool = False
     paused: bool = False
     #: Copies that the replica has already and shall begin with; empty: none (any more); None: as it was.
     seed: Annotated[tuple[SeedDisk, ...], Field(max_length=64)] | None = None

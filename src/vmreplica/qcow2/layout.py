@@ -53,6 +53,7 @@ _COMPRESSION_BIT: Final = 1 << 3
 _EXTENDED_BIT: Final = 1 << 4
 _ZSTD: Final = 1
 _BACKING_FORMAT: Final = struct.pack(">II", 0xE2792ACA, 5) + b"qcow2\0\0\0"
+_RAW_BACKING_FORMAT: Final = struct.pack(">II", 0xE2792ACA, 3) + b"raw\0\0\0\0\0"
 _END: Final = bytes(8)
 _MAX_BACKING: Final = 1023
 
@@ -69,13 +70,16 @@ class Header:
     backing: str | None = None
     #: Whether L2 entries are extended; such an image is an overlay and never read by this program.
     extended: bool = False
+    #: Whether the backing file is raw, a device for example, instead of qcow2.
+    raw_backing: bool = False
 
     def pack(self) -> bytes:
         """Render the header cluster's used part."""
         name = (self.backing or "").encode()
         if len(name) > _MAX_BACKING:
             raise ValueError("a backing name is at most 1023 bytes")
-        extensions = (_BACKING_FORMAT if name else b"") + _END
+        backing_format = _RAW_BACKING_FORMAT if self.raw_backing else _BACKING_FORMAT
+        extensions = (backing_format if name else b"") + _END
         name_offset = _HEADER.size + len(extensions) if name else 0
         features = _COMPRESSION_BIT | (_EXTENDED_BIT if self.extended else 0)
         fixed = _HEADER.pack(
@@ -113,7 +117,13 @@ class Header:
             refcount_offset=refcount_offset,
             refcount_clusters=refcount_clusters,
             backing=backing,
+            raw_backing=Header.is_raw_backed(raw),
         )
+
+    @staticmethod
+    def is_raw_backed(raw: bytes) -> bool:
+        """Tell whether a header of ours, at the start of these bytes, names a raw backing file."""
+        return raw.startswith(_MAGIC) and raw.startswith(_RAW_BACKING_FORMAT, _HEADER.size)
 
 
 def round_up(offset: int) -> int:

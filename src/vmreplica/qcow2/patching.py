@@ -30,14 +30,14 @@ def write_patches(fd: int, segment: Segment) -> None:
     for length, mask in zip(records["length"].tolist(), patch_masks(records).tolist(), strict=True):
         blocks = memoryview(frames.decode_patch(segment.patches[start : start + length], mask.bit_count()))
         done = 0
-        for low, high in _runs(mask):
+        for low, high in mask_runs(mask):
             size = (high - low) * BLOCK
             pwrite_all(fd, blocks[done : done + size], place + low * BLOCK)
             done += size
         start, place = start + length, place + CLUSTER
 
 
-def _runs(mask: int) -> Iterator[tuple[int, int]]:
+def mask_runs(mask: int) -> Iterator[tuple[int, int]]:
     """List the runs of set bits as half-open ranges, ascending."""
     low = 0
     while mask >> low:

@@ -10,7 +10,11 @@ from vmreplica.model.errors import Corrupt
 
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
+_ZERO_RANGE: Final = 0x10
 _COPY_PIECE: Final = 8 << 20
+_ZEROES: Final = bytes(1 << 20)
+#: Of these the range is tried in another way: not supported, or not on the borders of the device's sectors.
+_OTHERWISE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -71,3 +75,19 @@ def punch(fd: int, start: int, size: int) -> None:
         number = ctypes.get_errno()
         if number not in {errno.EOPNOTSUPP, errno.ENOSYS}:
             raise OSError(number, os.strerror(number))
+
+
+def make_zero(fd: int, start: int, size: int) -> None:
+    """Let a range of a device or file read as zeroes, giving its space back where that is possible.
+
+    Raises:
+        OSError: the device failed.
+    """
+    for mode in (_KEEP_SIZE | _PUNCH_HOLE, _ZERO_RANGE):
+        if _libc.fallocate(fd, mode, start, size) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in _OTHERWISE:
+            raise OSError(number, os.strerror(number))
+    for offset in range(0, size, len(_ZEROES)):
+        pwrite_all(fd, memoryview(_ZEROES)[: min(len(_ZEROES), size - offset)], start + offset)

@@ -46,7 +46,14 @@ class TablesResult:
 
 
 def write_tables(
-    fd: int, *, size: int, data_end: int, records: Iterable[Records], backing: str | None, patched: bool = False
+    fd: int,
+    *,
+    size: int,
+    data_end: int,
+    records: Iterable[Records],
+    backing: str | None,
+    raw_backing: bool = False,
+    patched: bool = False,
 ) -> TablesResult:
     """Make a valid image of a file that holds data.
 
@@ -56,6 +63,7 @@ def write_tables(
         data_end: where the data ends; it begins at DATA_START, each segment's part goes on where the last ended.
         records: of all segments in order, one array for each.
         backing: name of the backing file as it shall stand in the header.
+        raw_backing: the backing file is raw, not qcow2.
         patched: whether there are patches among the records; they need a backing file.
 
     Raises:
@@ -81,6 +89,7 @@ def write_tables(
         refcount_offset=refcount_offset,
         refcount_clusters=refcount_clusters,
         backing=backing,
+        raw_backing=raw_backing,
         extended=patched,
     ).pack()
     pwrite_all(fd, header, 0)

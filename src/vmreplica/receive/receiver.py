@@ -210,7 +210,8 @@ class Receiver:
             raise Refused(
                 "not-your-replica",
                 f"this host holds no replica of {vm} that the calling host sends",
-                hint="protect the VM again: `vmreplica enable VM --to PEER`",
+                hint="if the VM was migrated to the caller: `vmreplica hand-over VM --to PEER` on the replica's host; "
+                "else protect it again: `vmreplica enable VM --to PEER`",
             )
         return replica
 

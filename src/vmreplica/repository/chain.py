@@ -7,7 +7,7 @@ from vmreplica.model.errors import Corrupt
 from vmreplica.model.ids import PointId, VmId
 from vmreplica.model.point import DiskSpec, Manifest, PointSummary
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape
-from vmreplica.repository.record import FoldRecord
+from vmreplica.repository.record import FoldRecord, LandingRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,12 @@ def load_points(layout: Layout, vm: VmId) -> tuple[list[Point], list[str]]:
     """Read all published points, oldest first, and complaints about those that are not readable.
 
     While a fold is past its commit, the older of its points is gone and the other one is readable at every step,
-    though its manifest does not yet describe its files.
+    though its manifest does not yet describe its files. So is a point whose base is being moved to a device.
     """
     fold = read_shape(layout.fold, FoldRecord) if layout.fold.exists() else None
     switching = fold if fold is not None and fold.stage == "commit" else None
+    landing = read_shape(layout.landing, LandingRecord) if layout.landing.exists() else None
+    changing = {switching.point if switching else None, landing.point if landing else None}
     points: dict[PointId, Point] = {}
     complaints: list[str] = []
     for directory in sorted(path for path in layout.points.iterdir() if not path.name.startswith(".")):
@@ -89,7 +91,7 @@ def load_points(layout: Layout, vm: VmId) -> tuple[list[Point], list[str]]:
         if switching and name == switching.base:
             continue
         try:
-            point = load_point(layout, vm, name, settled=not (switching and name == switching.point))
+            point = load_point(layout, vm, name, settled=name not in changing)
         except Corrupt as error:
             complaints.append(error.message)
             continue

@@ -5,7 +5,8 @@ a crash or an error undoes it. From ``commit`` on it is rolled forward, and each
 
 1. the older point's manifest goes, with it the point from every list; its files stay, the next point stands on them;
 2. each base image is switched over: now it has the content of the next point, which reads the same through its own
-   image as before; then it is renamed over that image;
+   image as before; then it is renamed over that image. A base on a device takes what the next point's image holds and
+   may be half of both meanwhile: nobody reads there what that image says itself, and whoever stood on it is gone;
 3. space is given back, the manifest of the next point says that it stands alone;
 4. the older point's directory and ``fold.json`` go.
 """
@@ -18,12 +19,15 @@ import xxhash
 
 from vmreplica.fsio import fsync_dir, remove_tree, require_free
 from vmreplica.model.ids import DiskTarget
-from vmreplica.model.point import DiskManifest, Manifest
+from vmreplica.model.point import BaseDevice, DiskManifest, Manifest
 from vmreplica.model.units import CLUSTER, MiB
+from vmreplica.qcow2.flatten import RawDisk, apply_overlay
 from vmreplica.qcow2.fold import prepare_fold, reclaim, switch, undo
 from vmreplica.qcow2.frames import MAX_FRAME
 from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import REFCOUNTS
+from vmreplica.qcow2.shim import is_shim, write_shim
+from vmreplica.repository.devices import on_device, verify, writable
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape, store_errors, write_shape
 from vmreplica.repository.record import FoldDisk, FoldRecord
 
@@ -34,7 +38,7 @@ _SLACK: Final = 16 * MiB
 
 
 class FoldStopped(Exception):
-    """A fold was asked to stop; nothing has changed."""
+    """A fold was asked to stop: nothing has changed, or it waits past its commit to be rolled forward later."""
 
 
 def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[], bool], before: StepHook) -> Manifest:
@@ -44,14 +48,14 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[
         layout: of the replica.
         base: the oldest point.
         point: the one that stands on it.
-        stopped: asked often; once true the fold is undone, or finished quickly.
+        stopped: asked often; once true the fold is undone, finished quickly, or left for ``recover_fold``.
         before: observer of steps.
 
     Returns:
         The new manifest of ``point``.
 
     Raises:
-        FoldStopped: nothing has changed.
+        FoldStopped: nothing has changed, or the rest of it waits.
         NoSpace: nothing has changed.
         Corrupt: an image or index is damaged; nothing has changed.
     """
@@ -62,7 +66,11 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[
         base=base.point,
         point=point.point,
         stage="prepare",
-        disks=tuple(FoldDisk(target=target, base_bytes=sizes[target]) for target in shared),
+        disks=tuple(
+            FoldDisk(target=disk.target, base_bytes=sizes[disk.target], device=disk.device, disk_bytes=disk.size)
+            for disk in base.disks
+            if disk.target in shared
+        ),
     )
     write_shape(layout.fold, record)
     try:
@@ -73,13 +81,18 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[
     except Exception:
         _undo(layout, record)
         raise
-    return _roll_forward(layout, record, stopped=stopped, before=before)
+    return _roll_forward(layout, record, stopped=stopped, pause=stopped, before=before)
 
 
-def recover_fold(layout: Layout) -> None:
+def recover_fold(layout: Layout, *, pause: Callable[[], bool]) -> None:
     """Finish or undo a fold that was interrupted; nothing happens when none was.
 
+    Args:
+        layout: of the replica.
+        pause: asked often while a device is written, which may take long; once true that waits again.
+
     Raises:
+        FoldStopped: a device is not written yet; all listed points are readable.
         VmReplicaError: it cannot be done now; it may be tried again.
     """
     if not layout.fold.exists():
@@ -88,7 +101,7 @@ def recover_fold(layout: Layout) -> None:
     if record.stage == "prepare":
         _undo(layout, record)
     else:
-        _roll_forward(layout, record, stopped=lambda: False, before=lambda _step: None)
+        _roll_forward(layout, record, stopped=lambda: False, pause=pause, before=lambda _step: None)
 
 
 def _check(stopped: Callable[[], bool]) -> None:
@@ -105,6 +118,8 @@ def _require_room(layout: Layout, base: Manifest, point: Manifest, shared: list[
     needed = _SLACK
     for target in shared:
         image = layout.image(base.point, target)
+        if is_shim(image):
+            continue
         needed += allocated_bytes(layout.image(point.point, target))
         # A patched cluster is written anew as a whole: about as much again as the base has of it.
         needed += min(_patches(layout.index(point.point, target)) * MAX_FRAME, allocated_bytes(image))
@@ -126,6 +141,10 @@ def _prepare(
     for disk in record.disks:
         before(f"prepare {disk.target}")
         index = layout.index(record.point, disk.target)
+        if disk.device is not None:
+            verify(disk.device, sizes[disk.target])
+            disks.append(disk)
+            continue
         if index.stat().st_size or base[disk.target].size != sizes[disk.target]:
             header = prepare_fold(
                 layout.image(record.base, disk.target),
@@ -145,20 +164,27 @@ def _prepare(
 def _undo(layout: Layout, record: FoldRecord) -> None:
     with store_errors(layout.fold):
         for disk in record.disks:
+            if disk.device is not None:
+                continue
             undo(layout.image(record.base, disk.target), disk.base_bytes)
             layout.dead(record.base, disk.target).unlink(missing_ok=True)
         layout.fold.unlink()
         fsync_dir(layout.root)
 
 
-def _roll_forward(layout: Layout, record: FoldRecord, *, stopped: Callable[[], bool], before: StepHook) -> Manifest:
+def _roll_forward(
+    layout: Layout, record: FoldRecord, *, stopped: Callable[[], bool], pause: Callable[[], bool], before: StepHook
+) -> Manifest:
     with store_errors(layout.fold):
         before("hide")
         if layout.point(record.base).is_dir():
             layout.manifest(record.base).unlink(missing_ok=True)
             fsync_dir(layout.point(record.base))
         for disk in record.disks:
-            _switch(layout, record, disk, before)
+            if disk.device is None:
+                _switch(layout, record, disk, before)
+            else:
+                _write_device(layout, record, disk, disk.device, pause=pause, before=before)
         fsync_dir(layout.point(record.point))
         before("reclaim")
         for disk in record.disks:
@@ -186,6 +212,33 @@ def _switch(layout: Layout, record: FoldRecord, disk: FoldDisk, before: StepHook
     image.replace(layout.image(record.point, disk.target))
 
 
+def _write_device(
+    layout: Layout,
+    record: FoldRecord,
+    disk: FoldDisk,
+    device: BaseDevice,
+    *,
+    pause: Callable[[], bool],
+    before: StepHook,
+) -> None:
+    image = layout.image(record.point, disk.target)
+    if is_shim(image):
+        return  # it was all done before a crash
+    (size,) = (
+        spec.size for spec in read_shape(layout.manifest(record.point), Manifest).disks if spec.target == disk.target
+    )
+    _check(pause)
+    before(f"write {disk.target}")
+    with writable(device, size) as fd:
+        raw = RawDisk(fd, size)
+        raw.zero(disk.disk_bytes, size - disk.disk_bytes)
+        apply_overlay(image, layout.index(record.point, disk.target), raw, lambda: _check(pause))
+        before(f"sync {disk.target}")
+        raw.sync()
+    before(f"shim {disk.target}")
+    write_shim(image, device.path, size)
+
+
 def _reclaim(layout: Layout, record: FoldRecord, disk: FoldDisk, stopped: Callable[[], bool]) -> None:
     dead = layout.dead(record.base, disk.target)
     if dead.exists():
@@ -194,16 +247,18 @@ def _reclaim(layout: Layout, record: FoldRecord, disk: FoldDisk, stopped: Callab
 
 def _standing_alone(layout: Layout, record: FoldRecord) -> Manifest:
     manifest = read_shape(layout.manifest(record.point), Manifest)
-    digests = {disk.target: disk.digest for disk in record.disks}
+    folded = {disk.target: disk for disk in record.disks}
     disks = tuple(
-        _folded(layout, manifest, disk, digests[disk.target]) if disk.target in digests else disk
+        _folded(layout, manifest, disk, folded[disk.target]) if disk.target in folded else disk
         for disk in manifest.disks
     )
     return manifest.model_copy(update={"parent": None, "folded": True, "disks": disks})
 
 
-def _folded(layout: Layout, manifest: Manifest, disk: DiskManifest, digest: str) -> DiskManifest:
+def _folded(layout: Layout, manifest: Manifest, disk: DiskManifest, folded: FoldDisk) -> DiskManifest:
     """Describe an image that is the base's file now; its index and its segments' digests are of the past."""
     layout.index(manifest.point, disk.target).unlink(missing_ok=True)
-    size = layout.image(manifest.point, disk.target).stat().st_size
-    return disk.model_copy(update={"file_bytes": size, "tables_digest": digest})
+    image = layout.image(manifest.point, disk.target)
+    if folded.device is not None:
+        return on_device(disk, image, folded.device)
+    return disk.model_copy(update={"file_bytes": image.stat().st_size, "tables_digest": folded.digest})

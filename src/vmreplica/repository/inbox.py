@@ -71,12 +71,19 @@ class Inbox:
             incoming.reopen()
         return incoming.held()
 
-    def publish(self, incoming: Incoming, closing: PointClosing, parent: Manifest | None, now: dt.datetime) -> Manifest:
+    def publish(
+        self, incoming: Incoming, closing: PointClosing, parent: Manifest | None, *, epoch: int, now: dt.datetime
+    ) -> Manifest:
         """Publish the open point; a failure leaves it open, unless it can never be published.
 
         Raises:
+            Conflict: ``stale-epoch``: the VM was failed over meanwhile; the point is thrown away.
             BadRequest, Conflict, Corrupt, NoSpace: see ``publish.publish``.
         """
+        opening = incoming.opening
+        if opening.epoch < epoch:
+            self.discard()
+            raise Conflict("stale-epoch", f"{opening.name} was failed over while point {opening.point} came")
         incoming.close()
         try:
             manifest = publish(self._layout, incoming, closing, parent=parent, now=now, min_free=self._min_free)

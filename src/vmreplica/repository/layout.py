@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
-from vmreplica.fsio import no_space, publish_bytes
+from vmreplica.fsio import no_space, publish_bytes, remove_tree
 from vmreplica.model.errors import Corrupt, Internal, Kind
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.shape import Shape
@@ -31,6 +31,7 @@ class Layout:
         self.holds = root / "holds"
         self.run = root / "run"
         self.fold = root / "fold.json"
+        self.landing = root / "landing.json"
 
     def point(self, point: PointId) -> Path:
         """The directory of a published point."""
@@ -88,6 +89,14 @@ def read_shape(path: Path, kind: type[AnyShape]) -> AnyShape:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise Corrupt("record-damaged", f"{path} is damaged: {place}: {first['msg']}") from error
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove a file or directory that a crash left."""
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
-from vmreplica.model.point import Seeding
+from vmreplica.model.point import BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
@@ -49,6 +49,8 @@ class ReplicaRecord(Shape):
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     failover: FailoverRecord | None = None
+    #: Where the bases of these disks shall stand.
+    base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None
 
 
@@ -82,6 +84,10 @@ class FoldDisk(Shape):
     header: str | None = None
     #: Digest of the new header; where nothing changed, that of the base's tables.
     digest: str = ""
+    #: The device that the base stands on; its file is left as it is then.
+    device: BaseDevice | None = None
+    #: Size of the base's disk in bytes: what the device has behind it is not of this disk.
+    disk_bytes: int = 0
 
 
 class FoldRecord(Shape):
@@ -95,3 +101,18 @@ class FoldRecord(Shape):
     point: PointId
     stage: Literal["prepare", "commit"]
     disks: tuple[FoldDisk, ...]
+
+
+class LandingRecord(Shape):
+    """``landing.json``: the base of a disk is being moved from its image file to its device.
+
+    ``copy``: the file is what counts, the device holds what comes before a table. ``switch``: the device holds all and
+    is synced, the file gives way to an empty overlay over it.
+    """
+
+    point: PointId
+    target: DiskTarget
+    device: BaseDevice
+    stage: Literal["copy", "switch"]
+    #: The L2 table of the file that is copied next; each describes 512 MiB of the disk.
+    table: Annotated[int, Field(ge=0)] = 0

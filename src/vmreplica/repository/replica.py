@@ -7,25 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from vmreplica.fsio import free_bytes, remove_tree
-from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.model.errors import NoSpace, NotFound
 from vmreplica.model.ids import DiskTarget, PointId
-from vmreplica.model.point import (
-    IncomingPoint,
-    Manifest,
-    PointClosing,
-    PointOpening,
-    PointSummary,
-    Position,
-    Seeding,
-)
+from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
 from vmreplica.model.units import format_size
-from vmreplica.repository import folding
+from vmreplica.repository import devices, folding, landing
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
-from vmreplica.repository.layout import Layout, read_shape, store_errors, write_shape
+from vmreplica.repository.layout import Layout, read_shape, remove_leftover, store_errors, write_shape
 from vmreplica.repository.record import ReplicaRecord, seeding_of
 
 Clock = Callable[[], dt.datetime]
@@ -110,7 +102,9 @@ class Replica:
         """Tell the replica's truth about the relationship."""
         with self._memory:
             points, record, complaints = self.points(), self._record, list(self._complaints)
+            newest = self._points[-1].manifest if self._points else None
             seeding = seeding_of(record, self.seeding)
+        complaints += devices.complaints(record, newest)
         free, least = free_bytes(self.dir), self._min_free
         if free < least:
             complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
@@ -157,6 +151,15 @@ class Replica:
         if target not in {disk.target for disk in self.point(point).disks}:
             raise NotFound("disk-unknown", f"point {point} of {self.record.name} has no disk {target}")
         return self._layout.image(point, target)
+
+    def verify_devices(self) -> None:
+        """Make sure that the devices which points stand on are those they were written to, unchanged.
+
+        Raises:
+            Corrupt: ``base-device-changed``.
+            NotFound: ``device-missing``.
+        """
+        devices.verify_contents(self._manifests())
 
     # ---- receiving
 
@@ -232,7 +235,7 @@ class Replica:
         self._stop_fold.set()
         with self._folding:
             self._stop_fold.clear()
-            self._settle()
+            self._settle(pause=lambda: True)
             with self._memory:
                 return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting)
 
@@ -247,7 +250,7 @@ class Replica:
             remove_tree(self.run_dir)
 
     def apply_retention(self) -> int:
-        """Fold or delete the oldest points until only those remain that shall be kept.
+        """Fold or delete the oldest points until only those remain that shall be kept; move bases to their devices.
 
         Returns:
             How many points went. It stops early when a hold is asked for meanwhile.
@@ -258,13 +261,17 @@ class Replica:
         """
         done = 0
         with self._folding:
-            self._settle()
-            while not self._stop_fold.is_set() and (step := self._next_step()) is not None:
-                try:
+            self._settle(pause=self._stop_fold.is_set)
+            try:
+                while not self._stop_fold.is_set() and (step := self._next_step()) is not None:
                     self._take(step)
-                except folding.FoldStopped:
-                    break
-                done += 1
+                    done += 1
+            except folding.FoldStopped:
+                return done
+            except NoSpace:
+                self._land()  # moving a base away makes room
+                raise
+            self._land()
         return done
 
     def recover(self) -> None:
@@ -275,8 +282,8 @@ class Replica:
         """
         with self._receiving, self._folding, store_errors(self.dir):
             for leftover in (*self.dir.glob("**/.*.tmp"), *self.dir.glob("**/.*.gone")):
-                _remove(leftover)
-            self._settle()
+                remove_leftover(leftover)
+            self._settle(pause=lambda: True)
             self._reload()
             latest = self._latest()
             self._inbox.recover(latest.id if latest is not None else None)
@@ -294,6 +301,10 @@ class Replica:
         points, complaints = load_points(self._layout, self._record.vm)
         with self._memory:
             self._points, self._complaints = points, complaints
+
+    def _manifests(self) -> list[Manifest]:
+        with self._memory:
+            return [point.manifest for point in self._points]
 
     def _find(self, point: PointId) -> Point | None:
         with self._memory:
@@ -314,13 +325,8 @@ class Replica:
 
     def _publish(self, incoming: Incoming, closing: PointClosing) -> None:
         latest, epoch = self._latest(), self.record.epoch
-        if incoming.opening.epoch < epoch:
-            self._inbox.discard()
-            raise Conflict(
-                "stale-epoch", f"{self.record.name} was failed over while point {incoming.opening.point} came"
-            )
         parent = latest.manifest if latest is not None and incoming.opening.parent == latest.id else None
-        manifest = self._inbox.publish(incoming, closing, parent, self._clock())
+        manifest = self._inbox.publish(incoming, closing, parent, epoch=epoch, now=self._clock())
         point = measured(self._layout, Point(manifest, 0))
         with self._memory:
             self._points.append(point)
@@ -334,6 +340,8 @@ class Replica:
     # ---- helpers: retention
 
     def _next_step(self) -> Step | None:
+        if self._layout.fold.exists():
+            return None  # it waits
         with self._memory:
             return next_step(self._points, self._record.keep, self._holds.covers)
 
@@ -355,7 +363,7 @@ class Replica:
             )
         finally:
             self._drop_if_gone(step.oldest)
-        self._replace(step.into, manifest)
+        self._replace(step.into.id, manifest)
 
     def _hiding(self, oldest: Point) -> folding.StepHook:
         def before(step: str) -> None:
@@ -372,20 +380,20 @@ class Replica:
             if not self._layout.manifest(oldest.id).exists() and oldest in self._points:
                 self._points.remove(oldest)
 
-    def _replace(self, old: Point, manifest: Manifest) -> None:
+    def _replace(self, old: PointId, manifest: Manifest) -> None:
         point = measured(self._layout, Point(manifest, 0))
         with self._memory:
-            self._points[self._points.index(old)] = point
+            self._points = [point if known.id == old else known for known in self._points]
 
-    def _settle(self) -> None:
-        """Finish or undo a fold that failed half-way; the folding lock is held."""
-        if self._layout.fold.exists():
-            folding.recover_fold(self._layout)
+    def _land(self) -> None:
+        """Move bases to their devices, as far as nobody holds a point; the folding lock is held."""
+        stopped, before, bases = self._stop_fold.is_set, self.before_fold_step, self._record.base_devices
+        for manifest in landing.land_all(
+            self._layout, self._manifests, bases, self._holds.covers, stopped=stopped, before=before
+        ):
+            self._replace(manifest.point, manifest)
+
+    def _settle(self, pause: Callable[[], bool]) -> None:
+        """Finish or undo what failed half-way, as far as it need not wait; the folding lock is held."""
+        if landing.settle(self._layout, pause=pause):
             self._reload()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -3,14 +3,17 @@
 import datetime as dt
 import re
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from vmreplica.fsio import fsync_dir, remove_tree, require_free
 from vmreplica.model.errors import Conflict, NotFound, Refused, VmReplicaError
-from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.ids import DiskTarget, HostId, VmId
+from vmreplica.model.point import BaseDevice
 from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.states import Event, State
+from vmreplica.repository.devices import assign
 from vmreplica.repository.layout import Layout, make_dir, store_errors, write_shape
 from vmreplica.repository.record import ReplicaRecord
 from vmreplica.repository.replica import Clock, Replica
@@ -28,14 +31,18 @@ class Repository:
     Args:
         store: the directory; made when missing.
         min_free: bytes that receiving leaves free on its file system.
+        base_devices: patterns of the devices that may hold bases.
         clock: gives aware time.
     """
 
-    def __init__(self, store: Path, *, min_free: int = 0, clock: Clock = _now) -> None:
+    def __init__(
+        self, store: Path, *, min_free: int = 0, base_devices: Sequence[str] = (), clock: Clock = _now
+    ) -> None:
         self.store = store
         self.min_free = min_free
         #: Why a directory of the store is no replica that can be used.
         self.damaged: dict[str, VmReplicaError] = {}
+        self._base_devices = tuple(base_devices)
         self._clock = clock
         self._lock = threading.RLock()
         with store_errors(store):
@@ -49,6 +56,7 @@ class Repository:
         Raises:
             Refused: ``replica-of-another-host``.
             NoSpace: the store has less than its reserve free; nothing is left behind.
+            VmReplicaError: a device cannot be given, or nobody agreed to erase it; see ``devices.assign``.
         """
         with self._lock:
             known = self._replicas.get(vm)
@@ -58,10 +66,12 @@ class Repository:
                 raise Refused(
                     "replica-of-another-host",
                     f"this host holds a replica of {vm} that another host sends",
-                    hint="remove that replica here first, if its primary is gone",
+                    hint="on the replica's host: `vmreplica hand-over VM --to PEER` if the VM was migrated, "
+                    "or `vmreplica disable VM` if its primary is gone",
                 )
             else:
-                known.update(name=offer.name, interval=offer.interval, keep=offer.keep)
+                given = self._assign(vm, offer, known.record.base_devices)
+                known.update(name=offer.name, interval=offer.interval, keep=offer.keep, base_devices=given)
             return known
 
     def replica(self, vm: VmId) -> Replica:
@@ -142,6 +152,7 @@ class Repository:
             keep=offer.keep,
             state=State.WAITING,
             epoch=offer.epoch,
+            base_devices=self._assign(vm, offer, {}),
         )
         building = Layout(self.store / f".{vm}.new")
         with store_errors(self.store):
@@ -151,3 +162,13 @@ class Repository:
             building.root.rename(self.store / vm)
             fsync_dir(self.store)
         return Replica(self.store / vm, min_free=self.min_free, clock=self._clock)
+
+    def _assign(self, vm: VmId, offer: ReplicaOffer, held: Mapping[DiskTarget, BaseDevice]) -> dict[str, BaseDevice]:
+        return assign(
+            offer.name,
+            offer.base_devices,
+            held=held,
+            others=[replica.record for other, replica in self._replicas.items() if other != vm],
+            allowed=self._base_devices,
+            erase=offer.erase,
+        )

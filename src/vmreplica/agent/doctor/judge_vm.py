@@ -9,7 +9,7 @@ from vmreplica.agent.doctor.vm_facts import ImageFacts
 from vmreplica.hypervisor import DiskView
 from vmreplica.hypervisor.examine import GuestAgent, VmLook
 from vmreplica.model.findings import Finding, fine, found
-from vmreplica.model.ids import CHECKPOINT_PREFIX, DiskTarget, HostName, VmName, is_our_checkpoint
+from vmreplica.model.ids import CHECKPOINT_PREFIX, DiskTarget, HostName, VmName
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
@@ -131,23 +131,22 @@ def _bitmaps(name: VmName, image: ImageFacts, *, active: bool) -> Iterator[Findi
         yield found("bitmaps-many", image.target, f"{len(image.bitmaps)} bitmaps in {image.path}", vm=name)
 
 
-def judge_checkpoints(look: VmLook, policy: Policy | None) -> list[Finding]:
-    """Judge checkpoints and jobs that libvirt knows."""
+def judge_checkpoints(look: VmLook) -> list[Finding]:
+    """Judge checkpoints and jobs of others; ours are visible during a cycle only."""
     name = look.view.name
     foreign = [one for one in look.checkpoints if not one.startswith(CHECKPOINT_PREFIX)]
-    ours = [one for one in look.checkpoints if policy is not None and is_our_checkpoint(one, policy.replica)]
     findings = []
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")  # noqa: PLR2004 - enough to know them
         findings.append(found("checkpoints-foreign", name, f"{len(foreign)} of other programs: {shown}"))
-    if len(foreign) + len(ours) > _MANY_BITMAPS:
-        findings.append(found("bitmaps-many", name, f"{len(look.checkpoints)} checkpoints", vm=name))
+    if len(foreign) > _MANY_BITMAPS:
+        findings.append(found("bitmaps-many", name, f"{len(foreign)} checkpoints", vm=name))
     if look.job == "foreign":
         findings.append(found("job-foreign", name, "a backup job of another program runs", vm=name))
     elif look.busy is not None:
         findings.append(found("job-foreign", name, look.busy, vm=name))
     if not findings:
-        findings.append(fine("checkpoints", name, f"{len(ours)} of ours, none of other programs, no other job"))
+        findings.append(fine("checkpoints", name, "no checkpoints of other programs, no other job"))
     return findings
 
 

@@ -19,8 +19,9 @@ class Leftovers:
 
     scratch: Mapping[VmId, Path]
     spool: Mapping[VmId, Path]
-    #: Fingerprints and checkpoint documents.
-    state: Mapping[VmId, Sequence[Path]]
+    fingerprints: Mapping[VmId, Path]
+    #: Documents of checkpoints that libvirt need not know.
+    checkpoints: Mapping[VmId, Sequence[Path]]
     #: Layers of failovers whose replica is not failed over; by the VM's name.
     run_layers: Mapping[str, Path]
 
@@ -83,10 +84,17 @@ def judge_leftovers(
         for vm, path in left.spool.items()
         if vm not in protected
     ]
+    wanted = {*protected, *busy}
+    names = {domain.vm: domain.name for domain in domains}
     findings += [
         found("state-left", str(path), f"{vm} is not protected here", path=path)
-        for vm, paths in left.state.items()
-        if vm not in protected and vm not in busy
+        for vm, path in left.fingerprints.items()
+        if vm not in wanted
+    ]
+    findings += [
+        _document_left(path, names.get(vm))
+        for vm, paths in left.checkpoints.items()
+        if vm not in wanted
         for path in paths
     ]
     findings += [
@@ -94,3 +102,10 @@ def judge_leftovers(
         for name, path in left.run_layers.items()
     ]
     return findings[: 4 * _NAMED]
+
+
+def _document_left(path: Path, vm: str | None) -> Finding:
+    if vm is None:
+        return found("state-left", str(path), "no such VM is here", path=path)
+    text = f"{path.stem}, hidden from libvirt; the VM is not protected here"
+    return found("bitmaps-left", vm, text, vm=vm, path=path, checkpoint=path.stem)

@@ -16,14 +16,11 @@ _VM: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 def find_leftovers(config: Config, repository: Repository) -> Leftovers:
     """Look at what lies around; whether anybody needs it is judged by others."""
     agent = config.agent
-    state: dict[VmId, list[Path]] = {}
-    for name in ("fingerprints", "checkpoints"):
-        for vm, path in _by_vm(agent.state_dir / name):
-            state.setdefault(vm, []).append(path)
     return Leftovers(
         scratch=dict(_by_vm(agent.runtime_dir / "scratch")),
         spool=dict(_by_vm(agent.state_dir / "spool")),
-        state=state,
+        fingerprints=dict(_by_vm(agent.state_dir / "fingerprints")),
+        checkpoints={vm: sorted(path.glob("*.xml")) for vm, path in _by_vm(agent.state_dir / "checkpoints")},
         run_layers=dict(_run_layers(repository)),
     )
 

@@ -103,6 +103,8 @@ class Trials:
             _sample(self._hypervisor.begin_backup(vm, checkpoint=record.checkpoint, bases=bases))
         finally:
             self._clear(record)
+            # The bases were made known to libvirt for the job.
+            self._hypervisor.hide_checkpoints(vm)
         return time.monotonic() - started
 
     def _clear(self, record: TrialRecord) -> None:

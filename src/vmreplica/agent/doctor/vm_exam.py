@@ -84,7 +84,7 @@ class VmExam:
         probes: dict[str, Probe] = {
             "state": lambda: judge_state(self._look, policy, self._rel.last if self._rel else None),
             "disks": lambda: judge_disks(name, self._view.disks, excluded),
-            "checkpoints": lambda: judge_checkpoints(self._look, policy),
+            "checkpoints": lambda: judge_checkpoints(self._look),
             "definition": self._definition,
             "scratch": self._scratch,
         }

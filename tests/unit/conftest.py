@@ -1,0 +1,23 @@
+"""What several unit tests stand on."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from device_kit import loop_device
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes block devices full of old bytes: ``device(size, sector=512, fill=b"...")``."""
+    with contextlib.ExitStack() as stack:
+        count = 0
+
+        def make(size: int, *, sector: int = 512, fill: bytes = b"\xee") -> Path:
+            nonlocal count
+            count += 1
+            backing = tmp_path / f"device{count - 1}"
+            return stack.enter_context(loop_device(backing, size, sector=sector, fill=fill))
+
+        yield make
