@@ -179,14 +179,14 @@ CATALOGUE: Final[dict[str, Entry]] = {
         "with the VM running: virsh checkpoint-delete {vm} {checkpoint}",
     ),
     "scratch-left": Entry(
-        "leftovers", _W, "scratch files without a backup job take room", "rm {path}",
+        "leftovers", _W, "scratch files without a backup job take room", "rm -r {path}",
     ),
     "spool-left": Entry(
         "leftovers", _W, "the spool holds a point of a VM that is not protected here",
         "protect the VM again, or with the agent stopped: rm -r {path}",
     ),
     "state-left": Entry(
-        "leftovers", _I, "fingerprints of a VM that is not protected here, or documents of one that is gone", "rm -r {path}",
+        "leftovers", _I, "fingerprints of an unprotected VM, or documents of one that is gone", "rm -r {path}",
     ),
     "bitmaps-left": Entry(
         "leftovers",
