@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.backup import disks
-from bench.hosts import PathLike
+from bench.hosts import PathLike, sent_bytes
 from vmreplica.lab import GuestSpec, Lab
 from vmreplica.lab import Host as LabHost
 
@@ -55,6 +55,15 @@ class BenchHost:
 
 
 @dataclass(frozen=True, slots=True)
+class Cycled:
+    """One cycle, as the history tells it, and the bytes that the primary's interfaces sent meanwhile."""
+
+    seconds: float
+    point: str
+    wire_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class BenchLab:
     """Two paired hosts."""
 
@@ -74,6 +83,20 @@ class BenchLab:
         guest.start()
         guest.wait_booted()
         return guest.images[-1]
+
+    def cycle(self, guest: str, kind: str) -> Cycled:
+        """Run a cycle of a protected guest now.
+
+        Raises:
+            RuntimeError: it was not published, or not as this kind of point.
+        """
+        before = sent_bytes(self.primary)
+        self.primary.vmreplica("sync", guest)
+        sent = sent_bytes(self.primary) - before
+        cycle = self.primary.vmreplica("history", guest, "--limit", "1")["cycles"][0]
+        if cycle["outcome"] != "published" or cycle["kind"] != kind:
+            raise RuntimeError(f"the cycle was not published as a {kind}: {cycle}")
+        return Cycled(float(cycle["seconds"]), cycle["point"], sent)
 
     def require_equal(self, guest: str, target: str, point: str) -> None:
         """Refuse a recovery point whose disk is not the primary's: a fast copy that is no copy does not count.

@@ -18,6 +18,7 @@ from vmreplica.agent.config import Config
 from vmreplica.cli.main import make_app
 from vmreplica.model import errors
 from vmreplica.model.findings import CATALOGUE, GROUPS
+from vmreplica.model.rates import NO_LIMIT, Limit, format_limit
 from vmreplica.model.units import MiB, format_size
 
 _FIELD: Final = re.compile(r"\{(\w+)\}")
@@ -161,6 +162,8 @@ def _default(item: FieldInfo) -> str:
     if item.default is PydanticUndefined:
         return "none, required"
     value = item.default
+    if isinstance(value, Limit):
+        return '`"none"`' if value == NO_LIMIT else f'`"{", ".join(format_limit(value))}"`'
     if isinstance(value, int) and not isinstance(value, bool) and value >= MiB:
         return f"`{format_size(value).replace('.0', '').replace(' ', '')}`"
     if isinstance(value, tuple):

@@ -5,7 +5,6 @@ import subprocess
 
 from bench.backup import checkpoint, frozen_view
 from bench.content import system_disk
-from bench.hosts import sent_bytes
 from bench.lab import BenchLab
 from bench.report import Measure, measure, middle, spread
 from bench.writes import BLOCK, scattered, write_blocks
@@ -28,7 +27,9 @@ def run(lab: BenchLab, *, quick: bool) -> Measure:
             offsets = scattered([(0, _SIZE)], writes, grain=_CLUSTER, seed=number)
             write_blocks(lab.primary, _GUEST, "vdb", offsets)
             theirs.append(_marked_bytes(lab, since))
-            ours.append(_cycle(lab))
+            cycle = lab.cycle(_GUEST, "delta")
+            lab.require_equal(_GUEST, "vdb", cycle.point)
+            ours.append(cycle.wire_bytes)
     lab.primary.vmreplica("disable", _GUEST, "--delete-copy", "--yes")
     changed_bytes = writes * BLOCK
     return measure(
@@ -46,14 +47,3 @@ def _marked_bytes(lab: BenchLab, since: str) -> int:
         what = ["--map=qemu:dirty-bitmap:backup-vdb", f"nbd+unix:///vdb?socket={socket}"]
         said = subprocess.run(["nbdinfo", "--json", *what], check=True, capture_output=True, timeout=120).stdout
     return sum(extent["length"] for extent in json.loads(said) if extent["type"] == 1)
-
-
-def _cycle(lab: BenchLab) -> int:
-    before = sent_bytes(lab.primary)
-    lab.primary.vmreplica("sync", _GUEST)
-    sent = sent_bytes(lab.primary) - before
-    cycle = lab.primary.vmreplica("history", _GUEST, "--limit", "1")["cycles"][0]
-    if cycle["outcome"] != "published" or cycle["kind"] != "delta":
-        raise RuntimeError(f"the cycle was not published as a delta: {cycle}")
-    lab.require_equal(_GUEST, "vdb", cycle["point"])
-    return sent

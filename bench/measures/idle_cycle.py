@@ -18,7 +18,7 @@ def run(lab: BenchLab, *, quick: bool) -> Measure:
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(repetitions):
-        ours.append(_cycle(lab))
+        ours.append(lab.cycle(_GUEST, "delta").seconds)
         theirs.append(floor.cycle())
     floor.close()
     lab.primary.vmreplica("disable", _GUEST, "--delete-copy", "--yes")
@@ -29,11 +29,3 @@ def run(lab: BenchLab, *, quick: bool) -> Measure:
         ratio=middle(ours) / middle(theirs),
         goal=3.0,
     )
-
-
-def _cycle(lab: BenchLab) -> float:
-    lab.primary.vmreplica("sync", _GUEST)
-    cycle = lab.primary.vmreplica("history", _GUEST, "--limit", "1")["cycles"][0]
-    if cycle["outcome"] != "published" or cycle["kind"] != "delta":
-        raise RuntimeError(f"the cycle was not published as a delta: {cycle}")
-    return float(cycle["seconds"])

@@ -1,10 +1,8 @@
 """A disk compared with its fingerprint after its bitmap was lost, beside reading the same extents and no more."""
 
-from dataclasses import dataclass
-
 from bench.content import system_disk
-from bench.hosts import peak_memory, sent_bytes, virsh
-from bench.lab import BenchLab
+from bench.hosts import peak_memory, virsh
+from bench.lab import BenchLab, Cycled
 from bench.peers.plain_read import PlainRead, read_disk
 from bench.report import Measure, measure, middle, spread
 from bench.writes import BLOCK, scattered, write_blocks
@@ -19,17 +17,11 @@ _SPEED = 0.6
 _FINGERPRINT = 0.0025
 
 
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    seconds: float
-    wire_bytes: int
-
-
 def run(lab: BenchLab, *, quick: bool) -> Measure:
     """Change a hundredth of the disk, lose its bitmap, let it be compared; several times, in turns with the peer."""
     lab.add_guest(_GUEST, content=system_disk(size=_SIZE, used=1536 * MiB))
     lab.primary.vmreplica("enable", _GUEST, "--to", lab.replica.name, "--every", "24h", "--exclude-disk", "vda")
-    ours: list[_Compared] = []
+    ours: list[Cycled] = []
     theirs: list[PlainRead] = []
     for number in range(3 if quick else 5):
         theirs.append(read_disk(lab.primary, _GUEST, "vdb"))
@@ -41,20 +33,15 @@ def run(lab: BenchLab, *, quick: bool) -> Measure:
     return measured
 
 
-def _compare(lab: BenchLab) -> _Compared:
+def _compare(lab: BenchLab) -> Cycled:
     for name in virsh(lab.primary, "checkpoint-list", _GUEST, "--name").split():
         virsh(lab.primary, "checkpoint-delete", _GUEST, name)
-    before = sent_bytes(lab.primary)
-    lab.primary.vmreplica("sync", _GUEST)
-    sent = sent_bytes(lab.primary) - before
-    cycle = lab.primary.vmreplica("history", _GUEST, "--limit", "1")["cycles"][0]
-    if cycle["outcome"] != "published" or cycle["kind"] != "resync":
-        raise RuntimeError(f"the disk was not compared: {cycle}")
-    lab.require_equal(_GUEST, "vdb", cycle["point"])
-    return _Compared(cycle["seconds"], sent)
+    cycle = lab.cycle(_GUEST, "resync")
+    lab.require_equal(_GUEST, "vdb", cycle.point)
+    return cycle
 
 
-def _measure(lab: BenchLab, ours: list[_Compared], theirs: list[PlainRead]) -> Measure:
+def _measure(lab: BenchLab, ours: list[Cycled], theirs: list[PlainRead]) -> Measure:
     seconds, wire_bytes = middle([one.seconds for one in ours]), middle([one.wire_bytes for one in ours])
     read_bytes, plain_seconds = middle([one.read_bytes for one in theirs]), middle([one.seconds for one in theirs])
     changed_bytes = _CHANGED * BLOCK

@@ -1,6 +1,7 @@
-"""The real agent, which kills itself with SIGKILL just before a named step of a failover.
+"""The real agent, which kills itself with SIGKILL just before a named step of a failover, a test failover included.
 
-``killed_failover.py STEP --config FILE``; the steps are those that ``failover.execute`` tells its observer.
+``killed_failover.py STEP --config FILE``; the steps are those that ``failover.execute`` and ``failover.trial`` tell
+their observers.
 """
 
 import functools
@@ -21,6 +22,7 @@ def main() -> None:
         if step == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    vars(replica)["Trials"] = functools.partial(vars(replica)["Trials"], before=before)
     vars(replica)["execute"] = functools.partial(vars(replica)["execute"], before=before)
     run(Path(config))
 

@@ -2,7 +2,8 @@
 
 Started in place of ``vmreplica agent`` with ``--config FILE``. Environment:
 
-- ``VMREPLICA_TRAP``: ``PLACE.NAME:before|after[:COUNT]``, for example ``SpoolDisk.append:after:3``; empty: no trap.
+- ``VMREPLICA_TRAP``: ``PLACE.NAME:before|after|hold[:COUNT]``, for example ``SpoolDisk.append:after:3``; empty: no
+  trap. ``hold`` does not kill: the call waits until there is a file of the name in ``VMREPLICA_SENT`` with ``.go``.
 - ``VMREPLICA_SENT``: a file that is told of each segment that is sent, of each that was answered, and of the trap.
 
 Nothing is imitated: the real function runs, what is put around it only watches and kills.
@@ -14,6 +15,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +66,10 @@ def _trapped(real: Callable[..., Any], when: str, count: int, log: int) -> Calla
         chosen = next(calls) == count
         if chosen and when == "before":
             spring()
+        if chosen and when == "hold":
+            os.write(log, b"trapped\n")
+            while not Path(os.environ["VMREPLICA_SENT"] + ".go").exists():
+                time.sleep(0.05)
         result = real(*args, **kwargs)
         if chosen and when == "after":
             spring()

@@ -18,6 +18,7 @@ from vmreplica.cli.client import AgentClient, vm_path
 from vmreplica.lab import Host, Lab
 from vmreplica.lab.waiting import until
 from vmreplica.model.errors import Unreachable
+from vmreplica.model.seed import SeedRequest
 
 Case = tuple[str, str]
 _LAUNCHER: Final = Path(__file__).with_name("crashing_agent.py")
@@ -64,12 +65,12 @@ class Patient:
 
     # --- replication ----------------------------------------------------------------------------------------------
 
-    def enable(self) -> None:
-        """Begin to protect it; the agent may be killed while it answers."""
+    def enable(self, seed: SeedRequest | None = None) -> None:
+        """Begin to protect it, with a first copy from wherever is said; the agent may be killed while it answers."""
 
         def enabled() -> bool:
             try:
-                self._ask("enable", EnableRequest(to="b", every=5, excluded=(), keep=KEEP), trapped=True)
+                self._ask("enable", EnableRequest(to="b", every=5, keep=KEEP, seed=seed), trapped=True)
             except Unreachable as error:
                 if error.code != "peer-unreachable":
                     raise

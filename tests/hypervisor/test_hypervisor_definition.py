@@ -9,6 +9,7 @@ from libvirt_kit import Guest, PrivateLibvirtd, disk_xml, loop_device, make_imag
 
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import build
+from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import Refused
 from vmreplica.model.ids import VmId
 from vmreplica.model.units import MiB
@@ -78,7 +79,7 @@ def test_a_server_full_of_things_this_host_lacks_starts_all_the_same(
 ) -> None:
     untrusted = PRIMARY.format(name=f"server-{home.name}", vm=vm, machine=machine)
     log = home / "console.log"
-    definition = build(untrusted, disks=images, network_map={}, console_log=log, **hypervisor.abilities())
+    definition = build(untrusted, Site(disks=images, network_map={}, console_log=log, **hypervisor.abilities()))
     assert hypervisor.define(definition.xml).vm == vm
     hypervisor.start(vm)
     assert hypervisor.running(vm)
@@ -103,7 +104,7 @@ def test_a_vm_on_block_devices_and_raw_files_starts_from_our_images(
         untrusted = hypervisor.inspect(guest.vm).definition
         guest.remove()
     images = {target: make_image(home / f"copy-{target}.qcow2", "1M") for target in ("vda", "vdb", "vdc")}
-    definition = build(untrusted, disks=images, network_map={}, **hypervisor.abilities())
+    definition = build(untrusted, Site(disks=images, network_map={}, **hypervisor.abilities()))
     assert str(device) not in definition.xml
     hypervisor.define(definition.xml)
     hypervisor.start(guest.vm)
@@ -125,7 +126,7 @@ def test_an_interface_reaches_the_network_the_map_names(
     abilities = hypervisor.abilities()
     abilities["networks"] = {home.name}
     mapping = {"lan": home.name, "br-far": "none"}
-    definition = build(untrusted, disks=images, network_map=mapping, **abilities)
+    definition = build(untrusted, Site(disks=images, network_map=mapping, **abilities))
     assert f'<source network="{home.name}"' in definition.xml
     hypervisor.define(definition.xml)
     assert f"<source network='{home.name}'/>" in hypervisor.inspect(vm).definition
@@ -137,12 +138,12 @@ def test_a_uefi_server_is_refused_before_libvirt_sees_it_where_firmware_is_missi
     untrusted = PRIMARY.format(name="uefi", vm=vm, machine="q35").replace("<os>", "<os firmware='efi'>")
     abilities = hypervisor.abilities()
     if abilities["efi"]:
-        definition = build(untrusted, disks=images, network_map={}, **abilities)
+        definition = build(untrusted, Site(disks=images, network_map={}, **abilities))
         hypervisor.define(definition.xml)
         assert "<loader" in hypervisor.inspect(vm).definition
         return
     with pytest.raises(Refused) as caught:
-        build(untrusted, disks=images, network_map={}, **abilities)
+        build(untrusted, Site(disks=images, network_map={}, **abilities))
     assert caught.value.code == "definition-needs-efi"
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from libvirt_kit import Guest, PrivateLibvirtd
+from point_kit import make_opening
 
 from vmreplica.capture import capture_point
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict
 from vmreplica.model.ids import checkpoint_name, new_point_id
-from vmreplica.model.point import DiskSpec, PointOpening
+from vmreplica.model.point import PointOpening
 from vmreplica.spool import Spool
 
 pytestmark = pytest.mark.main_job
@@ -25,19 +26,8 @@ START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 def opening(guest: Guest, size: int, number: int) -> PointOpening:
     point = new_point_id(START + dt.timedelta(minutes=number), f"{number:08x}")
-    return PointOpening(
-        vm=guest.vm,
-        name=guest.name,
-        point=point,
-        parent=None,
-        kind="initial",
-        instant=START,
-        epoch=0,
-        checkpoint=checkpoint_name(REPLICA, point),
-        disks=(DiskSpec(target="vda", size=size), DiskSpec(target="vdb", size=size)),
-        definition="<domain/>",
-        interval=300,
-        keep=24,
+    return make_opening(
+        point, {"vda": size, "vdb": size}, vm=guest.vm, name=guest.name, checkpoint=checkpoint_name(REPLICA, point)
     )
 
 

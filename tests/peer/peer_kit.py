@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from point_kit import make_opening, make_summary
 
 import vmreplica
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.point import (
     DiskClosing,
-    DiskSpec,
     HeldSegments,
     IncomingPoint,
     PointClosing,
@@ -38,40 +38,13 @@ from vmreplica.peer.pairing import Invitations, join
 from vmreplica.peer.server import PeerServer, make_app, start_server
 from vmreplica.peer.wire import Hello, RunsHere
 
-VM = "11111111-2222-3333-4444-555555555555"
-OTHER_VM = "99999999-2222-3333-4444-555555555555"
 POINT = "20261122T100000Z-00c0ffee"
 NOW = dt.datetime(2026, 11, 22, 10, 0, tzinfo=dt.UTC)
 
 OFFER = ReplicaOffer(name="web", interval=300, keep=24, epoch=0, disk_bytes=1 << 30)
-OPENING = PointOpening(
-    vm=VM,
-    name="web",
-    point=POINT,
-    parent=None,
-    kind="initial",
-    instant=NOW,
-    epoch=0,
-    checkpoint=None,
-    disks=(DiskSpec(target="vda", size=1 << 30),),
-    definition="<domain><name>web</name></domain>",
-    interval=300,
-    keep=24,
-)
+OPENING = make_opening(POINT, {"vda": 1 << 30}, instant=NOW)
 CLOSING = PointClosing(disks=(DiskClosing(target="vda", segments=1, data_end=65536),), guest_bytes=1)
-SUMMARY = PointSummary(
-    point=POINT,
-    parent=None,
-    kind="initial",
-    consistency="crash",
-    instant=NOW,
-    published=NOW,
-    checkpoint=None,
-    disks=OPENING.disks,
-    guest_bytes=1,
-    wire_bytes=1,
-    stored_bytes=1,
-)
+SUMMARY = make_summary(POINT, {"vda": 1 << 30}, instant=NOW, guest_bytes=1, wire_bytes=1, stored_bytes=1)
 
 
 class KeepingService:

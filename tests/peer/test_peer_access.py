@@ -5,13 +5,13 @@ import contextlib
 import datetime as dt
 import json
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from peer_kit import OFFER, OTHER_VM, POINT, VM, Host, code_of, raw_connection
+from peer_kit import OFFER, POINT, Host, code_of, raw_connection
+from point_kit import OTHER_VM, VM
 
 from vmreplica.peer import certificates
 from vmreplica.peer.book import Peer
@@ -19,19 +19,6 @@ from vmreplica.peer.identity import Identity, trusting_only, utc_now
 from vmreplica.peer.listening import _renew
 
 pytestmark = pytest.mark.main_job
-
-
-@pytest.fixture
-def alpha(tmp_path: Path) -> Iterator[Host]:
-    with Host(tmp_path / "alpha", "alpha").serve() as host:
-        yield host
-
-
-@pytest.fixture
-def beta(tmp_path: Path, alpha: Host) -> Host:
-    host = Host(tmp_path / "beta", "beta")
-    host.joins(alpha)
-    return host
 
 
 def _ask(host: Host, path: str, context: ssl.SSLContext | None = None, *, named: bool = True) -> tuple[int, str]:

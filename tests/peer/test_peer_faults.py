@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peer_kit import CLOSING, OPENING, POINT, SUMMARY, VM, Host, KeepingService, Relay, code_of, raw_connection
+from peer_kit import CLOSING, OPENING, POINT, SUMMARY, Host, KeepingService, Relay, code_of, raw_connection
+from point_kit import VM
 
 from vmreplica.model.errors import TimedOut, Unreachable
 from vmreplica.peer import bodies
@@ -50,16 +51,8 @@ class CuttingService(KeepingService):
 
 
 @pytest.fixture
-def alpha(tmp_path: Path) -> Iterator[Host]:
-    with Host(tmp_path / "alpha", "alpha", CuttingService).serve() as host:
-        yield host
-
-
-@pytest.fixture
-def beta(tmp_path: Path, alpha: Host) -> Host:
-    host = Host(tmp_path / "beta", "beta")
-    host.joins(alpha)
-    return host
+def service() -> type[KeepingService]:
+    return CuttingService
 
 
 def _move(host: Host, *addresses: str) -> None:

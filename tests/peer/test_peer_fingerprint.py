@@ -1,13 +1,12 @@
 """Asking a peer for block hashes over real connections."""
 
-from collections.abc import Iterator
 from http.client import HTTPConnection
-from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from peer_kit import OFFER, OTHER_VM, POINT, VM, Host, KeepingService, code_of, raw_connection
+from peer_kit import OFFER, POINT, Host, KeepingService, code_of
+from point_kit import OTHER_VM, VM
 
 from vmreplica.model.errors import Unreachable
 from vmreplica.peer.client import PeerClient
@@ -28,32 +27,9 @@ class MiscountingService(KeepingService):
         return super().fingerprint(peer, vm, point, target, key, first_block, blocks + 1)
 
 
-@pytest.fixture
-def alpha(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Host]:
-    with Host(tmp_path / "alpha", "alpha", getattr(request, "param", KeepingService)).serve() as host:
-        yield host
-
-
-@pytest.fixture
-def beta(tmp_path: Path, alpha: Host) -> Host:
-    host = Host(tmp_path / "beta", "beta")
-    host.joins(alpha)
-    return host
-
-
-@pytest.fixture
-def client(alpha: Host, beta: Host) -> Iterator[PeerClient]:
-    with beta.client_of(alpha) as made:
-        made.offer(VM, OFFER)
-        yield made
-
-
-@pytest.fixture
-def raw(alpha: Host, beta: Host, client: PeerClient) -> Iterator[HTTPConnection]:
-    assert client.peer.host_id == alpha.identity.host_id
-    connection = raw_connection(alpha, beta.identity.client_context(alpha.identity.ca_pem))
-    yield connection
-    connection.close()
+@pytest.fixture(autouse=True)
+def _protected(client: PeerClient) -> None:
+    client.offer(VM, OFFER)
 
 
 def test_hashes_arrive_as_the_service_tells_them(alpha: Host, client: PeerClient) -> None:

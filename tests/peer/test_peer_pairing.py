@@ -3,7 +3,6 @@
 import datetime as dt
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ from vmreplica.peer.pairing import join
 from vmreplica.peer.wire import PairRequest
 
 pytestmark = pytest.mark.main_job
-
-
-@pytest.fixture
-def alpha(tmp_path: Path) -> Iterator[Host]:
-    with Host(tmp_path / "alpha", "alpha").serve() as host:
-        yield host
 
 
 @pytest.fixture

@@ -10,24 +10,12 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from peer_kit import (
-    CLOSING,
-    OFFER,
-    OPENING,
-    OTHER_VM,
-    POINT,
-    SUMMARY,
-    VM,
-    Host,
-    KeepingService,
-    code_of,
-    raw_connection,
-)
+from peer_kit import CLOSING, OFFER, OPENING, POINT, SUMMARY, Host, KeepingService, code_of, raw_connection
+from point_kit import OTHER_VM, VM
 
 from vmreplica.model.errors import BadRequest, Conflict, Corrupt, Internal, NoSpace, VmReplicaError
 from vmreplica.model.units import MiB
@@ -79,33 +67,6 @@ class HoardingService(KeepingService):
     def put_segment(self, peer: str, vm: str, point: str, target: str, number: int, body: memoryview) -> None:  # noqa: PLR0917
         self.views.append(body[1:])
         super().put_segment(peer, vm, point, target, number, body)
-
-
-@pytest.fixture
-def alpha(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Host]:
-    service = getattr(request, "param", KeepingService)
-    with Host(tmp_path / "alpha", "alpha", service).serve() as host:
-        yield host
-
-
-@pytest.fixture
-def beta(tmp_path: Path, alpha: Host) -> Host:
-    host = Host(tmp_path / "beta", "beta")
-    host.joins(alpha)
-    return host
-
-
-@pytest.fixture
-def client(alpha: Host, beta: Host) -> Iterator[PeerClient]:
-    with beta.client_of(alpha) as made:
-        yield made
-
-
-@pytest.fixture
-def raw(alpha: Host, beta: Host) -> Iterator[HTTPConnection]:
-    connection = raw_connection(alpha, beta.identity.client_context(alpha.identity.ca_pem))
-    yield connection
-    connection.close()
 
 
 def _problem(connection: HTTPConnection) -> tuple[int, str]:

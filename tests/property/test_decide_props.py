@@ -5,6 +5,7 @@ import datetime as dt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from point_kit import VM, make_opening, make_summary
 
 from vmreplica.agent.decide import (
     Capture,
@@ -20,52 +21,24 @@ from vmreplica.agent.decide import (
     decide,
 )
 from vmreplica.model.ids import checkpoint_name, new_point_id
-from vmreplica.model.point import DiskSpec, PointOpening, PointSummary, Position
+from vmreplica.model.point import PointOpening, PointSummary, Position
 
 pytestmark = pytest.mark.main_job
 
-VM = "11111111-2222-3333-4444-555555555555"
 REPLICA = "ab" * 16
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 POINTS = tuple(new_point_id(START + dt.timedelta(minutes=n), f"{n:08x}") for n in range(5))
 FOREIGN = ("backup-of-somebody", "vmreplica-00000000-20260101T000000Z-00000000")
 NAMES = (*(checkpoint_name(REPLICA, point) for point in POINTS), *FOREIGN)
-DISKS = (DiskSpec(target="vda", size=1 << 20), DiskSpec(target="vdb", size=2 << 20))
+DISKS = {"vda": 1 << 20, "vdb": 2 << 20}
 
 
 def summary(point: str) -> PointSummary:
-    return PointSummary(
-        point=point,
-        parent=None,
-        kind="initial",
-        consistency="crash",
-        instant=START,
-        published=START,
-        checkpoint=checkpoint_name(REPLICA, point),
-        disks=DISKS,
-        guest_bytes=0,
-        wire_bytes=0,
-        stored_bytes=0,
-    )
+    return make_summary(point, DISKS, checkpoint=checkpoint_name(REPLICA, point))
 
 
 def opening(point: str, parent: str | None, kind: str, epoch: int) -> PointOpening:
-    return PointOpening.model_validate(
-        {
-            "vm": VM,
-            "name": "web",
-            "point": point,
-            "parent": parent,
-            "kind": kind,
-            "instant": START,
-            "epoch": epoch,
-            "checkpoint": checkpoint_name(REPLICA, point),
-            "disks": DISKS,
-            "definition": "<domain/>",
-            "interval": 300,
-            "keep": 24,
-        }
-    )
+    return make_opening(point, DISKS, parent=parent, kind=kind, epoch=epoch, checkpoint=checkpoint_name(REPLICA, point))
 
 
 @st.composite

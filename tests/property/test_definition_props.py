@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vmreplica.hypervisor.definition import BuiltDefinition, build
 from vmreplica.hypervisor.definition_rules import DEVICES, TOP
+from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import BadRequest, Refused
 
 pytestmark = pytest.mark.main_job
@@ -70,7 +71,7 @@ def document(top: list[ET.Element], devices: list[ET.Element]) -> str:
 
 def attempt(xml: str) -> BuiltDefinition | None:
     try:
-        return build(xml, disks={"vda": Path(IMAGE)}, network_map={}, networks={"default"}, domain_type="qemu")
+        return build(xml, Site(disks={"vda": Path(IMAGE)}, network_map={}, networks={"default"}, domain_type="qemu"))
     except (BadRequest, Refused):
         return None
 

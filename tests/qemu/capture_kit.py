@@ -1,6 +1,5 @@
 """Disks served by a real NBD server, with changes tracked in a real bitmap, and the image that a spool leads to."""
 
-import datetime as dt
 import json
 import os
 import random
@@ -12,14 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from point_kit import make_opening
+
 from vmreplica.model.ids import DiskTarget
-from vmreplica.model.point import DiskSpec, PointOpening
+from vmreplica.model.point import PointOpening
 from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2.segment import Records, clusters_of, parse
 from vmreplica.qcow2.tables import write_tables
 from vmreplica.spool import SpoolDisk, SpoolPoint
 
-VM = "11111111-2222-3333-4444-555555555555"
 PARENT = "20260101T000000Z-00000001"
 POINT = "20260102T000000Z-00000001"
 BITMAP = "changes"
@@ -37,20 +37,7 @@ class View:
 
 def opening(disks: dict[DiskTarget, int], *, delta: bool = False) -> PointOpening:
     """A point of disks with these sizes."""
-    return PointOpening(
-        vm=VM,
-        name="web",
-        point=POINT if delta else PARENT,
-        parent=PARENT if delta else None,
-        kind="delta" if delta else "initial",
-        instant=dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
-        epoch=0,
-        checkpoint=None,
-        disks=tuple(DiskSpec(target=target, size=size) for target, size in disks.items()),
-        definition="<domain/>",
-        interval=300,
-        keep=24,
-    )
+    return make_opening(POINT if delta else PARENT, disks, parent=PARENT if delta else None)
 
 
 def run(*command: str | Path) -> str:

@@ -3,7 +3,6 @@
 import errno
 import json
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 from capture_kit import (
     BITMAP,
-    VM,
     View,
     assert_same,
     build_image,
@@ -25,6 +23,8 @@ from capture_kit import (
     serving,
     track,
 )
+from machine_kit import child, small_file_system
+from point_kit import VM
 
 from vmreplica.capture import capture_point, connection
 from vmreplica.capture.plan import READ_BYTES
@@ -56,13 +56,8 @@ def disk(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_fs(tmp_path: Path) -> Iterator[Path]:
     """A file system of 18 MiB."""
-    where = tmp_path / "small"
-    where.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=18m", "tmpfs", str(where)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True)
+    with small_file_system(tmp_path, 18) as mounted:
+        yield mounted
 
 
 def _capture(point: SpoolPoint, view: View, patience: float = 60) -> list[int]:
@@ -127,11 +122,10 @@ def test_a_capture_killed_at_any_point_goes_on_without_reading_twice(
 
 
 def _capture_and_kill(spool: Path, view: View, kind: str, after: int) -> None:
-    command = [sys.executable, "-c", _CHILD, str(spool), str(view.socket), str(view.size), kind]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent, text=True) as child:
-        assert child.stdout is not None
-        assert any(int(line) >= after for line in child.stdout)
-        child.send_signal(signal.SIGKILL)
+    with child(_CHILD, spool, view.socket, view.size, kind) as reader:
+        assert reader.stdout is not None
+        assert any(int(line) >= after for line in reader.stdout)
+        reader.kill()
 
 
 def test_a_view_that_goes_away_is_a_transient_error_and_its_segments_stay(

@@ -1,9 +1,6 @@
 """Capture against a fingerprint: only blocks that differ are carried, and copy and fingerprint are always right."""
 
 import random
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 from capture_kit import BITMAP, View, make_disk, noise, opening, parse_waiting, run, served, track
 from fingerprint_kit import KEY, LATEST, Carried, Copy, capture, empty_copy, next_cycle, next_raw_cycle
+from machine_kit import child
 
 from vmreplica.capture import DiskPlan, Mode, capture_point
 from vmreplica.fingerprint import Fingerprint
@@ -242,20 +240,10 @@ def test_a_capture_killed_in_any_mode_goes_on_and_loses_no_hash(
 
 def _capture_and_kill(copy: Copy, view: View, mode: str, after: int) -> None:
     fingerprint = copy.directory / "vda.fp"
-    command = [
-        sys.executable,
-        "-c",
-        _CHILD,
-        str(copy.spool()),
-        str(view.socket),
-        str(view.size),
-        mode,
-        str(fingerprint),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent, text=True) as child:
-        assert child.stdout is not None
-        assert any(int(line) >= after for line in child.stdout)
-        child.send_signal(signal.SIGKILL)
+    with child(_CHILD, copy.spool(), view.socket, view.size, mode, fingerprint) as reader:
+        assert reader.stdout is not None
+        assert any(int(line) >= after for line in reader.stdout)
+        reader.kill()
 
 
 def _reopened(spool: Path) -> SpoolPoint:

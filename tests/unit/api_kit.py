@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from point_kit import VM as VM_ID
+from point_kit import make_summary
+
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
-from vmreplica.model.point import DiskSpec, PointSummary
+from vmreplica.model.point import PointSummary
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
     DoctorReport,
@@ -32,7 +36,6 @@ from vmreplica.model.states import State
 
 NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
 HOST, PEER = "a" * 32, "b" * 32
-VM_ID = "11111111-2222-3333-4444-555555555555"
 OLD, NEW = "20261122T102000Z-00000001", "20261122T102500Z-00000002"
 
 
@@ -44,15 +47,11 @@ def cycle(outcome: str = "published") -> CycleReport:
 
 def summary(point: str) -> PointSummary:
     """A point of one disk."""
-    return PointSummary(
-        point=point,
-        parent=None,
-        kind="initial",
-        consistency="crash",
+    return make_summary(
+        point,
+        {"vda": 1 << 30},
         instant=NOW - dt.timedelta(minutes=5),
         published=NOW,
-        checkpoint=None,
-        disks=(DiskSpec(target="vda", size=1 << 30),),
         guest_bytes=1 << 30,
         wire_bytes=1 << 28,
         stored_bytes=1 << 28,
@@ -138,15 +137,24 @@ class SmallAgent:
         base_devices: Mapping[str, str],
         erase: bool,
         seed: ExistingSeed | NetworkSeed | None = None,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
         if base_devices and not erase:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
-        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed]))
+        more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
+        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed]), *more.items())
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
         return self.progress[0]
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change rates."""
+        self._asked("limit", vm, limit)
+        self.relations[vm] = relation(self._known(vm).name, limit=limit, rate=limit.rate)
+        return self.relations[vm]
 
     def disable(self, vm: str, delete_copy: bool) -> None:
         """End a relationship."""

@@ -4,7 +4,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from repository_kit import OWNER, VM, ZERO, Primary, noise, offer, with_blocks
+from point_kit import VM
+from repository_kit import OWNER, ZERO, Primary, noise, offer, with_blocks
 
 from vmreplica.model.policy import BaseWish, ReplicaOffer
 from vmreplica.model.units import CLUSTER

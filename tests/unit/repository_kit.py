@@ -1,18 +1,15 @@
 """A primary in a few lines: it has disks as plain dictionaries, sends points, and remembers what each must read as."""
 
-import contextlib
 import datetime as dt
-import os
 import random
-import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import pytest
+from point_kit import VM, make_opening
 
-from vmreplica.model.point import DiskClosing, DiskSpec, PointClosing, PointOpening, PointSummary
+from vmreplica.model.point import DiskClosing, PointClosing, PointOpening, PointSummary
 from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2 import frames
@@ -29,8 +26,6 @@ from vmreplica.qcow2.segment import (
 )
 from vmreplica.repository import Replica, Repository
 
-VM = "11111111-2222-3333-4444-555555555555"
-OTHER_VM = "99999999-2222-3333-4444-555555555555"
 OWNER = "a" * 32
 STRANGER = "b" * 32
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -88,17 +83,14 @@ class Primary:
         instant = START + dt.timedelta(seconds=self.count)
         point = f"{instant:%Y%m%dT%H%M%SZ}-{self.count:08x}"
         parent = None if whole else self.latest
-        return PointOpening(
-            vm=VM,
-            name="web",
-            point=point,
+        return make_opening(
+            point,
+            self.sizes,
             parent=parent,
             kind="delta" if parent else "resync" if self.latest else "initial",
             instant=instant,
             epoch=epoch,
             checkpoint=f"vmreplica-aaaaaaaa-{point}" if checkpoint else None,
-            disks=tuple(DiskSpec(target=target, size=size) for target, size in self.sizes.items()),
-            definition="<domain/>",
             interval=60,
             keep=keep,
         )
@@ -223,27 +215,33 @@ def check_all(replica: Replica, primary: Primary) -> list[str]:
     return listed
 
 
-@contextlib.contextmanager
-def small_file_system(directory: Path, mebibytes: int) -> Iterator[Path]:
-    """A real file system that can be filled: tmpfs of so many MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small file system")
-    mounted = directory / "small"
-    mounted.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "vmreplica-test", str(mounted)]
-    run = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if run.returncode != 0:
-        pytest.skip(f"no small file system can be mounted here: {run.stderr.strip()}")
-    try:
-        yield mounted
-    finally:
-        subprocess.run(["umount", "-l", str(mounted)], check=True)
+class Killed(BaseException):
+    """The process ends here: no handler of ours runs."""
 
 
-def leave_free(ballast: Path, free: int) -> None:
-    """Fill the file system of a file until so many bytes are left, to a page."""
-    with ballast.open("wb") as fh:
-        for size in (1 << 20, 1 << 12):
-            for _ in range((shutil.disk_usage(ballast.parent).free - free) // size):
-                fh.write(bytes(size))
-            fh.flush()
+def kill_at(step: str) -> Callable[[str], None]:
+    """Make what ends the process before a step of a fold."""
+
+    def before(name: str) -> None:
+        if name == step:
+            raise Killed(step)
+
+    return before
+
+
+def fill(replica: Replica, primary: Primary, points: int, *, seed: int = 1) -> None:
+    """Send so many points of random changes: noise and zeroes, and changed blocks if the primary sends patches."""
+    source = random.Random(seed)
+    for turn in range(points):
+        changes: dict[str, Disk] = {}
+        for target, size in primary.sizes.items():
+            chosen = source.sample(range(size // CLUSTER), 8 if primary.patches else 6)
+            changes[target] = {n: _changed(primary, target, n, turn * 100 + n, source) for n in chosen}
+        primary.send(replica, changes)
+
+
+def _changed(primary: Primary, target: str, number: int, seed: int, source: random.Random) -> bytes:
+    choices = [ZERO, noise(seed)]
+    if primary.patches:
+        choices += [with_blocks(primary.disks[target].get(number, ZERO), seed)] * 4
+    return source.choice(choices)

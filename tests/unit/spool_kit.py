@@ -1,16 +1,15 @@
 """Pending points with known content, and a small replica that keeps what it is sent in memory."""
 
-import datetime as dt
 import random
 import threading
 from collections.abc import Sequence
 
 import numpy as np
+from point_kit import VM, make_opening, make_summary
 
 from vmreplica.model.errors import Conflict
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import (
-    DiskSpec,
     HeldSegments,
     IncomingPoint,
     PointClosing,
@@ -22,28 +21,12 @@ from vmreplica.qcow2 import frames
 from vmreplica.qcow2.segment import KIND_ZSTD, RECORD, Records, clusters_of, parse
 from vmreplica.spool import SpoolDisk, SpoolPoint
 
-VM = "11111111-2222-3333-4444-555555555555"
-OTHER_VM = "99999999-2222-3333-4444-555555555555"
 POINT = "20260102T000000Z-00000001"
-INSTANT = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 
 
 def opening(*targets: DiskTarget, vm: VmId = VM, point: PointId = POINT, size: int = 64 * MiB) -> PointOpening:
     """The whole copy of a VM with these disks."""
-    return PointOpening(
-        vm=vm,
-        name="web",
-        point=point,
-        parent=None,
-        kind="initial",
-        instant=INSTANT,
-        epoch=0,
-        checkpoint=None,
-        disks=tuple(DiskSpec(target=target, size=size) for target in targets or ("vda",)),
-        definition="<domain/>",
-        interval=300,
-        keep=24,
-    )
+    return make_opening(point, dict.fromkeys(targets or ("vda",), size), vm=vm)
 
 
 def content(first: int, clusters: int) -> tuple[Records, list[bytes]]:
@@ -123,19 +106,8 @@ class MemoryReplica:
             if wanted != set(self.held):
                 raise Conflict("point-incomplete", "segments are missing")
             self.closing = closing
-            return PointSummary(
-                point=point,
-                parent=None,
-                kind="initial",
-                consistency="crash",
-                instant=self.opening.instant,
-                published=self.opening.instant,
-                checkpoint=None,
-                disks=self.opening.disks,
-                guest_bytes=closing.guest_bytes,
-                wire_bytes=0,
-                stored_bytes=0,
-            )
+            disks = {disk.target: disk.size for disk in self.opening.disks}
+            return make_summary(point, disks, instant=self.opening.instant, guest_bytes=closing.guest_bytes)
 
 
 def flipped(buffers: Sequence[bytes | memoryview]) -> list[bytes]:

@@ -6,6 +6,7 @@ import pytest
 
 from vmreplica.agent.config import load_config
 from vmreplica.model.errors import BadRequest
+from vmreplica.model.rates import NO_LIMIT, parse_limit
 
 pytestmark = pytest.mark.main_job
 
@@ -37,6 +38,8 @@ def test_sizes_are_written_for_people(tmp_path: Path) -> None:
         ("[agent]\nstate_dir = 'relative'\n", "agent.state_dir: must be an absolute path"),
         ("[agent]\nlisten = 'nowhere'\n", "agent.listen: 'nowhere' is not host:port"),
         ("[agent]\nadvertise = ['x:99999']\n", "agent.advertise"),
+        ("[limits]\nbandwidth = 'fast'\n", "limits.bandwidth: 'fast' is not a rate"),
+        ("[limits]\nbandwidth = ['1M', '2M']\n", "limits.bandwidth: only one rate may stand without a window"),
         ("[limits]\nspool_cap = 'many'\n", "limits.spool_cap: 'many' is not a size"),
         ("[limits]\nconcurrent_cycles = 0\n", "limits.concurrent_cycles"),
         ("[log]\nlevel = 'loud'\n", "log.level"),
@@ -68,3 +71,11 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=r"none\.toml") as caught:
         load_config(tmp_path / "none.toml")
     assert caught.value.code == "config-unreadable"
+
+
+def test_the_common_bandwidth_is_a_rate_or_rates_by_time_of_day(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "")).limits.bandwidth == NO_LIMIT
+    one = load_config(written(tmp_path, "[limits]\nbandwidth = '50M'\npause_hold = '2h'\n")).limits
+    assert (one.bandwidth.rate, one.pause_hold) == (50 << 20, 7200)
+    text = "[limits]\nbandwidth = ['mon-fri 08:00-18:00 20M', '50M']\n"
+    assert load_config(written(tmp_path, text)).limits.bandwidth == parse_limit(["mon-fri 08:00-18:00 20M", "50M"])

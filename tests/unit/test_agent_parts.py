@@ -4,13 +4,14 @@ import datetime as dt
 from pathlib import Path
 
 import pytest
+from point_kit import make_summary
 
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.tasks import Tasks
 from vmreplica.model.errors import Conflict, NotFound
-from vmreplica.model.point import DiskSpec, PointKind, PointSummary, Position
+from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 from vmreplica.model.states import State
@@ -73,22 +74,35 @@ def test_the_meter_tells_rate_and_time_left() -> None:
     for second in range(1, 5):
         now[0] = float(second)
         meter.read(second * 100, 1000)
-    meter.sent(77)
+    assert meter.progress().rate == pytest.approx(100)
+    assert meter.progress().seconds_left == pytest.approx(6)
+
+
+def test_time_left_is_that_of_the_line_when_it_is_slower_than_reading() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    meter.read(0, 1000)
+    for second in range(1, 6):
+        now[0] = float(second)
+        meter.read(second * 100, 1000)
+        meter.sent(10)
+    meter.waiting(450)
     progress = meter.progress()
-    assert progress.rate == pytest.approx(100)
-    assert progress.seconds_left == pytest.approx(6)
-    assert progress.wire_bytes == 77
+    assert progress.wire_bytes == 50
+    assert progress.wire_rate == pytest.approx(10)
+    # 450 bytes wait, and the other half of the disk will bring as many as the first half did: 500.
+    assert progress.seconds_left == pytest.approx(95)
+    meter.read(1000, 1000)
+    assert meter.progress().seconds_left == pytest.approx(45)
+    meter.sent(450)
+    assert meter.progress().seconds_left == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
     ("sending", "state"), [(None, State.REPLICATING), ("delta", State.REPLICATING), ("resync", State.RESYNC)]
 )
 def test_a_resynchronisation_under_way_is_a_state_of_its_own(sending: PointKind | None, state: State) -> None:
-    disk = DiskSpec(target="vda", size=512)
-    point = PointSummary(
-        point="20261122T100000Z-00000000", parent=None, kind="initial", consistency="crash", instant=NOW, published=NOW,
-        checkpoint=None, disks=(disk,), guest_bytes=0, wire_bytes=0, stored_bytes=0,
-    )  # fmt: skip
+    point = make_summary("20261122T100000Z-00000000")
     position = Position(vm=VM, state="replicating", epoch=0, latest=point, incoming=None, free_bytes=0)
     policy = Policy(replica="ab" * 16)
     rel = Relationship(vm=VM, name="web", policy=policy, due=0.0, position=position, sending=sending)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_kit import NEW, OLD, SmallAgent, ailing, cycle, failed_task, relation, serving
+from api_kit import NEW, NOW, OLD, SmallAgent, ailing, cycle, failed_task, relation, serving
 from typer.testing import CliRunner
 
 from vmreplica import __version__
 from vmreplica.cli import watch
 from vmreplica.cli.main import make_app
 from vmreplica.model import errors
+from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
     FailoverPlan,
     FailoverReport,
@@ -89,6 +90,9 @@ def program(agent: SmallAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("enable", "db", "--to", "backup1", "--no-wait"), TaskReport),
         (("sync", "web"), TaskReport),
         (("sync", "web", "--no-wait"), TaskReport),
+        (("enable", "db", "--to", "backup1", "--at", "tomorrow 02:30"), TaskReport),
+        (("limit", "web"), RelationshipReport),
+        (("limit", "web", "50M"), RelationshipReport),
         (("hand-over", "web", "--to", "host2", "--yes"), RelationshipReport),
         (("networks", "web", "--map", "lan=br0"), RelationshipReport),
         (("failover", "web", "--dry-run"), FailoverPlan),
@@ -132,6 +136,15 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
              "--keep", "3", "--no-wait"),
             ("enable", "db", "backup1", 30, ("vdb", "vdc"), 3),
         ),
+        (
+            ("enable", "db", "--to", "backup1", "--limit", "mon-fri 08:00-18:00 20M", "--limit", "50M", "--no-wait"),
+            ("enable", "db", "backup1", 300, (), 24, ("limit", parse_limit(["mon-fri 08:00-18:00 20M", "50M"]))),
+        ),
+        (
+            ("limit", "web", "sat 00:00-24:00 none", "8Mbit"),
+            ("limit", "web", parse_limit(["sat 00:00-24:00 none", "1000000"])),
+        ),
+        (("limit", "web", "none"), ("limit", "web", NO_LIMIT)),
         (
             ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
             ("enable", "db", "backup1", 300, (), 24, ExistingSeed(disks=(ExistingDisk(path="/srv/a,b.img"),))),
@@ -404,3 +417,49 @@ def test_pausing_and_resuming_is_told(program: Program) -> None:
     assert program("pause", "web").code == 0
     assert program("resume", "web").out == "web is replicated again.\n"
     assert program("resume", "web").code == 5
+
+
+def test_a_scheduled_beginning_is_told_and_not_waited_for(program: Program, agent: SmallAgent) -> None:
+    ran = program("enable", "db", "--to", "backup1", "--at", "tomorrow 02:30")
+    assert ran.code == 0
+    assert "Initial replication of db begins" in ran.out
+    assert "02:30; vmreplica sync db begins it now" in ran.out
+    (asked,) = (asked for asked in agent.asked if asked[0] == "enable")
+    assert asked[-1][0] == "at"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("enable", "db", "--to", "backup1", "--at", "2020-01-01T10:00"), "begin-invalid"),
+        (("enable", "db", "--to", "backup1", "--at", "soon"), "begin-invalid"),
+        (("enable", "db", "--to", "backup1", "--limit", "fast"), "limit-rate-invalid"),
+        (("limit", "web", "1M", "2M"), "limit-rate-invalid"),
+    ],
+)
+def test_what_is_no_moment_and_no_rate_is_refused_before_the_agent_is_asked(
+    program: Program, agent: SmallAgent, args: tuple[str, ...], code: str
+) -> None:
+    ran = program(*args, "--json")
+    assert (ran.code, ran.document["error"]["code"]) == (2, code)
+    assert ran.document["error"]["hint"]
+    assert not agent.asked
+
+
+def test_the_limit_in_force_is_shown_with_its_end_and_what_is_set(program: Program, agent: SmallAgent) -> None:
+    assert program("limit", "web").out == "web: no limit\n"
+    assert program("limit", "web", "50M").out == "web: 50.0 MiB/s (set: 50.0 MiB/s)\n"
+    agent.relations["web"] = agent.relations["web"].model_copy(
+        update={"rate": 1 << 20, "limit": parse_limit(["mon-fri 08:00-18:00 1M"]), "rate_until": NOW}
+    )
+    told = f"1.0 MiB/s until {NOW.astimezone():%a %H:%M} (set: mon-fri 08:00-18:00 1.0 MiB/s)"
+    assert program("limit", "web").out == f"web: {told}\n"
+    assert told in " ".join(program("status", "web").out.split())
+
+
+def test_status_tells_when_a_vm_begins_and_that_it_waits_for_its_turn(program: Program, agent: SmallAgent) -> None:
+    web = agent.relations["web"]
+    agent.relations["web"] = web.model_copy(update={"begins_at": NOW})
+    assert f"begins {NOW.astimezone():%Y-%m-%d %H:%M}" in " ".join(program("status", "web").out.split())
+    agent.relations["web"] = web.model_copy(update={"waits": "resync-queued"})
+    assert "waiting for its turn to resynchronize" in program("status", "web").out

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vmreplica.hypervisor.definition import BuiltDefinition, build
+from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import BadRequest, Refused
 
 pytestmark = pytest.mark.main_job
@@ -34,7 +35,7 @@ def built(xml: str, **changes: Any) -> BuiltDefinition:
         "disks": {"vda": IMAGE}, "network_map": {}, "networks": {"default"}, "domain_type": "kvm",
         "machines": {"pc", "q35", "pc-q35-7.2"},
     }  # fmt: skip
-    return build(xml, **(given | changes))
+    return build(xml, Site(**(given | changes)))
 
 
 def tree(definition: BuiltDefinition) -> ET.Element:

@@ -2,9 +2,7 @@
 
 import os
 import random
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spool_kit import OTHER_VM, VM
+from machine_kit import child
+from point_kit import OTHER_VM, VM
 
 from vmreplica.fingerprint import BLOCK, Fingerprint, FingerprintStore, Hashes, blocks_of, hash_blocks
 from vmreplica.model.errors import Corrupt, NoSpace
@@ -120,11 +119,10 @@ print("done", flush=True)
 def test_a_fingerprint_whose_merge_was_killed_is_never_believed(tmp_path: Path, after: str) -> None:
     with _make(tmp_path, GiB) as made:
         made.merge([(5, _hashes(6))], POINT)
-    command = [sys.executable, "-c", _CHILD, str(tmp_path / "vda.fp"), NEXT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert any(line.strip() == after for line in child.stdout)
-        child.send_signal(signal.SIGKILL)
+    with child(_CHILD, tmp_path / "vda.fp", NEXT) as merger:
+        assert merger.stdout is not None
+        assert any(line.strip() == after for line in merger.stdout)
+        merger.kill()
     with Fingerprint.open(tmp_path / "vda.fp") as again:
         assert not again.good_for(POINT, GiB)
         assert again.point == NEXT

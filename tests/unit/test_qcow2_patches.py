@@ -3,15 +3,15 @@
 import os
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import xxhash
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from segment_kit import CLUSTERS, FRAME, SIZE, Rows, body_of, read, refusal, signed
 
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.units import CLUSTER
@@ -22,16 +22,11 @@ from vmreplica.qcow2.segment import (
     BLOCK,
     BLOCKS,
     DATA_START,
-    HEAD,
     KIND_ZERO,
     KIND_ZSTD,
     MAX_PATCHES,
-    RECORD,
     WHOLE_MASK,
-    Segment,
     max_data_end,
-    pack,
-    parse,
     patch_blocks,
     patch_kind,
     patch_masks,
@@ -40,62 +35,21 @@ from vmreplica.qcow2.segment import (
 
 pytestmark = pytest.mark.seeding
 
-POINT, TARGET, CLUSTERS = "20260101T000000Z-00000000", "vda", 6000
-(FRAME,) = frames.encode(memoryview(b"some text " * 7000)[:CLUSTER], 1)
-assert FRAME is not None
-SIZE = len(FRAME)
 #: The patch of three blocks.
 PATCH = frames.encode_patch(memoryview(b"x" * BLOCK + bytes(BLOCK) + random.Random(1).randbytes(BLOCK)), 1)
 MASK = 0b1000_0000_0001_0010
 ROW = (9, len(PATCH), patch_kind(MASK))
 
-Rows = Sequence[tuple[int, int, int]]
-
-
-def body_of(
-    rows: Rows, data: bytes, patches: Sequence[bytes], *, number: int = 0, offset: int = DATA_START
-) -> bytearray:
-    """A segment with a true digest, whatever it says."""
-    _, buffers = pack(
-        point=POINT,
-        target=TARGET,
-        number=number,
-        data_offset=offset,
-        next_cluster=CLUSTERS,
-        records=np.array(rows, RECORD),
-        data=[data],
-        patches=patches,
-    )
-    return bytearray(b"".join(buffers))
-
 
 def good() -> bytearray:
     """A cluster, a patch, zeroes, a patch, a cluster."""
     rows = [(3, SIZE, KIND_ZSTD), (5, *ROW[1:]), (6, 40, KIND_ZERO), (60, *ROW[1:]), (61, SIZE, KIND_ZSTD)]
-    return body_of(rows, (FRAME or b"") * 2, [PATCH, PATCH])
-
-
-def read(body: bytes | bytearray, *, number: int = 0) -> Segment:
-    """Parse as the replica does."""
-    return parse(bytes(body), point=POINT, target=TARGET, number=number, clusters=CLUSTERS)
-
-
-def refusal(body: bytes | bytearray, *, number: int = 0) -> str:
-    """The code of the error that a segment meets."""
-    with pytest.raises(Corrupt) as caught:
-        read(body, number=number)
-    return caught.value.code
-
-
-def signed(body: bytearray) -> bytes:
-    """Make the digest true again after a change."""
-    body[88:104] = xxhash.xxh3_128_digest(bytes(body[:88]) + bytes(body[HEAD:]))
-    return bytes(body)
+    return body_of(rows, FRAME * 2, [PATCH, PATCH])
 
 
 def test_a_segment_with_patches_is_read_as_it_was_packed() -> None:
     segment = read(good())
-    assert bytes(segment.data) == (FRAME or b"") * 2
+    assert bytes(segment.data) == FRAME * 2
     assert bytes(segment.patches) == PATCH * 2
     assert (segment.head.patch_count, segment.head.patch_length) == (2, 2 * len(PATCH))
     assert segment.head.payload == 2 * SIZE + 2 * len(PATCH)
@@ -179,12 +133,11 @@ def test_a_patch_that_lies_is_refused(row: tuple[int, int, int], code: str) -> N
     [[ROW, ROW], [(10, *ROW[1:]), ROW], [(5, 5, KIND_ZERO), ROW, ROW], [(9, SIZE, KIND_ZSTD), ROW, (10, *ROW[1:])]],
 )
 def test_patches_neither_overlap_nor_go_backwards(rows: Rows) -> None:
-    data = (FRAME or b"") if any(kind == KIND_ZSTD for _, _, kind in rows) else b""
+    data = FRAME if any(kind == KIND_ZSTD for _, _, kind in rows) else b""
     assert refusal(body_of(rows, data, [PATCH] * 2)) == "segment-order"
 
 
 def test_a_whole_cluster_is_no_patch_and_a_patch_no_whole_cluster() -> None:
-    assert FRAME is not None
     assert refusal(body_of([(9, SIZE, patch_kind(MASK))], b"", [FRAME])) == "segment-frame"
     assert refusal(body_of([(9, len(PATCH), KIND_ZSTD)], PATCH, [])) == "segment-frame"
 

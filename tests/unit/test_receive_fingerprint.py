@@ -7,18 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from repository_kit import (
-    OWNER,
-    STRANGER,
-    VM,
-    ZERO,
-    Primary,
-    check_all,
-    new_replica,
-    noise,
-    open_repository,
-    with_blocks,
-)
+from point_kit import VM
+from repository_kit import OWNER, STRANGER, ZERO, Primary, check_all, new_replica, noise, open_repository, with_blocks
 
 from vmreplica.fingerprint import Hashes, blocks_of, hash_blocks
 from vmreplica.model.errors import BadRequest, Corrupt, HypervisorError, NotFound, Refused

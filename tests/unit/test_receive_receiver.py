@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repository_kit import OTHER_VM, OWNER, STRANGER, VM, Primary, noise, offer, open_repository
+from point_kit import OTHER_VM, VM
+from repository_kit import OWNER, STRANGER, Primary, noise, offer, open_repository
 
 from vmreplica.model.errors import Conflict, Refused
 from vmreplica.model.ids import HostId, VmId

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from base_kit import SIZE, MakeDevice, fill, open_store, raw_bytes, wish
-from repository_kit import OWNER, VM, Primary, offer
+from point_kit import VM
+from repository_kit import OWNER, Primary, offer
 
 from vmreplica.fsio.blockdev import contents, look
 from vmreplica.model.errors import Conflict, VmReplicaError

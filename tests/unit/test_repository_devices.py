@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from base_kit import SIZE, MakeDevice, fill, new_replica, on_device, open_store, raw_bytes
 from device_kit import detach
-from repository_kit import VM, Primary, check_all, leave_free, noise, read_image, small_file_system
+from machine_kit import leave_free, small_file_system
+from point_kit import VM
+from repository_kit import Killed, Primary, check_all, kill_at, noise, read_image
 
 from vmreplica.model.errors import Corrupt, NoSpace, VmReplicaError
 from vmreplica.model.units import CLUSTER, MiB
@@ -59,16 +61,8 @@ FOLD_STEPS = [
 ]
 
 
-class Killed(BaseException):
-    """The process ends here: no handler of ours runs."""
-
-
 def killed_at(replica: Replica, step: str) -> None:
-    def before(name: str) -> None:
-        if name == step:
-            raise Killed(step)
-
-    replica.before_fold_step = before
+    replica.before_fold_step = kill_at(step)
     with pytest.raises(Killed):
         replica.apply_retention()
 

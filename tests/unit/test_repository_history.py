@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from repository_kit import OWNER, VM, ZERO, Primary, check_all, noise, offer, open_repository
+from point_kit import VM
+from repository_kit import OWNER, ZERO, Killed, Primary, check_all, noise, offer, open_repository
 
 from vmreplica.model.units import CLUSTER
 from vmreplica.repository import Replica
@@ -15,10 +16,6 @@ from vmreplica.repository import Replica
 pytestmark = pytest.mark.main_job
 
 CLUSTERS = 12
-
-
-class Killed(BaseException):
-    """The process ends here: no handler of ours runs."""
 
 
 class Dies:

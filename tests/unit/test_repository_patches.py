@@ -1,25 +1,25 @@
 """Points with patches: received, published, folded, and refused where they cannot stand."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from machine_kit import leave_free, small_file_system
+from point_kit import VM
 from repository_kit import (
     OWNER,
     SIZE,
-    VM,
-    ZERO,
+    Killed,
     Primary,
     check_all,
-    leave_free,
+    fill,
+    kill_at,
     new_replica,
     noise,
     offer,
     open_repository,
     read_image,
-    small_file_system,
     with_blocks,
 )
 
@@ -33,31 +33,6 @@ from vmreplica.repository import Replica
 from vmreplica.repository.layout import Layout
 
 pytestmark = pytest.mark.seeding
-
-
-class Killed(BaseException):
-    """The process ends here: no handler of ours runs."""
-
-
-def _kill_at(step: str) -> Callable[[str], None]:
-    def before(name: str) -> None:
-        if name == step:
-            raise Killed(step)
-
-    return before
-
-
-def _fill(replica: Replica, primary: Primary, points: int, *, seed: int = 1) -> None:
-    source = random.Random(seed)
-    for turn in range(points):
-        changes: dict[str, dict[int, bytes]] = {}
-        for target, size in primary.sizes.items():
-            disk = primary.disks[target]
-            changes[target] = {
-                n: source.choice([ZERO, noise(turn * 100 + n), *[with_blocks(disk.get(n, ZERO), turn * 100 + n)] * 4])
-                for n in source.sample(range(size // CLUSTER), 8)
-            }
-        primary.send(replica, changes)
 
 
 def _patch_point(replica: Replica, primary: Primary, frame: bytes, mask: int) -> tuple[PointOpening, bytes, int]:
@@ -85,7 +60,7 @@ def _complete(replica: Replica, opening: PointOpening, data_end: int) -> None:
 def test_a_chain_of_patches_reads_right_at_every_point_and_after_folds(tmp_path: Path) -> None:
     replica = new_replica(tmp_path, keep=3)
     primary = Primary({"vda": SIZE, "vdb": 10 * CLUSTER + 512}, each=3, patches=True)
-    _fill(replica, primary, 8)
+    fill(replica, primary, 8)
     assert check_all(replica, primary) == sorted(primary.expected)
     newest = image_info(replica.image(replica.points()[0].point, "vda"))
     assert newest["format-specific"]["data"]["extended-l2"]
@@ -99,8 +74,8 @@ def test_a_chain_of_patches_reads_right_at_every_point_and_after_folds(tmp_path:
 @pytest.mark.parametrize("step", ["prepare vdb", "commit", "switch vda", "rename vda", "reclaim", "manifest"])
 def test_a_crash_in_a_fold_of_patches_costs_no_point(step: str, tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=2), Primary({"vda": SIZE, "vdb": SIZE}, patches=True)
-    _fill(replica, primary, 4)
-    replica.before_fold_step = _kill_at(step)
+    fill(replica, primary, 4)
+    replica.before_fold_step = kill_at(step)
     with pytest.raises(Killed):
         replica.apply_retention()
     assert check_all(replica, primary)[-3:] == sorted(primary.expected)[-3:]

@@ -4,29 +4,15 @@ import contextlib
 import os
 import random
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import xxhash
-from repository_kit import (
-    OWNER,
-    SIZE,
-    VM,
-    ZERO,
-    Primary,
-    check_all,
-    leave_free,
-    new_replica,
-    noise,
-    offer,
-    open_repository,
-    read_image,
-    small_file_system,
-)
+from machine_kit import child, leave_free, small_file_system
+from point_kit import VM
+from repository_kit import OWNER, SIZE, ZERO, Primary, check_all, new_replica, noise, offer, open_repository, read_image
 
 from vmreplica.model.errors import BadRequest, Conflict, Corrupt, NoSpace, NotFound
 from vmreplica.model.point import DiskClosing, PointClosing
@@ -119,7 +105,7 @@ def test_a_killed_receiver_has_lost_nothing_that_it_acknowledged(tmp_path: Path)
         "    replica.put_segment(opening.point, 'vda', number, (here / f'{number}.seg').read_bytes())\n"
         "    print(number, flush=True)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    with child(script, tmp_path) as process:
         assert process.stdout is not None
         acknowledged = [int(process.stdout.readline()) for _ in range(20)]
         process.kill()

@@ -1,58 +1,36 @@
 """Retention: what is kept, what is folded, and that no crash in between costs a point."""
 
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from machine_kit import leave_free, small_file_system
+from point_kit import VM as THE_VM
 from repository_kit import (
     SIZE,
-    ZERO,
+    Killed,
     Primary,
     check_all,
-    leave_free,
+    fill,
+    kill_at,
     new_replica,
     noise,
     open_repository,
-    small_file_system,
 )
-from repository_kit import VM as THE_VM
 
 from vmreplica.model.errors import NoSpace, VmReplicaError
 from vmreplica.model.units import CLUSTER
-from vmreplica.repository import Replica, folding
+from vmreplica.repository import folding
 from vmreplica.repository.layout import Layout
 
 pytestmark = pytest.mark.main_job
 
 
-class Killed(BaseException):
-    """The process ends here: no handler of ours runs."""
-
-
-def _kill_at(step: str) -> Callable[[str], None]:
-    def before(name: str) -> None:
-        if name == step:
-            raise Killed(step)
-
-    return before
-
-
-def _fill(replica: Replica, primary: Primary, points: int, *, seed: int = 1) -> None:
-    source = random.Random(seed)
-    for turn in range(points):
-        changes = {
-            target: {n: source.choice([ZERO, noise(turn * 100 + n)]) for n in source.sample(range(size // CLUSTER), 6)}
-            for target, size in primary.sizes.items()
-        }
-        primary.send(replica, changes)
-
-
 def test_only_the_newest_points_stay_and_all_of_them_read_right(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=3), Primary({"vda": SIZE, "vdb": 10 * CLUSTER + 512})
-    _fill(replica, primary, 8)
+    fill(replica, primary, 8)
     assert replica.apply_retention() == 5
     assert check_all(replica, primary) == sorted(primary.expected)[-3:]
     assert replica.apply_retention() == 0
@@ -62,7 +40,7 @@ def test_only_the_newest_points_stay_and_all_of_them_read_right(tmp_path: Path) 
 def test_one_point_may_be_kept_alone(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=1), Primary()
     for _ in range(4):
-        _fill(replica, primary, 1)
+        fill(replica, primary, 1)
         replica.apply_retention()
         assert check_all(replica, primary) == [primary.latest]
     assert replica.point(str(primary.latest)).folded
@@ -88,8 +66,8 @@ def test_points_without_any_change_are_folded_too(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_crash_at_any_step_of_a_fold_costs_no_point(step: str, tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=2), Primary({"vda": SIZE, "vdb": SIZE})
-    _fill(replica, primary, 4)
-    replica.before_fold_step = _kill_at(step)
+    fill(replica, primary, 4)
+    replica.before_fold_step = kill_at(step)
     with pytest.raises(Killed):
         replica.apply_retention()
     listed = check_all(replica, primary)
@@ -105,13 +83,13 @@ def test_a_crash_at_any_step_of_a_fold_costs_no_point(step: str, tmp_path: Path)
 @pytest.mark.parametrize("step", ["switch vda", "rename vda", "reclaim", "manifest", "remove"])
 def test_a_fold_that_was_interrupted_twice_is_still_finished(step: str, tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=2), Primary()
-    _fill(replica, primary, 3)
-    replica.before_fold_step = _kill_at("end")
+    fill(replica, primary, 3)
+    replica.before_fold_step = kill_at("end")
     with pytest.raises(Killed):
         replica.apply_retention()
     twin, copy = new_replica(tmp_path / "twin", keep=2), Primary()
-    _fill(twin, copy, 3)
-    twin.before_fold_step = _kill_at(step)
+    fill(twin, copy, 3)
+    twin.before_fold_step = kill_at(step)
     with pytest.raises(Killed):
         twin.apply_retention()
     assert twin.apply_retention() == 0, "the fold is settled first, then nothing is left to do"
@@ -120,7 +98,7 @@ def test_a_fold_that_was_interrupted_twice_is_still_finished(step: str, tmp_path
 
 def test_a_held_point_and_all_it_stands_on_stay(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=1), Primary()
-    _fill(replica, primary, 4)
+    fill(replica, primary, 4)
     point = sorted(primary.expected)[2]
     hold = replica.hold(point, "failover", "it runs")
     assert replica.apply_retention() == 0
@@ -136,7 +114,7 @@ def test_a_held_point_and_all_it_stands_on_stay(tmp_path: Path) -> None:
 
 def test_a_hold_stops_a_fold_under_way(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=1), Primary()
-    _fill(replica, primary, 3)
+    fill(replica, primary, 3)
     with ThreadPoolExecutor(1) as pool:
         holds: list[Future[str]] = []
 
@@ -156,7 +134,7 @@ def test_a_hold_stops_a_fold_under_way(tmp_path: Path) -> None:
 
 def test_a_damaged_hold_holds_everything(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=1), Primary()
-    _fill(replica, primary, 2)
+    fill(replica, primary, 2)
     hold = replica.hold(str(primary.latest), "a person", "pinned")
     (replica.dir / "holds" / f"{hold}.json").write_text("{")
     again = open_repository(tmp_path).replica(THE_VM)
@@ -165,25 +143,25 @@ def test_a_damaged_hold_holds_everything(tmp_path: Path) -> None:
 
 def test_an_older_chain_is_deleted_when_it_expires_and_the_newer_one_is_folded(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=3), Primary()
-    _fill(replica, primary, 3)
+    fill(replica, primary, 3)
     primary.send(replica, {"vda": {1: noise(77)}}, whole=True)
     for _ in range(5):
         replica.apply_retention()
         assert check_all(replica, primary) == sorted(primary.expected)[-3:]
-        _fill(replica, primary, 1, seed=primary.count)
+        fill(replica, primary, 1, seed=primary.count)
     assert replica.apply_retention() == 1
 
 
 def test_a_disk_may_come_and_go_between_points(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=2), Primary({"vda": SIZE, "vdb": SIZE})
-    _fill(replica, primary, 2)
+    fill(replica, primary, 2)
     del primary.sizes["vdb"], primary.disks["vdb"]
-    _fill(replica, primary, 1)
+    fill(replica, primary, 1)
     primary.sizes["vdc"], primary.disks["vdc"] = SIZE, {}
     primary.send(replica, {"vdc": {2: noise(1), 3: noise(2)}})
     replica.apply_retention()
     assert check_all(replica, primary) == sorted(primary.expected)[-2:]
-    _fill(replica, primary, 3)
+    fill(replica, primary, 3)
     replica.apply_retention()
     assert check_all(replica, primary) == sorted(primary.expected)[-2:]
     assert [disk.target for disk in replica.points()[0].disks] == ["vda", "vdc"]
@@ -201,7 +179,7 @@ def test_a_disk_may_grow_between_points(tmp_path: Path) -> None:
 
 def test_a_damaged_index_fails_the_fold_and_costs_nothing(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=1), Primary()
-    _fill(replica, primary, 2)
+    fill(replica, primary, 2)
     index = replica.image(str(primary.latest), "vda").with_suffix(".index")
     content = bytearray(index.read_bytes())
     content[200] ^= 1

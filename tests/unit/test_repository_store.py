@@ -5,19 +5,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from repository_kit import (
-    OTHER_VM,
-    OWNER,
-    SIZE,
-    STRANGER,
-    VM,
-    Primary,
-    check_all,
-    new_replica,
-    noise,
-    offer,
-    open_repository,
-)
+from point_kit import OTHER_VM, VM
+from repository_kit import OWNER, SIZE, STRANGER, Primary, check_all, new_replica, noise, offer, open_repository
 
 from vmreplica.model.errors import Conflict, Corrupt, Internal, NotFound, Refused
 from vmreplica.model.states import Event, State

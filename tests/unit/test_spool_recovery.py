@@ -1,14 +1,13 @@
 """What the spool gives back after its process was killed, and after the machine was."""
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from spool_kit import OTHER_VM, POINT, VM, add_segment, fill, opening
+from machine_kit import child
+from point_kit import OTHER_VM, VM
+from spool_kit import POINT, add_segment, fill, opening
 
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.units import CLUSTER, GiB
@@ -188,15 +187,10 @@ while True:
 @pytest.mark.parametrize("after", [1, 4, 9])
 def test_a_writer_killed_at_any_moment_leaves_a_spool_that_goes_on(tmp_path: Path, after: int) -> None:
     spool = tmp_path / "spool"
-    with subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(spool)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent,
-        text=True,
-    ) as writer:
+    with child(_WRITER, spool) as writer:
         assert writer.stdout is not None
         told = [int(writer.stdout.readline()) for _ in range(after)]
-        writer.send_signal(signal.SIGKILL)
+        writer.kill()
         told += [int(line) for line in writer.stdout]
     _, point = _reopened(spool)
     disk = point.disk("vda")

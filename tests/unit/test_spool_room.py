@@ -2,14 +2,15 @@
 
 import contextlib
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from spool_kit import OTHER_VM, VM, add_segment, opening
+from machine_kit import small_file_system
+from point_kit import OTHER_VM, VM
+from spool_kit import add_segment, opening
 
 from vmreplica.model.errors import Conflict, NoSpace
 from vmreplica.model.units import CLUSTER, GiB, MiB
@@ -21,13 +22,8 @@ pytestmark = pytest.mark.main_job
 @pytest.fixture
 def small_fs(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    where = tmp_path / "small"
-    where.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True)
+    with small_file_system(tmp_path, 2) as mounted:
+        yield mounted
 
 
 def _append_until_full(disk: SpoolDisk) -> None:

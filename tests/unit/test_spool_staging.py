@@ -1,15 +1,14 @@
 """Block hashes that are staged with a disk's segments, and patches in them, over kills and full file systems."""
 
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from spool_kit import POINT, VM, add_segment, content, opening
+from machine_kit import child, small_file_system
+from point_kit import VM
+from spool_kit import POINT, add_segment, content, opening
 
 from vmreplica.fingerprint import Hashes, hash_blocks
 from vmreplica.model.errors import Conflict, NoSpace
@@ -115,11 +114,10 @@ for number in range(200):
 
 @pytest.mark.parametrize("after", [0, 1, 17, 60])
 def test_whatever_a_segment_carries_is_staged_when_the_process_is_killed(tmp_path: Path, after: int) -> None:
-    command = [sys.executable, "-c", _CHILD, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent, text=True) as child:
-        assert child.stdout is not None
-        assert any(int(line) == after for line in child.stdout)
-        child.send_signal(signal.SIGKILL)
+    with child(_CHILD, tmp_path) as writer:
+        assert writer.stdout is not None
+        assert any(int(line) == after for line in writer.stdout)
+        writer.kill()
     disk = _reopened(tmp_path).disk("vda")
     assert disk.next_segment > after
     known = {block for first, values in _staged(disk) for block, _ in enumerate(values, first)}
@@ -153,13 +151,8 @@ def test_a_segment_with_patches_is_whole_and_counts_its_blocks_also_after_reopen
 @pytest.fixture
 def small_fs(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    where = tmp_path / "small"
-    where.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True)
+    with small_file_system(tmp_path, 1) as mounted:
+        yield mounted
 
 
 def _stage_until_full(disk: SpoolDisk, hashes: Hashes, places: list[int]) -> None:

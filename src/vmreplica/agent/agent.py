@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from vmreplica import __version__
+from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
 from vmreplica.agent.doctor.doctor import Doctor
@@ -16,10 +17,12 @@ from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
+from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
+from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.seed_source import SeedRules
 from vmreplica.agent.seeding import SeedTools
 from vmreplica.agent.tasks import Tasks
@@ -29,7 +32,9 @@ from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
+    CancelReport,
     CycleReport,
     DoctorReport,
     FailoverPlan,
@@ -41,6 +46,7 @@ from vmreplica.model.report import (
     RelationshipReport,
     StatusReport,
     TaskReport,
+    TrialStarted,
 )
 from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.model.units import MiB
@@ -87,11 +93,15 @@ class Agent:
             seed_tools=_seed_tools(config),
         )
         stages = _make_stages(config, self._hypervisor)
-        self._runner = Runner(
-            stages=stages, clients=self._clients, journal=self._journal, concurrent=limits.concurrent_cycles
-        )
+        bandwidth = Bandwidth(limits.bandwidth)
+        self._runner = self._make_runner(stages, bandwidth)
         self._primaries = PrimarySide(
-            stages=stages, runner=self._runner, clients=self._clients, book=self.book, tasks=self._tasks
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            bandwidth=bandwidth,
         )
         self._doctor = self._make_doctor(repository)
         self.receiver = Receiver(
@@ -100,6 +110,18 @@ class Agent:
             runs_here=self.runs_here,
             on_published=self._replicas.published,
             seeds=self._replicas.seeder,
+        )
+
+    def _make_runner(self, stages: Stages, bandwidth: Bandwidth) -> Runner:
+        limits = self.config.limits
+        return Runner(
+            stages=stages,
+            clients=self._clients,
+            journal=self._journal,
+            bandwidth=bandwidth,
+            keeper=Keeper(stages, limits.pause_hold),
+            concurrent=limits.concurrent_cycles,
+            slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -192,6 +214,8 @@ class Agent:
         base_devices: Mapping[str, str],
         erase: bool,
         seed: ExistingSeed | NetworkSeed | None = None,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
@@ -203,8 +227,14 @@ class Agent:
             excluded=excluded,
             bases=Bases(base_devices, erase=erase),
             seed=seed,
+            limit=limit,
+            begin_at=at,
         )
         return task.report()
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change how fast a VM's points may be sent."""
+        return self._primaries.limit(vm, limit)
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""
@@ -241,6 +271,18 @@ class Agent:
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
+
+    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+        """Tell what a test failover would do; changes nothing."""
+        return self._replicas.plan_test(vm, point, network)
+
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+        """Start a copy of the VM on this host, beside the VM."""
+        return self._replicas.test(vm, point=point, network=network, seconds=seconds)
+
+    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
+        """Take back the failover, or the test failovers, with every trace."""
+        return self._replicas.cancel(vm, tests_only=tests_only)
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""

@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_
 
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import HostName
+from vmreplica.model.rates import NO_LIMIT, Limit, parse_limit
 from vmreplica.model.shape import Shape
-from vmreplica.model.units import GiB, MiB, parse_size
+from vmreplica.model.units import GiB, MiB, parse_duration, parse_size
 from vmreplica.peer.wire import DEFAULT_PORT, split_address
 
 DEFAULT_CONFIG = Path("/etc/vmreplica/agent.toml")
@@ -20,11 +21,22 @@ def _size(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
 
 
+def _duration(value: Any) -> Any:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _limit(value: Any) -> Any:
+    texts = [value] if isinstance(value, str) else value
+    return parse_limit(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
+
+
 def _host_name() -> str:
     return socket.gethostname().split(".")[0] or "host"
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+Duration = Annotated[int, BeforeValidator(_duration), Field(ge=0)]
+Rates = Annotated[Limit, BeforeValidator(_limit)]
 AbsolutePath = Annotated[Path, Field(description="an absolute path")]
 
 
@@ -123,6 +135,19 @@ class LimitsSection(_Section):
     """``[limits]``: what replication may take from the host."""
 
     concurrent_cycles: int = Field(2, ge=1, le=64, description="cycles running at once on this host")
+    concurrent_resyncs: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="of these, initial replications and resynchronisations; one is always left for deltas",
+    )
+    bandwidth: Rates = Field(
+        NO_LIMIT,
+        description="bytes per second for all VMs together, as vmreplica limit takes them: a text or a list of texts",
+    )
+    pause_hold: Duration = Field(
+        12 * 3600, description="seconds for which a paused VM's backup job is kept, so that nothing is sent again"
+    )
     spool_cap: Size = Field(4 * GiB, description="bytes of the local spool; capture waits when it is full")
     scratch_cap: Size = Field(8 * GiB, description="bytes of a job's scratch files; the job is given up above it")
     min_free: Size = Field(256 * MiB, description="bytes always left free on each file system we write to")

@@ -6,10 +6,9 @@ agent, and what has been replicated is asked from the replica.
 
 import datetime as dt
 import secrets
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -27,6 +26,7 @@ from vmreplica.agent.decide import (
 )
 from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
+from vmreplica.agent.keeper import give_up
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import seed_failed
 from vmreplica.agent.transfer import Transfer
@@ -45,14 +45,27 @@ from vmreplica.model.ids import (
 from vmreplica.model.point import DiskSpec, PointKind, PointOpening, PointSummary, Position
 from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
+from vmreplica.peer.line import Halt, Line, Pace
 from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
+#: Why a cycle waits that reads whole disks: as many as may are under way.
+RESYNC_QUEUED: Final = "resync-queued"
+#: Kinds of points for which whole disks are read.
+_LONG: Final = frozenset({"initial", "resync"})
 _COMPARING: Final = "comparing with the existing copy"
 _PHASES: Final = {"initial": "initial replication", "resync": "resynchronizing"}
 #: A cycle is a handful of steps; more means that two facts contradict each other for ever.
 _MAX_STEPS: Final = 12
+
+
+class Slot(Protocol):
+    """Leave to read whole disks: only so many cycles have it at once."""
+
+    def __call__(self, *, must: bool) -> bool:
+        """Ask for it, kept until the cycle ends; told no only when it is not a must."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +87,9 @@ class Cycle:
         client: the replica.
         vm: whose cycle.
         policy: its policy at this moment.
-        halt: set from outside to give up (pause, shutdown).
+        halt: set from outside to stop at once (pause, shutdown).
+        pace: how fast may be sent.
+        slot: asked for leave to read whole disks.
         meter: fed with progress.
         seen: called with each position the replica tells.
         began: called with the kind of a point when reading and sending it begins.
@@ -87,17 +102,22 @@ class Cycle:
         client: PeerClient,
         vm: VmId,
         policy: Policy,
-        halt: threading.Event,
+        halt: Halt,
+        pace: Pace,
+        slot: Slot,
         meter: Meter,
         seen: Callable[[Position], None],
         began: Callable[[PointKind], None],
     ) -> None:
         self._stages = stages
         self._hypervisor = stages.hypervisor
+        client = client.on(Line(halt))
         self._client = client
         self._vm = vm
         self._policy = policy
         self._halt = halt
+        self._pace = pace
+        self._slot = slot
         self._meter = meter
         self._began = began
         self._facts = FactFinder(stages=stages, client=client, vm=vm, policy=policy, seen=seen)
@@ -161,6 +181,9 @@ class Cycle:
             case Fetch():
                 self._fetch(step)
             case Capture():
+                if step.kind in _LONG and not self._slot(must=False):
+                    self._meter.phase("waiting for its turn to resynchronize")
+                    return RESYNC_QUEUED
                 self._begin(step)
         return None
 
@@ -206,6 +229,9 @@ class Cycle:
         job = self._facts.job
         if job is None:
             raise Internal("job-vanished", f"{self._facts.name}: the backup job was there and is gone")
+        if point.opening.kind in _LONG:
+            # Its job runs and costs the guest: it is not kept waiting, only counted.
+            self._slot(must=True)
         self._published = self._read_and_ship(point, job)
 
     def _begin(self, step: Capture) -> None:
@@ -292,18 +318,13 @@ class Cycle:
         return Transfer(
             point=point,
             wire=self._client,
+            pace=self._pace,
             limits=self._stages.limits,
             halt=self._halt,
             meter=self._meter,
             holdings=self._holdings,
-            give_up=lambda: self._give_up(point),
+            give_up=lambda: give_up(self._stages, point),
         )
-
-    def _give_up(self, point: SpoolPoint) -> None:
-        self._hypervisor.end_backup(self._vm)
-        if point.opening.checkpoint is not None:
-            self._hypervisor.delete_checkpoint(self._vm, point.opening.checkpoint)
-        point.discard()
 
     def _acknowledged(self, point: SpoolPoint, summary: PointSummary) -> None:
         """Only now the old base may go: the replica holds its successor durably."""

@@ -10,6 +10,8 @@ from vmreplica.model.report import Progress
 
 #: Seconds over which the shown rate is averaged.
 _WINDOW: Final = 10.0
+#: Seconds between two remembered counts.
+_GRAIN: Final = 0.2
 
 
 class Meter:
@@ -24,8 +26,11 @@ class Meter:
         self._lock = threading.Lock()
         self._phase = "preparing"
         self._shown: Progress | None = None
-        self._done = self._total = self._wire = 0
-        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._done = self._total = self._wire = self._waiting = 0
+        #: What was behind us already when we began.
+        self._found: int | None = None
+        self._reading = _Slope(clock())
+        self._sending = _Slope(clock())
 
     def phase(self, phase: str) -> None:
         """Name what is going on."""
@@ -43,14 +48,22 @@ class Meter:
         now = self._clock()
         with self._lock:
             self._done, self._total = done, total
-            self._marks.append((now, done))
-            while len(self._marks) > 2 and self._marks[0][0] < now - _WINDOW:  # noqa: PLR2004 - a slope needs two
-                self._marks.popleft()
+            if self._found is None:
+                self._found = done
+            self._reading.mark(now, done)
 
     def sent(self, wire_bytes: int) -> None:
-        """Set how many bytes have crossed the network."""
+        """Count bytes that are put on the network."""
+        now = self._clock()
         with self._lock:
-            self._wire = wire_bytes
+            self._wire += wire_bytes
+            self._waiting = max(0, self._waiting - wire_bytes)
+            self._sending.mark(now, self._wire)
+
+    def waiting(self, spooled_bytes: int) -> None:
+        """Set how many bytes were read and wait to be sent."""
+        with self._lock:
+            self._waiting = spooled_bytes
 
     def wire_bytes(self) -> int:
         """Tell how many bytes have crossed the network."""
@@ -62,14 +75,45 @@ class Meter:
         with self._lock:
             if self._shown is not None:
                 return self._shown
-            (since, before), (until, after) = self._marks[0], self._marks[-1]
-            rate = (after - before) / (until - since) if until > since else 0.0
-            left = (self._total - self._done) / rate if rate > 0 else None
             return Progress(
                 phase=self._phase,
                 done_bytes=self._done,
                 total_bytes=self._total,
                 wire_bytes=self._wire,
-                rate=rate,
-                seconds_left=left,
+                rate=self._reading.rate(),
+                wire_rate=self._sending.rate(),
+                seconds_left=self._left(),
             )
+
+    def _left(self) -> float | None:
+        """Estimate the seconds left: what is unread has to be read, and to be sent behind what waits already."""
+        unread = self._total - self._done
+        read = self._done - (self._found or 0)
+        # What is unread is taken to shrink as what was read did.
+        to_send = self._waiting + ((self._wire + self._waiting) * unread / read if read else 0.0)
+        if not self._total and not to_send:
+            return None
+        works = ((unread, self._reading.rate()), (to_send, self._sending.rate()))
+        if any(work > 0 and rate <= 0 for work, rate in works):
+            return None
+        return max(work / rate if work > 0 else 0.0 for work, rate in works)
+
+
+class _Slope:
+    """How fast a counter has been rising lately; marks are thinned out, so that there are few of them."""
+
+    def __init__(self, now: float) -> None:
+        self._marks: deque[tuple[float, int]] = deque([(now, 0)])
+
+    def mark(self, now: float, count: int) -> None:
+        marks = self._marks
+        if len(marks) > 1 and now - marks[-2][0] < _GRAIN:
+            marks[-1] = (now, count)
+            return
+        marks.append((now, count))
+        while len(marks) > 2 and marks[0][0] < now - _WINDOW:  # noqa: PLR2004 - a slope needs two
+            marks.popleft()
+
+    def rate(self) -> float:
+        (since, before), (until, after) = self._marks[0], self._marks[-1]
+        return (after - before) / (until - since) if until > since else 0.0

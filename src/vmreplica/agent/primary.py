@@ -5,13 +5,16 @@ from typing import Final
 
 import structlog
 
+from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.protect import (
     Bases,
     already_protected,
     base_wishes,
+    check_beginning,
     check_disks,
+    check_not_begun,
     not_protected,
     paused,
     seed_disks,
@@ -22,6 +25,7 @@ from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.model.errors import NotFound, Unreachable
 from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
 from vmreplica.model.policy import Policy, ReplicaOffer
+from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.report import RelationshipReport
 from vmreplica.model.seed import ExistingSeed, NetworkSeed
 from vmreplica.peer.book import PeerBook
@@ -38,15 +42,26 @@ class PrimarySide:
         clients: connections to replicas.
         book: paired hosts.
         tasks: where acts that take long are registered.
+        bandwidth: how fast is sent.
     """
 
-    def __init__(self, *, stages: Stages, runner: Runner, clients: Clients, book: PeerBook, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        *,
+        stages: Stages,
+        runner: Runner,
+        clients: Clients,
+        book: PeerBook,
+        tasks: Tasks,
+        bandwidth: Bandwidth,
+    ) -> None:
         self._stages = stages
         self._hypervisor = stages.hypervisor
         self._runner = runner
         self._clients = clients
         self._book = book
         self._tasks = tasks
+        self._bandwidth = bandwidth
 
     def enable(
         self,
@@ -58,17 +73,40 @@ class PrimarySide:
         excluded: tuple[DiskTarget, ...],
         bases: Bases,
         seed: ExistingSeed | NetworkSeed | None = None,
+        limit: Limit | None = None,
+        begin_at: dt.datetime | None = None,
     ) -> Task:
         """Protect a VM, or change the policy of one that is protected to the same host.
 
+        Args:
+            vm: name or UUID.
+            to: the replica.
+            interval: seconds between cycles.
+            keep: how many points.
+            excluded: disks that are not replicated.
+            bases: devices of the replica for bases.
+            seed: how the first copy gets there; None: over the network, or as it was.
+            limit: how fast may be sent; None: as before.
+            begin_at: when initial replication begins; None: now.
+
         Raises:
+            BadRequest: the moment is past or too far ahead, or there is no initial replication to come.
             VmReplicaError: unknown VM, no eligible disk, or the replica refuses or does not answer.
         """
         brief = self._hypervisor.find(vm)
         view = self._hypervisor.inspect(brief.vm)
         disks = check_disks(view, excluded)
+        check_beginning(brief.name, begin_at, dt.datetime.now(dt.UTC))
         old = self._hypervisor.policy(brief.vm)
-        policy = Policy(replica=to, interval=interval, keep=keep, excluded=excluded, epoch=old.epoch if old else 0)
+        policy = Policy(
+            replica=to,
+            interval=interval,
+            keep=keep,
+            excluded=excluded,
+            epoch=old.epoch if old else 0,
+            limit=(old.limit if old else NO_LIMIT) if limit is None else limit,
+            begin_at=begin_at,
+        )
         if old is not None and old.replica != to:
             raise already_protected(brief.name, self._peer_name(old.replica))
         offer = ReplicaOffer(
@@ -81,10 +119,11 @@ class PrimarySide:
             erase=bases.erase,
             seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
         )
-        self._clients.to(to).offer(brief.vm, offer)
+        position = self._clients.to(to).offer(brief.vm, offer)
+        check_not_begun(brief.name, begin_at, position)
         rel = self._runner.find(brief.vm)
-        if rel is not None and seed is not None:
-            # A first copy that is on its way in another manner leads nowhere any more.
+        if rel is not None and (seed is not None or begin_at is not None):
+            # A first copy that is on its way in another manner leads nowhere any more, or it rests until it may begin.
             self._runner.halt(rel)
         self._hypervisor.set_policy(brief.vm, policy)
         task = self._tasks.start(f"initial replication of {brief.name}")
@@ -131,9 +170,21 @@ class PrimarySide:
         rel = self._find(vm)
         if rel.policy.paused:
             raise paused(rel.name)
+        if rel.policy.begin_at is not None:
+            policy = rel.policy.model_copy(update={"begin_at": None})
+            self._hypervisor.set_policy(rel.vm, policy)
+            self._runner.update(rel, policy)
         task = self._tasks.start(f"cycle of {rel.name}")
         self._runner.ask_cycle(rel, task)
         return task
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change how fast a VM's points may be sent, at once, also of one on its way."""
+        rel = self._find(vm)
+        policy = rel.policy.model_copy(update={"limit": limit})
+        self._hypervisor.set_policy(rel.vm, policy)
+        self._runner.update(rel, policy)
+        return next(report for report in self.reports() if report.vm == rel.vm)
 
     def reports(self) -> list[RelationshipReport]:
         """Report every protected VM."""
@@ -149,6 +200,7 @@ class PrimarySide:
             rel,
             peer=self._peer_name(rel.policy.replica),
             points=rel.position.points if rel.position else 0,
+            rate=self._bandwidth.in_force(rel.policy.limit),
             now=now,
             clock=clock,
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from vmreplica.hypervisor import DiskView, DomainView
 from vmreplica.model.errors import BadRequest, Conflict, NotFound, Problem, Refused, VmReplicaError, from_problem
 from vmreplica.model.ids import DevicePath, DiskTarget, VmName
-from vmreplica.model.point import PointSummary
+from vmreplica.model.moments import require_ahead
+from vmreplica.model.point import PointSummary, Position
 from vmreplica.model.policy import BaseWish
 from vmreplica.model.seed import ExistingSeed, NetworkSeed, SeedDisk
 from vmreplica.model.units import format_size
@@ -45,6 +46,34 @@ def check_disks(view: DomainView, excluded: Sequence[DiskTarget]) -> list[DiskVi
             hint="a VM needs at least one disk that can be replicated and is not excluded",
         )
     return wanted
+
+
+def check_beginning(name: VmName, begin_at: dt.datetime | None, now: dt.datetime) -> None:
+    """Refuse a beginning that is past or too far ahead.
+
+    Raises:
+        BadRequest: ``begin-invalid``.
+    """
+    if begin_at is None:
+        return
+    try:
+        require_ahead(begin_at, now)
+    except ValueError as error:
+        raise BadRequest("begin-invalid", f"{name}: {error}", hint="--at 22:00, at most seven days ahead") from None
+
+
+def check_not_begun(name: VmName, begin_at: dt.datetime | None, position: Position) -> None:
+    """Refuse to set a beginning for what has been.
+
+    Raises:
+        BadRequest: ``already-begun``: there are recovery points.
+    """
+    if begin_at is not None and position.latest is not None:
+        raise BadRequest(
+            "already-begun",
+            f"{name} has recovery points already: no initial replication is to come",
+            hint=f"without --at the policy changes at once; vmreplica limit {name} slows its cycles down",
+        )
 
 
 @dataclass(frozen=True, slots=True)

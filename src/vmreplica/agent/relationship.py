@@ -5,13 +5,16 @@ import threading
 from dataclasses import dataclass, field
 
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.schedule import begin_due
 from vmreplica.agent.tasks import Task
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName, VmId, VmName
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
+from vmreplica.model.rates import InForce
 from vmreplica.model.report import CycleReport, Progress, RelationshipReport
 from vmreplica.model.states import State
+from vmreplica.peer.line import Halt
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,7 +35,10 @@ class Relationship:
     meter: Meter | None = None
     #: Kind of the point on its way, while one is.
     sending: PointKind | None = None
-    halt: threading.Event = field(default_factory=threading.Event)
+    #: The running cycle reads whole disks; the next one would, and waits for a slot.
+    long: bool = False
+    queued: bool = False
+    halt: Halt = field(default_factory=Halt)
     idle: threading.Event = field(default_factory=threading.Event)
     #: Tasks that the next cycle, or the running one, answers.
     waiting: list[Task] = field(default_factory=list)
@@ -42,6 +48,22 @@ class Relationship:
     def running(self) -> bool:
         """Tell whether a cycle runs."""
         return self.meter is not None
+
+    @property
+    def begins(self) -> dt.datetime | None:
+        """Tell when initial replication begins, as far as it was set and there is no point yet."""
+        begun = self.position is not None and self.position.latest is not None
+        return None if begun else self.policy.begin_at
+
+    def due_at(self, clock: float, now: dt.datetime) -> float:
+        """Tell the monotonic time at which the next cycle is due.
+
+        Args:
+            clock: the present monotonic time.
+            now: the same instant, aware.
+        """
+        begins = self.begins
+        return self.due if begins is None else begin_due(self.due, clock, (begins - now).total_seconds())
 
     def state(self) -> State:
         """Derive the state from facts."""
@@ -73,7 +95,7 @@ def seed_progress(position: Position | None, *, prefix: str = "on the replica: "
 
 
 def describe(
-    rel: Relationship, *, peer: HostName | None, points: int, now: dt.datetime, clock: float
+    rel: Relationship, *, peer: HostName | None, points: int, rate: InForce, now: dt.datetime, clock: float
 ) -> RelationshipReport:
     """Report a relationship from its primary.
 
@@ -81,6 +103,7 @@ def describe(
         rel: the relationship.
         peer: the replica's name, when it is still paired.
         points: how many points the replica had when last seen.
+        rate: how fast its points may be sent now, and until when.
         now: aware wall-clock time.
         clock: the monotonic time that ``rel.due`` is measured by.
     """
@@ -114,7 +137,14 @@ def describe(
         latest=latest,
         point_age=age,
         points=points,
-        next_due=None if rel.running or rel.policy.paused else now + dt.timedelta(seconds=max(0.0, rel.due - clock)),
+        next_due=None
+        if rel.running or rel.policy.paused
+        else now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock)),
+        begins_at=begins if (begins := rel.begins) is not None and begins > now else None,
+        waits=None if rel.running else rel.waits,
+        limit=rel.policy.limit,
+        rate=rate.rate,
+        rate_until=rate.until,
         progress=rel.meter.progress() if rel.meter else seed_progress(rel.position),
         last_cycle=rel.last,
         excluded=rel.policy.excluded,

@@ -6,7 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -15,14 +15,22 @@ from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
-from vmreplica.failover.execute import execute, recover
-from vmreplica.failover.plan import PrimaryAnswer, plan_unplanned
+from vmreplica.failover.execute import execute, recover, undo
+from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
+from vmreplica.failover.trial import Trials
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostId, PointId, VmId
 from vmreplica.model.point import PointSummary, Position
-from vmreplica.model.report import FailoverPlan, FailoverReport, PointsReport, RelationshipReport
+from vmreplica.model.report import (
+    CancelReport,
+    FailoverPlan,
+    FailoverReport,
+    PointsReport,
+    RelationshipReport,
+    TrialStarted,
+)
 from vmreplica.model.states import RECEIVING, Event, State
 from vmreplica.peer.book import PeerBook
 from vmreplica.repository import Replica, Repository
@@ -31,6 +39,8 @@ _log: Final = structlog.get_logger(__name__)
 
 #: Seconds a primary has to say whether the VM runs there; on the worst day it is gone and nobody wants to wait.
 _ASK_LIMIT: Final = 1.0
+#: Seconds between looks whether the time of a test failover is over.
+_TRIAL_CHECK: Final = 10.0
 
 
 class ReplicaSide:
@@ -59,6 +69,7 @@ class ReplicaSide:
         self._hypervisor = hypervisor
         self._clients = clients
         self._book = book
+        self._trials = Trials(hypervisor)
         self._failing_over = threading.Lock()
         self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
@@ -70,6 +81,7 @@ class ReplicaSide:
         for replica in self._repository.replicas():
             try:
                 recover(replica, self._hypervisor)
+                self._trials.recover(replica)
             except VmReplicaError as error:
                 _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
             self._upkeep.put(replica.record.vm)
@@ -142,6 +154,56 @@ class ReplicaSide:
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
+    def plan_test(self, vm: str, point: PointId | None, network: str | None) -> FailoverPlan:
+        """Plan a test failover; changes nothing.
+
+        Raises:
+            NotFound: ``network-unknown``, and those of ``plan.plan_test``.
+        """
+        replica = self.get(vm)
+        leads_out = network is not None and self._hypervisor.network_leads_out(network)
+        return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
+
+    def test(self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None) -> TrialStarted:
+        """Start a copy of the VM here, beside the VM itself.
+
+        Args:
+            vm: name or UUID.
+            point: from which; None: the newest.
+            network: of this host, for all its interfaces; None: they are unplugged.
+            seconds: until it is removed by itself; None: never.
+
+        Raises:
+            VmReplicaError: it was refused, or a step failed and everything was undone.
+        """
+        replica, began = self.get(vm), time.monotonic()
+        plan = self.plan_test(vm, point, network)
+        until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+        trial, notes = self._trials.start(replica, plan, network=network, until=until)
+        shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+        return TrialStarted(plan=shown, trial=trial, seconds=time.monotonic() - began)
+
+    def cancel(self, vm: str, *, tests_only: bool) -> CancelReport:
+        """Take back the failover in effect; when there is none, or it is asked for, the test failovers.
+
+        Raises:
+            Conflict: ``nothing-to-cancel``.
+        """
+        replica = self.get(vm)
+        record = replica.record
+        if not tests_only and State(record.state) is State.FAILED_OVER:
+            with self._failing_over:
+                undo(replica, self._hypervisor)
+            return self._cancelled(replica, "unplanned", (record.name,))
+        removed = self._trials.end(replica)
+        if not removed:
+            raise Conflict(
+                "nothing-to-cancel",
+                f"{record.name} is {record.state}: there is no {'' if tests_only else 'failover and no '}test failover",
+                hint="`vmreplica status` shows what runs here",
+            )
+        return self._cancelled(replica, "test", removed)
+
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Say which network of this host stands for which one of the primary."""
         replica = self.get(vm)
@@ -173,6 +235,12 @@ class ReplicaSide:
             Conflict: the VM is defined here on the replica's files.
         """
         record = replica.record
+        if record.trials and delete_copy:
+            raise Conflict(
+                "replica-in-use",
+                f"a test failover of {record.name} runs on the files of its replica",
+                hint=f"vmreplica failover {record.name} --test --cancel",
+            )
         if record.failover is not None and self._hypervisor.exists(record.vm):
             raise Conflict(
                 "replica-in-use",
@@ -213,6 +281,7 @@ class ReplicaSide:
             latest=latest,
             point_age=age,
             points=len(points),
+            trials=self._trials.reports(replica),
             progress=seed_progress(position, prefix=""),
         )
 
@@ -242,17 +311,42 @@ class ReplicaSide:
         except VmReplicaError as error:
             _log.warning("cannot ask what this host offers", why=error.message)
 
+    def _cancelled(
+        self, replica: Replica, kind: Literal["unplanned", "test"], removed: tuple[str, ...]
+    ) -> CancelReport:
+        record = replica.record
+        self._upkeep.put(record.vm)
+        return CancelReport(vm=record.vm, name=record.name, kind=kind, removed=removed, state=State(record.state))
+
     def _keep_chains(self) -> None:
-        while (vm := self._upkeep.get()) is not None:
+        while True:
             try:
-                folded = self._repository.replica(vm).apply_retention()
+                vm = self._upkeep.get(timeout=_TRIAL_CHECK)
+            except queue.Empty:
+                self._expire_trials()
+                continue
+            if vm is None:
+                return
+            self._keep_chain(vm)
+
+    def _expire_trials(self) -> None:
+        now = dt.datetime.now(dt.UTC)
+        for replica in self._repository.replicas():
+            try:
+                self._trials.expire(replica, now)
             except VmReplicaError as error:
-                _log.warning("old points stay", vm=vm, why=error.message)
-            except Exception:  # noqa: BLE001 - upkeep of one VM must not end that of the others
-                _log.exception("upkeep failed", vm=vm)
-            else:
-                if folded:
-                    _log.info("folded old points into the base", vm=vm, points=folded)
+                _log.warning("a test failover cannot be removed", vm=replica.record.vm, why=error.message)
+
+    def _keep_chain(self, vm: VmId) -> None:
+        try:
+            folded = self._repository.replica(vm).apply_retention()
+        except VmReplicaError as error:
+            _log.warning("old points stay", vm=vm, why=error.message)
+        except Exception:  # noqa: BLE001 - upkeep of one VM must not end that of the others
+            _log.exception("upkeep failed", vm=vm)
+        else:
+            if folded:
+                _log.info("folded old points into the base", vm=vm, points=folded)
 
     def _peer_name(self, host: HostId) -> str | None:
         try:

@@ -11,20 +11,22 @@ from typing import Final, TypeVar
 
 import structlog
 
+from vmreplica.agent.account import report_run, waiting_error
+from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.cycle import Cycle, Outcome
-from vmreplica.agent.decide import WAITS_FOR_SEED, Capture
+from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle, Outcome
+from vmreplica.agent.decide import WAITS_FOR_SEED
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
+from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.protect import differed, vm_off
 from vmreplica.agent.relationship import Relationship, seed_progress
-from vmreplica.agent.schedule import Turn, missed_turns, next_due, next_wake, pick, retry_due
+from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.tasks import Task
 from vmreplica.hypervisor import DomainBrief
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmId
-from vmreplica.model.point import PointKind, PointSummary, Position
+from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 
@@ -37,6 +39,8 @@ _REFRESH: Final = 15.0
 _HALT_LIMIT: Final = 60.0
 #: Seconds between questions to a replica that reads an existing copy.
 _SEED_GLANCE: Final = 2.0
+#: What passes by itself: tasks wait for the point to come.
+_PATIENT: Final = frozenset({RESYNC_QUEUED, WAITS_FOR_SEED})
 
 
 class Runner:
@@ -46,15 +50,31 @@ class Runner:
         stages: libvirt, spool and limits.
         clients: connections to replicas.
         journal: history.
+        bandwidth: how fast is sent.
+        keeper: looks after backup jobs of VMs whose cycles rest.
         concurrent: cycles at once.
+        slots: of these, such as read whole disks.
     """
 
-    def __init__(self, *, stages: Stages, clients: Clients, journal: Journal, concurrent: int) -> None:
+    def __init__(
+        self,
+        *,
+        stages: Stages,
+        clients: Clients,
+        journal: Journal,
+        bandwidth: Bandwidth,
+        keeper: Keeper,
+        concurrent: int,
+        slots: int,
+    ) -> None:
         self._stages = stages
         self._hypervisor = stages.hypervisor
         self._clients = clients
         self._journal = journal
+        self._bandwidth = bandwidth
+        self._keeper = keeper
         self._concurrent = concurrent
+        self._slots = slots
         self._clock: Callable[[], float] = time.monotonic
         self._wake = threading.Condition()
         self._known: dict[VmId, Relationship] = {}
@@ -68,10 +88,11 @@ class Runner:
     def start(self) -> None:
         """Begin to look after the protected VMs."""
         self._hypervisor.watch(self._on_event)
+        self._keeper.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """End all cycles; jobs are given back to the hypervisor, nothing acknowledged is lost."""
+        """End all cycles; what they began goes on after the next start."""
         with self._wake:
             self._stopping = True
             for rel in self._known.values():
@@ -79,6 +100,7 @@ class Runner:
             self._wake.notify_all()
         self._thread.join()
         self._pool.shutdown(wait=True)
+        self._keeper.stop()
 
     # ---- relationships
 
@@ -116,7 +138,7 @@ class Runner:
         """Make a cycle due now; the task ends with the next one to begin."""
         with self._wake:
             rel.waiting.append(task)
-            rel.due = self._clock()
+            rel.due = min(rel.due, self._clock())
             self._wake.notify_all()
 
     def retire(self, rel: Relationship) -> None:
@@ -125,6 +147,7 @@ class Runner:
             self._retiring.add(rel.vm)
             self._known.pop(rel.vm, None)
         self.halt(rel)
+        self._keeper.release(rel.vm)
 
     def halt(self, rel: Relationship) -> None:
         """Give up the running cycle, if any, and wait for it; who waits for a later one is told."""
@@ -159,6 +182,12 @@ class Runner:
             if taken:
                 self._give_back(rel)
 
+    def update(self, rel: Relationship, policy: Policy) -> None:
+        """Put a new policy in force that asks for no cycle of its own; a running one follows it."""
+        with self._wake:
+            rel.policy = policy
+            self._wake.notify_all()
+
     def each(self, view: Callable[[Relationship, float], _T]) -> list[_T]:
         """Look at every relationship, with the present time of the scheduler's clock; nothing moves meanwhile."""
         with self._wake:
@@ -174,14 +203,15 @@ class Runner:
                 if self._stopping:
                     return
                 now = self._clock()
-                for vm in pick(now, self._turns(), self._concurrent):
+                for vm in pick(now, self._turns(), self._concurrent, self._slots):
                     self._launch(self._known[vm])
                 busy = sum(rel.running for rel in self._known.values()) >= self._concurrent
                 self._wake.wait(_REFRESH if busy else next_wake(now, self._turns(), _REFRESH))
 
     def _turns(self) -> list[Turn]:
+        clock, now = self._clock(), dt.datetime.now(dt.UTC)
         return [
-            Turn(vm=rel.vm, due=rel.due, running=rel.running)
+            Turn(vm=rel.vm, due=rel.due_at(clock, now), running=rel.running, long=rel.long, queued=rel.queued)
             for rel in self._known.values()
             if rel.running or not rel.policy.paused
         ]
@@ -218,12 +248,13 @@ class Runner:
 
     def _run(self, rel: Relationship, meter: Meter) -> None:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
+        self._keeper.release(rel.vm)
         try:
             outcome = self._cycle(rel, meter).run()
         except VmReplicaError as caught:
             # There is no way to the replica at all, for example because it is no longer paired.
             outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
-        report = _report(rel, meter, outcome, started=started, seconds=self._clock() - clock)
+        report = report_run(rel, meter, outcome, started=started, seconds=self._clock() - clock)
         self._settle(rel, report, outcome, clock)
 
     def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
@@ -233,10 +264,17 @@ class Runner:
             vm=rel.vm,
             policy=rel.policy,
             halt=rel.halt,
+            pace=self._bandwidth.throttle(rel.vm, lambda: rel.policy.limit, meter.sent),
+            slot=lambda *, must: self._may_go_long(rel, must=must),
             meter=meter,
             seen=lambda position: self._saw(rel, position),
             began=lambda kind: self._began(rel, kind),
         )
+
+    def _may_go_long(self, rel: Relationship, *, must: bool) -> bool:
+        with self._wake:
+            rel.long = rel.long or must or may_go_long(self._turns(), rel.vm, self._slots)
+            return rel.long
 
     def _saw(self, rel: Relationship, position: Position) -> None:
         with self._wake:
@@ -250,24 +288,29 @@ class Runner:
     def _settle(self, rel: Relationship, report: CycleReport | None, outcome: Outcome, started: float) -> None:
         if report is not None:
             self._keep(rel, report)
+        self._keeper.hold(rel.vm)
         with self._wake:
             now = self._clock()
-            rel.meter, rel.sending = None, None
+            rel.meter, rel.sending, rel.long = None, None, False
             rel.waits = outcome.waits
+            rel.queued = outcome.waits == RESYNC_QUEUED
             rel.fenced = outcome.error is not None and outcome.error.code == "failed-over-elsewhere"
             rel.last = report or rel.last
-            self._plan_next(rel, outcome, started, now)
-            if outcome.waits == WAITS_FOR_SEED:
-                # Whoever waits for the first point goes on waiting.
+            if outcome.waits in _PATIENT:
+                # Whoever waits for the point goes on waiting.
                 rel.waiting, rel.answering = [*rel.answering, *rel.waiting], []
-                rel.due = now + _SEED_GLANCE
-            elif rel.waiting:
-                rel.due = now
+            if not rel.queued:
+                # Else it keeps its place.
+                self._plan_next(rel, outcome, started, now)
+                if outcome.waits == WAITS_FOR_SEED:
+                    rel.due = now + _SEED_GLANCE
+                elif rel.waiting:
+                    rel.due = now
             answered, rel.answering = rel.answering, []
             rel.idle.set()
             self._wake.notify_all()
         for task in answered:
-            task.finish(report, outcome.error or _waiting_error(rel, outcome))
+            task.finish(report, outcome.error or waiting_error(rel, outcome))
 
     def _plan_next(self, rel: Relationship, outcome: Outcome, started: float, now: float) -> None:
         interval = float(rel.policy.interval)
@@ -300,7 +343,7 @@ class Runner:
         with self._wake:
             rel = self._known.get(vm)
             if rel is not None and event in {"started", "resumed"} and rel.waits is not None:
-                rel.due = self._clock()
+                rel.due = min(rel.due, self._clock())
             self._refresh_at = 0.0
             self._wake.notify_all()
 
@@ -315,50 +358,34 @@ class Runner:
             _log.warning("cannot read the policies of the VMs", why=error.message)
             return
         with self._wake:
-            for vm in [vm for vm, rel in self._known.items() if vm not in policies and not rel.running]:
-                del self._known[vm]
+            gone = [rel for vm, rel in self._known.items() if vm not in policies and not rel.running]
             self._retiring &= set(policies)
             retiring = frozenset(self._retiring)
+        for rel in gone:
+            if not (rel.vm in briefs and self._put_policy_back(rel)):
+                with self._wake:
+                    self._known.pop(rel.vm, None)
         for vm, policy in policies.items():
             if vm in briefs and vm not in retiring:
+                known = self.find(vm) is not None
                 self.adopt(briefs[vm], policy)
+                if not known:
+                    # Its cycle may not begin for long, for example because it is paused.
+                    self._keeper.hold(vm)
 
-
-def _report(
-    rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
-) -> CycleReport | None:
-    """Describe a run for the journal; a run that only found the VM off is no event."""
-    published, step, error = outcome.published, outcome.step, outcome.error
-    if error is None and published is None:
-        return None
-    stopped = error is not None and error.code == "cycle-stopped"
-    kind = published.kind if published else (step.kind if step else _kind_expected(rel))
-    return CycleReport(
-        kind=kind,
-        point=published.point if published else None,
-        reason=_reason(rel, step, published),
-        started=started,
-        seconds=seconds,
-        outcome="published" if error is None else ("cancelled" if stopped else "failed"),
-        guest_bytes=outcome.guest_bytes,
-        wire_bytes=meter.wire_bytes(),
-        error_code=error.code if error else None,
-        error=error.message if error else None,
-        hint=error.hint if error else "",
-    )
-
-
-def _kind_expected(rel: Relationship) -> PointKind:
-    latest = rel.position.latest if rel.position is not None else None
-    return "delta" if latest is not None and latest.bootable else "initial"
-
-
-def _reason(rel: Relationship, step: Capture | None, published: PointSummary | None) -> str:
-    if step is None:
-        return "continued"
-    latest = rel.position.latest if rel.position is not None else None
-    seeded = published is not None and latest is not None and not latest.bootable
-    return f"{step.reason} ({differed(published)})" if published is not None and seeded else step.reason
+    def _put_policy_back(self, rel: Relationship) -> bool:
+        """Whoever defines a VM anew without our metadata did not mean to end its protection: ``disable`` does that."""
+        try:
+            if self._hypervisor.policy(rel.vm) is None:
+                with self._wake:
+                    if self._known.get(rel.vm) is not rel:
+                        return False
+                self._hypervisor.set_policy(rel.vm, rel.policy)
+                _log.warning("a policy was lost with the VM's definition and is put back", vm=rel.vm, name=rel.name)
+        except VmReplicaError as error:
+            _log.warning("a VM is no longer protected: its policy is gone", vm=rel.vm, why=error.message)
+            return False
+        return True
 
 
 def _show_seeding(rel: Relationship) -> None:
@@ -366,9 +393,3 @@ def _show_seeding(rel: Relationship) -> None:
     progress = seed_progress(rel.position)
     if rel.meter is not None and progress is not None:
         rel.meter.show(progress)
-
-
-def _waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
-    if outcome.waits is None:
-        return None
-    return vm_off(rel.name, dt.datetime.now(dt.UTC))

@@ -1,7 +1,8 @@
 """Which relationship's cycle runs next: pure, so that every promise about it is a property.
 
-The longest overdue goes first, no more than the limit run at once, none runs twice at once. A cycle that takes longer
-than its interval is followed by the next one at once; missed turns are counted, never piled up.
+The longest overdue goes first, no more than the limit run at once, none runs twice at once. Those that are known to
+read whole disks wait in a queue of their own, so that they never take the last place from a delta. A cycle that takes
+longer than its interval is followed by the next one at once; missed turns are counted, never piled up.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,14 +22,51 @@ class Turn:
     vm: VmId
     due: float
     running: bool = False
+    #: It runs, and reads whole disks.
+    long: bool = False
+    #: It would read whole disks, and was told to wait.
+    queued: bool = False
 
 
-def pick(now: float, turns: Iterable[Turn], limit: int) -> list[VmId]:
-    """Choose whose cycle starts now, longest overdue first."""
+def pick(now: float, turns: Iterable[Turn], limit: int, slots: int) -> list[VmId]:
+    """Choose whose cycle starts now, longest overdue first.
+
+    Args:
+        now: present time.
+        turns: all relationships.
+        limit: cycles at once.
+        slots: of these, such as read whole disks.
+    """
     known: Sequence[Turn] = tuple(turns)
     room = limit - sum(turn.running for turn in known)
-    ready = sorted((turn for turn in known if turn.due <= now and not turn.running), key=lambda t: (t.due, t.vm))
-    return [turn.vm for turn in ready[: max(0, room)]]
+    free = slots - sum(turn.long for turn in known)
+    chosen: list[VmId] = []
+    for turn in sorted((t for t in known if t.due <= now and not t.running), key=lambda t: (t.due, t.vm)):
+        if len(chosen) >= room:
+            break
+        if turn.queued and free <= 0:
+            continue
+        free -= turn.queued
+        chosen.append(turn.vm)
+    return chosen
+
+
+def long_slots(wanted: int, limit: int) -> int:
+    """Tell how many cycles may read whole disks at once: one place is left for deltas, if there are two at all."""
+    return max(1, min(wanted, limit - 1))
+
+
+def may_go_long(turns: Iterable[Turn], vm: VmId, slots: int) -> bool:
+    """Tell whether a running cycle may begin to read whole disks: there is a slot, and nobody waits longer for it."""
+    known = {turn.vm: turn for turn in turns}
+    own = known[vm]
+    before = sum(turn.queued and not turn.running and (turn.due, turn.vm) < (own.due, vm) for turn in known.values())
+    return sum(turn.long for turn in known.values()) + before < slots
+
+
+def begin_due(due: float, now: float, seconds_ahead: float) -> float:
+    """Tell when a cycle is due that may begin only so many seconds from now."""
+    return max(due, now + seconds_ahead)
 
 
 def next_wake(now: float, turns: Iterable[Turn], longest: float) -> float:

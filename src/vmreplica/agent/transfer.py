@@ -2,13 +2,13 @@
 
 The network may fail while the view is being read: sending is tried again as long as reading goes on, so that an
 initial replication of hours outlives a cut of minutes. The guest comes first: when the scratch space of the job runs
-low, the job is given up.
+low, the job is given up. Stopped from outside, it leaves the job and the spool as they are: the next cycle goes on.
 """
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,17 +21,18 @@ from vmreplica.agent.schedule import BACKOFF
 from vmreplica.capture import DiskPlan, capture_point
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import BackupJob
-from vmreplica.model.errors import Conflict, Corrupt, NoSpace, VmReplicaError
+from vmreplica.model.errors import Corrupt, NoSpace, VmReplicaError
 from vmreplica.model.point import PointSummary
 from vmreplica.model.units import format_size
 from vmreplica.peer.client import PeerClient
+from vmreplica.peer.line import Halt, Line, Pace, stopped
 from vmreplica.ship import ship_point
 from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
 #: Seconds between looks at a job's scratch space.
-_WATCH: Final = 0.5
+WATCH: Final = 0.5
 #: Answers of the replica after which a point has to be taken anew.
 _HOPELESS: Final = frozenset(
     {
@@ -66,8 +67,9 @@ class Transfer:
     Args:
         point: its place in the spool.
         wire: the replica.
+        pace: how fast may be sent.
         limits: threads, level, scratch.
-        halt: set from outside to give up.
+        halt: set from outside to stop, now.
         meter: fed with progress.
         holdings: what the replica is known to hold, for comparison.
         give_up: ends the job and discards the point, before the error is raised, when reading cannot be finished.
@@ -78,17 +80,19 @@ class Transfer:
         *,
         point: SpoolPoint,
         wire: PeerClient,
+        pace: Pace,
         limits: TransferLimits,
-        halt: threading.Event,
+        halt: Halt,
         meter: Meter,
         holdings: Holdings,
         give_up: Callable[[], None],
     ) -> None:
         self._point = point
-        self._wire = wire
         self._limits = limits
         self._outer_halt = halt
-        self._halt = threading.Event()
+        #: Set for whatever reason the transfer ends early: sending hangs up at once.
+        self._halt = Halt()
+        self._wire = wire.on(Line(self._halt, pace))
         self._meter = meter
         self._holdings = holdings
         self._give_up = give_up
@@ -96,35 +100,53 @@ class Transfer:
 
     def ship_only(self) -> PointSummary:
         """Send a point that was read to its end before."""
-        with self._watched(None):
-            return self._ship_or_give_up()
+        self._meter.waiting(self._point.waiting_bytes())
+        with self._outer_halt.ending(self._stop_outside):
+            try:
+                return self._ship_once()
+            except VmReplicaError as error:
+                if _is_hopeless(error):
+                    _log.warning("a spooled point is given up", point=self._point.opening.point, why=error.message)
+                    self._give_up()
+                raise self._failure or error from error
 
     def capture_and_ship(self, job: BackupJob) -> PointSummary:
-        """Read the job's frozen view and send it; the job has ended when this returns or raises.
+        """Read the job's frozen view and send it; the job has ended when this returns.
 
         Raises:
             VmReplicaError: reading or sending failed. When reading had been finished the point stays in the spool.
+            Conflict: ``cycle-stopped``: stopped from outside. If the replica holds some of a point that is not read to
+                its end, the job runs on.
         """
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ship") as pool:
+        with (
+            self._outer_halt.ending(self._stop_outside),
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="ship") as pool,
+        ):
             sending = pool.submit(self._ship_while_reading)
             try:
-                with self._watched(job), job:
+                with self._watched(job):
                     self._read(job)
+                self._meter.waiting(self._point.waiting_bytes())
+                job.end()
             except BaseException:
                 self._halt.set()
                 sending.exception()
-                self._give_up()
+                if not (self._stopped_outside() and self._worth_keeping()):
+                    self._end(job)
                 raise
-            return sending.result()
+            return self._result_of(sending)
 
-    def _ship_or_give_up(self) -> PointSummary:
+    def _end(self, job: BackupJob) -> None:
         try:
-            return self._ship_once()
+            job.end()
+        finally:
+            self._give_up()
+
+    def _result_of(self, sending: Future[PointSummary]) -> PointSummary:
+        try:
+            return sending.result()
         except VmReplicaError as error:
-            if _is_hopeless(error):
-                _log.warning("a spooled point is given up", point=self._point.opening.point, why=error.message)
-                self._give_up()
-            raise
+            raise self._failure or error from error
 
     def _read(self, job: BackupJob) -> None:
         try:
@@ -171,7 +193,6 @@ class Transfer:
             self._wire,
             workers=self._limits.connections,
             cancel=self._halt,
-            progress=self._meter.sent,
         )
 
     def _fail(self, error: VmReplicaError) -> None:
@@ -181,7 +202,7 @@ class Transfer:
             self._halt.set()
 
     @contextlib.contextmanager
-    def _watched(self, job: BackupJob | None) -> Iterator[None]:
+    def _watched(self, job: BackupJob) -> Iterator[None]:
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(job, over), name="watch", daemon=True)
         watcher.start()
@@ -191,31 +212,40 @@ class Transfer:
             over.set()
             watcher.join()
 
-    def _watch(self, job: BackupJob | None, over: threading.Event) -> None:
-        while not over.wait(_WATCH):
-            if self._outer_halt.is_set():
-                self._stop(Conflict("cycle-stopped", "the cycle was stopped", kind="transient"))
-            elif job is not None:
-                self._watch_scratch(job)
+    def _watch(self, job: BackupJob, over: threading.Event) -> None:
+        while not over.wait(WATCH):
+            self._meter.waiting(self._point.waiting_bytes())
+            failure = scratch_trouble(job, self._limits)
+            if failure is not None:
+                self._stop(failure)
 
-    def _watch_scratch(self, job: BackupJob) -> None:
-        used = job.scratch_bytes()
-        free = free_bytes(self._limits.scratch_dir)
-        if used <= _SCRATCH_ALARM * self._limits.scratch_cap and free >= self._limits.min_free // 2:
-            return
-        self._stop(
-            NoSpace(
-                "scratch-full",
-                f"the scratch space in {self._limits.scratch_dir} runs low ({format_size(used)} used, "
-                f"{format_size(free)} free): the backup job was given up to spare the guest",
-                hint="make room there or raise limits.scratch_cap; replication goes on by itself",
-            )
-        )
+    def _stop_outside(self) -> None:
+        self._stop(stopped())
+
+    def _stopped_outside(self) -> bool:
+        return self._failure is not None and self._failure.code == "cycle-stopped"
+
+    def _worth_keeping(self) -> bool:
+        return any(disk.next_segment > len(disk.waiting()) for disk in self._point.disks)
 
     def _stop(self, failure: VmReplicaError) -> None:
         if self._failure is None:
             self._failure = failure
         self._halt.set()
+
+
+def scratch_trouble(job: BackupJob, limits: TransferLimits) -> NoSpace | None:
+    """Tell whether a job has to be given up, so that the guest never meets a full scratch file."""
+    used = job.scratch_bytes()
+    free = free_bytes(limits.scratch_dir)
+    if used <= _SCRATCH_ALARM * limits.scratch_cap and free >= limits.min_free // 2:
+        return None
+    return NoSpace(
+        "scratch-full",
+        f"the scratch space in {limits.scratch_dir} runs low ({format_size(used)} used, "
+        f"{format_size(free)} free): the backup job was given up to spare the guest",
+        hint="make room there or raise limits.scratch_cap; replication goes on by itself",
+    )
 
 
 def _is_hopeless(error: VmReplicaError) -> bool:

@@ -13,6 +13,7 @@ from vmreplica.api.calls import Calls
 from vmreplica.api.facade import AgentFacade
 from vmreplica.api.metrics import render_metrics
 from vmreplica.api.requests import (
+    CancelRequest,
     DisableRequest,
     DoctorRequest,
     EnableRequest,
@@ -20,7 +21,9 @@ from vmreplica.api.requests import (
     HandOverRequest,
     InviteRequest,
     JoinRequest,
+    LimitRequest,
     NetworksRequest,
+    TrialRequest,
 )
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
@@ -69,8 +72,12 @@ class _Vms:
             web.post(f"{_VM}/pause", self._pause),
             web.post(f"{_VM}/resume", self._resume),
             web.post(f"{_VM}/sync", self._sync),
+            web.put(f"{_VM}/limit", self._limit),
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
+            web.get(f"{_VM}/test-plan", self._test_plan),
+            web.post(f"{_VM}/test", self._test),
+            web.post(f"{_VM}/cancel", self._cancel),
             web.put(f"{_VM}/networks", self._networks),
             web.post(f"{_VM}/hand-over", self._hand_over),
         ]
@@ -108,8 +115,14 @@ class _Vms:
             base_devices=body.base_devices,
             erase=body.erase,
             seed=body.seed,
+            limit=body.limit,
+            at=body.at,
         )
         return answer(await self._run(call), status=202)
+
+    async def _limit(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, LimitRequest)
+        return answer(await self._run(partial(self._agent.limit, vm, body.limit)))
 
     async def _disable(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, DisableRequest)
@@ -131,6 +144,19 @@ class _Vms:
     async def _failover(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, FailoverRequest)
         return answer(await self._run(partial(self._agent.failover, vm, body.point)))
+
+    async def _test_plan(self, request: web.Request) -> web.Response:
+        vm, point, network = _vm(request), _point(request), request.query.get("network")
+        return answer(await self._run(partial(self._agent.plan_test, vm, point, network)))
+
+    async def _test(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, TrialRequest)
+        call = partial(self._agent.test_failover, vm, point=body.point, network=body.network, seconds=body.seconds)
+        return answer(await self._run(call), status=201)
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, CancelRequest)
+        return answer(await self._run(partial(self._agent.cancel_failover, vm, tests_only=body.tests_only)))
 
     async def _networks(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, NetworksRequest)

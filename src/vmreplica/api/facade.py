@@ -1,9 +1,12 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
+from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
+    CancelReport,
     CycleReport,
     DoctorReport,
     FailoverPlan,
@@ -15,6 +18,7 @@ from vmreplica.model.report import (
     RelationshipReport,
     StatusReport,
     TaskReport,
+    TrialStarted,
 )
 from vmreplica.model.seed import ExistingSeed, NetworkSeed
 
@@ -42,11 +46,16 @@ class AgentFacade(Protocol):
         base_devices: Mapping[str, str],
         erase: bool,
         seed: ExistingSeed | NetworkSeed | None = None,
+        limit: Limit | None = None,
+        at: dt.datetime | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication.
 
         ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
         """
+
+    def limit(self, vm: str, limit: Limit) -> RelationshipReport:
+        """Change how fast a VM's points may be sent."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""
@@ -68,6 +77,15 @@ class AgentFacade(Protocol):
 
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
+
+    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+        """Tell what a test failover would do; changes nothing."""
+
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+        """Start a copy of the VM on this host, beside the VM, isolated unless a network is named."""
+
+    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
+        """Take back the failover, or the test failovers, with every trace."""
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""

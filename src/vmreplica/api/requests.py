@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.ids import DevicePath, DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.rates import Limit
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
 
@@ -26,6 +27,16 @@ class EnableRequest(Shape):
     erase: bool = False
     #: How the first copy gets there; None: over the network, or as it was.
     seed: SeedRequest | None = None
+    #: How fast points may be sent; None: as before.
+    limit: Limit | None = None
+    #: When initial replication begins; None: now.
+    at: AwareDatetime | None = None
+
+
+class LimitRequest(Shape):
+    """Change how fast a VM's points may be sent."""
+
+    limit: Limit
 
 
 class DisableRequest(Shape):
@@ -45,6 +56,21 @@ class FailoverRequest(Shape):
     """Start a VM on its replica; without a point from the newest one."""
 
     point: PointId | None = None
+
+
+class TrialRequest(Shape):
+    """Start a copy beside the VM; without a point from the newest one, without a network unplugged."""
+
+    point: PointId | None = None
+    network: NetworkName | None = None
+    #: Seconds until it is removed by itself; None: never.
+    seconds: Annotated[int, Field(ge=60, le=30 * 86400)] | None = None
+
+
+class CancelRequest(Shape):
+    """Take a failover back, or only the test failovers."""
+
+    tests_only: bool = False
 
 
 class HandOverRequest(Shape):

@@ -1,4 +1,4 @@
-"""The failover command: plan, show, confirm, execute."""
+"""The failover command: plan, show, confirm, execute; a test beside the VM; and taking either back."""
 
 from typing import Annotated
 
@@ -7,7 +7,8 @@ import typer
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
-from vmreplica.cli.output import confirm, make_request, read_report, show, show_answer
+from vmreplica.cli.output import confirm, console, make_request, read_report, show, show_answer
+from vmreplica.model.units import parse_duration
 
 
 def register(app: typer.Typer) -> None:
@@ -15,29 +16,81 @@ def register(app: typer.Typer) -> None:
     add_command(
         app,
         failover,
-        "On the replica: start the copy of a VM whose primary is gone.",
+        "On the replica: start the copy of a VM whose primary is gone, or try it beside the VM that runs.",
         "vmreplica failover web --dry-run",
         "vmreplica failover web",
         "vmreplica failover web --point 20261122T031500Z-5f3a90c1 --yes --json",
+        "vmreplica failover web --test --for 2h",
+        "vmreplica failover web --test --network lab-only",
+        "vmreplica failover web --cancel",
     )
+
+
+Test = Annotated[
+    bool, typer.Option("--test", help="Start a copy beside the VM, on a throw-away layer; replication goes on.")
+]
+Cancel = Annotated[
+    bool, typer.Option("--cancel", help="Take the failover back, or (with --test, or when there is none) the tests.")
+]
+Network = Annotated[
+    str | None,
+    typer.Option(metavar="NET", help="With --test: plug the copy in here; else its cables are unplugged."),
+]
+For = Annotated[
+    str | None, typer.Option("--for", metavar="TIME", help="With --test: remove the copy by itself after, say, 2h.")
+]
+Point = Annotated[
+    str | None, typer.Option(metavar="ID", help="An older recovery point, as vmreplica points lists them.")
+]
 
 
 def failover(
     vm: VmArgument,
     *,
-    point: Annotated[
-        str | None, typer.Option(metavar="ID", help="An older recovery point, as vmreplica points lists them.")
-    ] = None,
+    point: Point = None,
+    test: Test = False,
+    network: Network = None,
+    lifetime: For = None,
+    cancel: Cancel = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
-    """Fail over."""
+    """Fail over, test or take back."""
+    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel, dry_run=dry_run)
     client = AgentClient(socket)
-    if dry_run:
-        _show_plan(client.get(vm_path(vm, "failover-plan"), point=point), as_json=as_json)
+    if cancel:
+        _cancel(client, vm, tests_only=test, yes=yes, as_json=as_json)
+    elif dry_run:
+        plan = "test-plan" if test else "failover-plan"
+        _show_plan(client.get(vm_path(vm, plan), point=point, network=network), as_json=as_json)
+    elif test:
+        _test(client, vm, point, network, lifetime, yes=yes, as_json=as_json)
+    else:
+        _fail_over(client, vm, point, yes=yes, as_json=as_json)
+
+
+def _refuse_nonsense(
+    *, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool, dry_run: bool
+) -> None:
+    """See that the options go together.
+
+    Raises:
+        BadRequest: ``options-contradict``.
+    """
+    if (network or lifetime) and not test:
+        wrong, remedy = "--network and --for go with --test only", "vmreplica failover VM --test --network NET"
+    elif cancel and (point or network or lifetime or dry_run):
+        wrong, remedy = "--cancel goes with --test, --yes and --json only", "vmreplica failover VM --cancel"
+    else:
         return
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+
+    raise BadRequest("options-contradict", wrong, hint=remedy)
+
+
+def _fail_over(client: AgentClient, vm: str, point: str | None, *, yes: bool, as_json: bool) -> None:
     if not yes:
         point = _confirmed_point(client, vm, point, as_json=as_json)
     from vmreplica.api.requests import FailoverRequest  # noqa: PLC0415 - slow to import
@@ -47,17 +100,69 @@ def failover(
     if as_json:
         show_answer(answer)
         return
-    from vmreplica.cli.show import failover_view  # noqa: PLC0415 - slow to import
+    from vmreplica.cli.show_failover import failover_view  # noqa: PLC0415 - slow to import
     from vmreplica.model.report import FailoverReport  # noqa: PLC0415 - slow to import
 
     show(failover_view(read_report(FailoverReport, answer)))
+
+
+def _test(
+    client: AgentClient, vm: str, point: str | None, network: str | None, lifetime: str | None, *, yes: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from vmreplica.api.requests import TrialRequest  # noqa: PLC0415 - slow to import
+    from vmreplica.cli.show_failover import plan_view, trial_view  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import FailoverPlan, TrialStarted  # noqa: PLC0415 - slow to import
+
+    body = make_request(TrialRequest, point=point, network=network, seconds=_seconds(lifetime))
+    plan = read_report(FailoverPlan, client.get(vm_path(vm, "test-plan"), point=point, network=network))
+    if plan.warnings and not yes:
+        # A test that disturbs nothing needs no question; this one may.
+        if not as_json:
+            console(stderr=True).print(plan_view(plan))
+        confirm(f"Start a copy of {plan.name} on {network}?", yes=False, as_json=as_json)
+    answer = client.send("POST", vm_path(vm, "test"), body, timeout=LONG)
+    if as_json:
+        show_answer(answer)
+    else:
+        show(trial_view(read_report(TrialStarted, answer)))
+
+
+def _cancel(client: AgentClient, vm: str, *, tests_only: bool, yes: bool, as_json: bool) -> None:
+    from vmreplica.api.requests import CancelRequest  # noqa: PLC0415 - slow to import
+    from vmreplica.cli.show_failover import cancel_view  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import CancelReport, StatusReport  # noqa: PLC0415 - slow to import
+    from vmreplica.model.states import State  # noqa: PLC0415 - slow to import
+
+    if not (yes or tests_only):
+        status = read_report(StatusReport, client.get("/v1/status", vm=vm))
+        if any(relation.state == State.FAILED_OVER for relation in status.relationships):
+            question = f"{vm} is shut off here and everything it wrote since its failover is lost. Take it back?"
+            confirm(question, yes=False, as_json=as_json)
+    body = make_request(CancelRequest, tests_only=tests_only)
+    answer = client.send("POST", vm_path(vm, "cancel"), body, timeout=LONG)
+    if as_json:
+        show_answer(answer)
+    else:
+        show(cancel_view(read_report(CancelReport, answer)))
+
+
+def _seconds(lifetime: str | None) -> int | None:
+    if lifetime is None:
+        return None
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+
+    try:
+        return parse_duration(lifetime)
+    except ValueError as error:
+        raise BadRequest("lifetime-invalid", f"--for: {error}", hint="--for 30m, --for 2h") from error
 
 
 def _show_plan(answer: bytes, *, as_json: bool) -> None:
     if as_json:
         show_answer(answer)
         return
-    from vmreplica.cli.show import plan_view  # noqa: PLC0415 - slow to import
+    from vmreplica.cli.show_failover import plan_view  # noqa: PLC0415 - slow to import
     from vmreplica.model.report import FailoverPlan  # noqa: PLC0415 - slow to import
 
     show(plan_view(read_report(FailoverPlan, answer)))
@@ -65,8 +170,7 @@ def _show_plan(answer: bytes, *, as_json: bool) -> None:
 
 def _confirmed_point(client: AgentClient, vm: str, point: str | None, *, as_json: bool) -> str:
     # The point of the plan that was confirmed is the one that is started, even if a newer one arrives meanwhile.
-    from vmreplica.cli.output import console  # noqa: PLC0415 - slow to import
-    from vmreplica.cli.show import loss_text, plan_view  # noqa: PLC0415 - slow to import
+    from vmreplica.cli.show_failover import loss_text, plan_view  # noqa: PLC0415 - slow to import
     from vmreplica.model.report import FailoverPlan  # noqa: PLC0415 - slow to import
 
     plan = read_report(FailoverPlan, client.get(vm_path(vm, "failover-plan"), point=point))

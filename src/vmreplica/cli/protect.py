@@ -6,6 +6,7 @@ import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
 from vmreplica.model.units import parse_duration
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
         "vmreplica enable mail --to backup1 --base-device vda=/dev/vg/mail-copy",
         "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
+        "vmreplica enable files --to backup1 --at 22:00 --limit 'mon-fri 08:00-18:00 20M' --limit 50M",
     )
     add_command(
         app,
@@ -75,6 +77,8 @@ def enable(
     base_device: BaseDevices = None,
     yes: Yes = False,
     seed: Seed = None,
+    at: AtOption = None,
+    limit: LimitOption = None,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
@@ -92,9 +96,16 @@ def enable(
         base_devices=parse_devices(base_device or []),
         erase=yes,
         seed=parse_seed(seed) if seed is not None else None,
+        limit=read_limit(limit),
+        at=read_moment(at),
     )
     client = AgentClient(socket)
-    _task(client, vm, _enabled(client, vm, body, as_json=as_json), wait=wait, as_json=as_json)
+    answer = _enabled(client, vm, body, as_json=as_json)
+    if body.at is None or as_json:
+        _task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
+    else:
+        moment = f"{body.at.astimezone():%Y-%m-%d %H:%M}"
+        show_done(f"Initial replication of {vm} begins {moment}; vmreplica sync {vm} begins it now.", as_json=False)
 
 
 def disable(

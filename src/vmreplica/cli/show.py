@@ -8,12 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
 from vmreplica.model.health import Level
 from vmreplica.model.report import (
     CycleReport,
-    FailoverPlan,
-    FailoverReport,
     HistoryReport,
     PeerReport,
     PeersReport,
@@ -21,6 +20,7 @@ from vmreplica.model.report import (
     PointsReport,
     RelationshipReport,
     StatusReport,
+    TrialReport,
 )
 from vmreplica.model.units import format_duration, format_size
 
@@ -94,7 +94,7 @@ def peers_view(report: PeersReport) -> RenderableType:
         )
     table = _table(("name", "addresses", "host id", "paired"))
     for peer in report.peers:
-        table.add_row(peer.name, printable(", ".join(peer.addresses)), peer.host_id, _clock(peer.paired))
+        table.add_row(peer.name, printable(", ".join(peer.addresses)), peer.host_id, clock_text(peer.paired))
     return table
 
 
@@ -113,7 +113,7 @@ def test_view(test: PeerTest) -> RenderableType:
         ("host id", test.host_id),
         ("address", test.address),
         ("version", test.version),
-        ("certificate until", _clock(test.certificate_expires)),
+        ("certificate until", clock_text(test.certificate_expires)),
         ("clock difference", f"{test.clock_difference_seconds:+.3f} s"),
         ("round trip", f"{test.round_trip_ms:.1f} ms"),
         ("throughput", f"{format_size(test.send_bytes_per_second)}/s"),
@@ -123,39 +123,6 @@ def test_view(test: PeerTest) -> RenderableType:
     return Group(_pairs(pairs), *findings)
 
 
-def plan_view(plan: FailoverPlan) -> RenderableType:
-    """Show what a failover will do and lose."""
-    lines = [Text(f"{plan.kind.capitalize()} failover of {printable(plan.name)} from point {plan.point}", style="bold")]
-    lines += [Text(f"  {number}. {printable(step.text)}") for number, step in enumerate(plan.steps, start=1)]
-    lines.append(Text(loss_text(plan), style="yellow"))
-    return Group(*lines, *_warnings(plan))
-
-
-def loss_text(plan: FailoverPlan) -> str:
-    """Say what a failover loses."""
-    text = (
-        f"Lost: everything the guest wrote after {_clock(plan.instant)} "
-        f"({format_duration(plan.loses_seconds)} until now)"
-    )
-    if plan.newer_points:
-        text += f", though {plan.newer_points} newer recovery point{'s' * (plan.newer_points > 1)} would lose less"
-    return f"{text}."
-
-
-def failover_view(report: FailoverReport) -> RenderableType:
-    """Show what a failover did."""
-    plan = report.plan
-    verb = "runs here" if report.started else "is defined here but not started"
-    return Group(
-        Text(
-            f"{printable(plan.name)} {verb} from point {plan.point} after {report.seconds:.1f} s; "
-            f"it is now {report.state}."
-        ),
-        Text(loss_text(plan), style="yellow"),
-        *_warnings(plan),
-    )
-
-
 def cycle_text(vm: str, cycle: CycleReport) -> str:
     """Say in a line how a cycle went."""
     return (
@@ -163,10 +130,6 @@ def cycle_text(vm: str, cycle: CycleReport) -> str:
         f"{format_size(cycle.guest_bytes)} of the guest, {format_size(cycle.wire_bytes)} sent, "
         f"{format_duration(cycle.seconds)}"
     )
-
-
-def _warnings(plan: FailoverPlan) -> list[Text]:
-    return [Text(f"! {printable(warning)}", style="yellow") for warning in plan.warnings]
 
 
 def _status_row(relation: RelationshipReport, now: dt.datetime) -> tuple[str | Text, ...]:
@@ -199,13 +162,24 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         ("epoch", str(relation.epoch)),
         ("next cycle", _due(relation, now)),
     ]
+    if relation.role == "primary":
+        pairs.append(("rate limit", limit_text(relation)))
     if relation.excluded:
         pairs.append(("not replicated", " ".join(relation.excluded)))
+    pairs += [("test failover", _trial(trial)) for trial in relation.trials]
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:
-        pairs.append(("last cycle", f"{_clock(cycle.started)}: {cycle_text(relation.name, cycle)}"))
+        pairs.append(("last cycle", f"{clock_text(cycle.started)}: {cycle_text(relation.name, cycle)}"))
     return pairs
+
+
+def _trial(trial: TrialReport) -> str:
+    """Say in a line how a test stands."""
+    life = {True: "runs", False: "is shut off", None: "is not told about by libvirt"}[trial.running]
+    place = f"on network {printable(trial.network)}" if trial.network else "unplugged"
+    end = f", removed at {clock_text(trial.until)}" if trial.until else ""
+    return f"{printable(trial.name)} {life}, {place}, from point {trial.point}{end}"
 
 
 def _remarks(relations: Iterable[RelationshipReport]) -> list[Text]:
@@ -233,7 +207,8 @@ def _activity(relation: RelationshipReport) -> str:
     if relation.progress:
         now = relation.progress
         share = f" {now.done_bytes * 100 // now.total_bytes}%" if now.total_bytes else ""
-        return f"{printable(now.phase)}{share}, {format_size(now.rate)}/s"
+        left = "" if now.seconds_left is None else f", {format_duration(now.seconds_left)} left"
+        return f"{printable(now.phase)}{share}, {format_size(now.rate)}/s{left}"
     cycle = relation.last_cycle
     if cycle is None:
         return ""
@@ -243,13 +218,18 @@ def _activity(relation: RelationshipReport) -> str:
 
 
 def _due(relation: RelationshipReport, now: dt.datetime) -> str:
+    if relation.begins_at is not None:
+        return f"begins {relation.begins_at.astimezone():%Y-%m-%d %H:%M}"
+    if relation.waits == "resync-queued":
+        return "waiting for its turn to resynchronize"
     if relation.next_due is None:
         return ""
     wait = (relation.next_due - now).total_seconds()
     return f"in {format_duration(wait)}" if wait > 0 else "due"
 
 
-def _clock(instant: dt.datetime) -> str:
+def clock_text(instant: dt.datetime) -> str:
+    """Say an instant in the time of this terminal."""
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 

@@ -1,28 +1,23 @@
 """Carrying out a failover, undoing one that failed, and finishing or undoing one that a crash interrupted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import structlog
 
-from vmreplica.failover.plan import PrimaryAnswer
+from vmreplica.failover.layer import make_layer, refuse_existing, remove_vm
+from vmreplica.failover.plan import PrimaryAnswer, StepHook, no_hook
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import BuiltDefinition, build
+from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import PointId
 from vmreplica.model.report import FailoverPlan
 from vmreplica.model.states import Event, State
-from vmreplica.qcow2.tools import create_overlay
 from vmreplica.repository import FailoverRecord, Replica
 
 _log: Final = structlog.get_logger(__name__)
-
-#: Called with the name of each step before it is done; tests kill the agent there.
-StepHook = Callable[[str], None]
-
-
-def _no_hook(_step: str) -> None:
-    return
 
 
 def execute(
@@ -31,7 +26,7 @@ def execute(
     plan: FailoverPlan,
     *,
     ask_primary: Callable[[], PrimaryAnswer],
-    before: StepHook = _no_hook,
+    before: StepHook = no_hook,
 ) -> tuple[str, ...]:
     """Start the VM on this host from the plan's point.
 
@@ -48,15 +43,15 @@ def execute(
     Raises:
         VmReplicaError: a step failed; everything done so far has been undone.
     """
-    _refuse_existing(replica, hypervisor)
+    refuse_existing(hypervisor, plan.vm, plan.name)
     replica.verify_devices()
     before("fence")
     _fence(replica, plan)
     try:
         before("layer")
-        _make_layer(replica, plan.point)
+        disks = make_layer(replica, plan.point, replica.run_dir, "../points")
         before("define")
-        built = _definition(replica, hypervisor, plan.point)
+        built = _definition(replica, hypervisor, plan.point, disks)
         hypervisor.define(built.xml)
         _refuse_running(plan.name, ask_primary())
         before("start")
@@ -83,26 +78,13 @@ def undo(replica: Replica, hypervisor: Hypervisor) -> None:
     record = replica.record
     if State(record.state) is not State.CANCELLING:
         replica.move(Event.CANCEL)
-    if hypervisor.exists(record.vm):
-        if hypervisor.running(record.vm):
-            hypervisor.stop(record.vm)
-        hypervisor.undefine(record.vm)
+    remove_vm(hypervisor, record.vm)
     replica.remove_run_layer()
     if record.failover is not None:
         replica.release(record.failover.hold)
     replica.update(failover=None)
     replica.move(Event.CANCELLED)
     _log.info("failover undone", vm=record.vm, name=record.name)
-
-
-def _refuse_existing(replica: Replica, hypervisor: Hypervisor) -> None:
-    record = replica.record
-    if hypervisor.exists(record.vm):
-        raise Conflict(
-            "vm-exists-here",
-            f"a VM with the id of {record.name} is already defined on this host",
-            hint=f"look at it with `virsh dominfo {record.vm}`; undefine it if it is a leftover",
-        )
 
 
 def _refuse_running(name: str, answer: PrimaryAnswer) -> None:
@@ -125,25 +107,9 @@ def _fence(replica: Replica, plan: FailoverPlan) -> None:
         raise
 
 
-def _make_layer(replica: Replica, point: PointId) -> None:
-    replica.remove_run_layer()
-    replica.run_dir.mkdir(mode=0o711)
-    for disk in replica.point(point).disks:
-        create_overlay(
-            replica.run_dir / f"{disk.target}.qcow2",
-            backing=f"../points/{point}/{disk.target}.qcow2",
-            size=disk.size,
-        )
-
-
-def _definition(replica: Replica, hypervisor: Hypervisor, point: PointId) -> BuiltDefinition:
-    disks = {disk.target: replica.run_dir / f"{disk.target}.qcow2" for disk in replica.point(point).disks}
-    return build(
-        replica.definition(point),
-        disks=disks,
-        network_map=replica.record.network_map,
-        **hypervisor.abilities(),
-    )
+def _definition(replica: Replica, hypervisor: Hypervisor, point: PointId, disks: Mapping[str, Path]) -> BuiltDefinition:
+    site = Site(disks=disks, network_map=replica.record.network_map, **hypervisor.abilities())
+    return build(replica.definition(point), site)
 
 
 def _started(replica: Replica) -> None:

@@ -1,8 +1,8 @@
 """What a failover will do and what it loses: a pure function of the replica's record and points."""
 
 import datetime as dt
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
 
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import PointId
@@ -12,8 +12,70 @@ from vmreplica.model.states import Event, State, transition
 from vmreplica.model.units import format_duration
 from vmreplica.repository import ReplicaRecord
 
+#: Called with the name of each step before it is done; tests kill the agent there.
+StepHook = Callable[[str], None]
+
 #: What the primary says about the VM when asked just before; ``silent``: it does not answer.
 PrimaryAnswer = Literal["runs", "stopped", "silent"]
+
+
+#: States in which a copy may be tried beside what goes on.
+_TESTABLE: Final = frozenset({State.REPLICATING, State.PAUSED, State.FAILED_OVER, State.COMMITTED})
+
+
+def no_hook(_step: str) -> None:
+    """Observe nothing."""
+
+
+def plan_test(
+    record: ReplicaRecord,
+    points: Sequence[PointSummary],
+    point: PointId | None,
+    *,
+    network: str | None,
+    leads_out: bool,
+) -> FailoverPlan:
+    """Plan to try a point beside the running VM: nothing is lost, nothing goes on differently.
+
+    Args:
+        record: the relationship on this side.
+        points: its recovery points, newest first.
+        point: the chosen one; None: the newest.
+        network: where the copy is plugged in; None: nowhere.
+        leads_out: whether that network reaches other networks.
+
+    Raises:
+        Conflict: the state forbids it (``state-forbids``).
+        NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
+    """
+    if State(record.state) not in _TESTABLE:
+        raise Conflict(
+            "state-forbids",
+            f"{record.name} is {record.state}: it cannot be tested now",
+            hint="`vmreplica status` shows what is going on",
+        )
+    chosen = _choose(record.name, points, point)
+    plug = f"plugged in to {network}" if network else "with all its network cables unplugged"
+    return FailoverPlan(
+        vm=record.vm,
+        name=record.name,
+        kind="test",
+        point=chosen.point,
+        instant=chosen.instant,
+        loses_seconds=0.0,
+        newer_points=0,
+        steps=(
+            FailoverStep(name="hold", text=f"hold point {chosen.point}; replication of {record.name} goes on"),
+            FailoverStep(name="layer", text="make a throw-away layer over its disks; the point itself is not written"),
+            FailoverStep(name="define", text=f"define a copy with a name and an id of its own, {plug}"),
+            FailoverStep(name="start", text="start the copy"),
+        ),
+        warnings=(
+            (f"network {network} leads out of this host: the copy has the addresses of the VM that runs",)
+            if leads_out
+            else ()
+        ),
+    )
 
 
 def plan_unplanned(

@@ -8,7 +8,7 @@ from defusedxml.ElementTree import fromstring
 
 
 class Abilities(TypedDict):
-    """Keyword arguments for ``definition.build``; libvirt's own words throughout."""
+    """Keyword arguments for ``definition_site.Site``; libvirt's own words throughout."""
 
     domain_type: str
     networks: Collection[str]

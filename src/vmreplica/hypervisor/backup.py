@@ -23,8 +23,9 @@ from vmreplica.hypervisor.busy import require_idle
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.disks import parse_disks
 from vmreplica.hypervisor.faults import named_disks, said
-from vmreplica.hypervisor.inspection import guest_size, untracked_disks
+from vmreplica.hypervisor.inspection import disks_of, guest_size, untracked_disks
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.room import require_room
 from vmreplica.model.errors import BadRequest, Conflict, TimedOut
 from vmreplica.model.ids import VmId
 
@@ -106,17 +107,18 @@ def begin(domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf, files: 
         BadRequest: a disk is not there (``disk-unknown``).
         HypervisorError: a migration or a job on a disk is under way (``vm-busy``).
         CheckpointBroken: a base cannot be used on some disks (``checkpoint-broken``).
-        NoSpace: no room for scratch.
+        NoSpace: no room for scratch, or for a bitmap beside an image.
     """
     live = _live_definition(domain, plan)
     _require_no_job(domain, plan, files)
     require_idle(domain, plan.name, plan.bases)
     untracked = untracked_disks(domain, live)
     require_bases(domain, shelf, plan, untracked)
+    tracked = [target for target in plan.bases if target not in untracked]
+    require_room(plan.name, [disk for disk in disks_of(domain, live) if disk.target in tracked])
     files.prepare(plan.vm, plan.checkpoint, _qemu_owner(live))
     disks = _job_disks(plan, files, plan.bases)
     socket = files.socket(plan.vm, plan.checkpoint)
-    tracked = [target for target in plan.bases if target not in untracked]
     try:
         domain.backupBegin(
             render_backup(socket, disks), render_checkpoint(plan.checkpoint, tracked) if tracked else None

@@ -7,9 +7,7 @@ The aim is a VM that starts on the worst day: what this host lacks is replaced b
 
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from defusedxml.common import DefusedXmlException
@@ -43,50 +41,16 @@ class BuiltDefinition:
     notes: tuple[str, ...]
 
 
-def build(
-    untrusted: str,
-    *,
-    disks: Mapping[str, Path],
-    network_map: Mapping[str, str],
-    networks: Collection[str],
-    domain_type: str,
-    bridges: Collection[str] = (),
-    machines: Collection[str] | None = None,
-    cpu_models: Collection[str] | None = None,
-    graphics: Collection[str] | None = None,
-    videos: Collection[str] | None = None,
-    tpm_backends: Collection[str] | None = None,
-    efi: bool = True,
-    console_log: Path | None = None,
-) -> BuiltDefinition:
-    """Build a definition for this host; ``**hypervisor.abilities()`` fills in what this host offers.
-
-    Args:
-        untrusted: the domain XML that a peer sent.
-        disks: our own qcow2 image for each disk target; all other disks are left out.
-        network_map: from the primary's network, bridge or device to a network here, ``bridge:NAME`` or ``none``.
-        networks: libvirt networks that are active here.
-        domain_type: ``kvm`` or ``qemu``.
-        bridges: bridges of this host.
-        machines: machine types of this host, aliases included; None accepts any. So do the following.
-        cpu_models: CPU models that run here.
-        graphics: kinds of displays.
-        videos: kinds of video cards.
-        tpm_backends: ``emulator`` when swtpm is installed.
-        efi: whether UEFI firmware is installed.
-        console_log: a file of this host that gets a copy of the first serial port's output.
+def build(untrusted: str, site: Site) -> BuiltDefinition:
+    """Build a definition from the domain XML that a peer sent, for this host.
 
     Raises:
         BadRequest: the document is no domain, too large, too deep, has a DTD or entities, lacks a needed part
             (``definition-...``).
         Refused: this host cannot run it (``definition-machine-unknown``, ``definition-needs-efi``).
     """
-    site = Site(
-        disks, network_map, networks, domain_type, bridges, machines, cpu_models, graphics, videos,
-        tpm_backends, efi, console_log,
-    )  # fmt: skip
     source = _parse(untrusted)
-    root = ET.Element("domain", type=domain_type)
+    root = ET.Element("domain", type=site.domain_type)
     name = _identity(root, source, "name", _VM_NAME)
     vm = _identity(root, source, "uuid", _VM_ID)
     if source.find("genid") is not None:

@@ -8,23 +8,38 @@ from typing import Final
 _MOST_NOTES: Final = 100
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Site:
-    """What the replica has; None for a list accepts anything. Fields as in ``definition.build``."""
+    """What the replica has, for one definition; ``**hypervisor.abilities()`` fills in what the host offers.
 
+    None for a list accepts anything.
+    """
+
+    #: Our own qcow2 image for each disk target; all other disks are left out.
     disks: Mapping[str, Path]
+    #: From the primary's network, bridge or device to a network here, ``bridge:NAME`` or ``none``.
     network_map: Mapping[str, str]
+    #: libvirt networks that are active here.
     networks: Collection[str]
+    #: ``kvm`` or ``qemu``.
     domain_type: str
-    bridges: Collection[str]
-    machines: Collection[str] | None
-    cpu_models: Collection[str] | None
-    graphics: Collection[str] | None
-    videos: Collection[str] | None
-    tpm_backends: Collection[str] | None
-    efi: bool
-    console_log: Path | None
-    _notes: dict[str, None] = field(default_factory=dict)
+    #: Bridges of this host.
+    bridges: Collection[str] = ()
+    #: Machine types of this host, aliases included.
+    machines: Collection[str] | None = None
+    #: CPU models that run here.
+    cpu_models: Collection[str] | None = None
+    #: Kinds of displays.
+    graphics: Collection[str] | None = None
+    #: Kinds of video cards.
+    videos: Collection[str] | None = None
+    #: ``emulator`` when swtpm is installed.
+    tpm_backends: Collection[str] | None = None
+    #: Whether UEFI firmware is installed.
+    efi: bool = True
+    #: A file of this host that gets a copy of the first serial port's output.
+    console_log: Path | None = None
+    _notes: dict[str, None] = field(default_factory=dict, init=False)
 
     def note(self, text: str) -> None:
         """Tell a person something once; hostile definitions cannot make endless notes."""

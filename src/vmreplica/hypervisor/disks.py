@@ -19,6 +19,17 @@ _UNTRACKED_FORMATS: Final = frozenset({"raw", "qed", "vdi", "vmdk", "vpc"})
 _LOCAL_KINDS: Final = frozenset({"file", "block", "volume"})
 
 
+#: What to do about a disk that QEMU itself reads over the network: let the host do it.
+_MAPPED: Final = "let the host map or mount it, and give the VM that device or file"
+_BY_THE_HOST: Final = {
+    "rbd": "let the host map it (rbd map POOL/IMAGE), and give the VM /dev/rbd/POOL/IMAGE as a block device",
+    "iscsi": "let the host log in to it (iscsiadm), and give the VM its /dev/disk/by-path/... as a block device",
+    "nbd": "let the host attach it (nbd-client), and give the VM /dev/nbdN as a block device",
+    "nfs": "let the host mount the share, and give the VM the file",
+    "gluster": "let the host mount the volume, and give the VM the file",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class DiskElement:
     """What the domain XML says about one disk."""
@@ -104,11 +115,12 @@ def _findings(disk: DiskElement) -> list[tuple[bool, str]]:
         (disk.transient, "transient: its changes are thrown away"),
         (
             disk.kind == "network" or disk.protocol is not None,
-            f"a network disk ({disk.protocol or 'pool'}) is not supported yet: let the host map it (as rbd map does)",
+            f"a network disk ({disk.protocol or 'pool'}) is not supported yet: "
+            + _BY_THE_HOST.get(disk.protocol or "", _MAPPED),
         ),
         (disk.kind not in _LOCAL_KINDS, f"disks of type {disk.kind} are not supported"),
         (disk.path is None, "it has no image file, or its storage pool is off"),
-        (disk.encrypted, "encrypted by libvirt: its copy would be in the clear"),
+        (disk.encrypted, "encrypted by libvirt: its copy would be in the clear; encrypt inside the guest instead"),
         (disk.format not in _UNTRACKED_FORMATS | {"qcow2"}, f"format {disk.format} is not supported"),
     ]
 

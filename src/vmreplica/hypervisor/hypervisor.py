@@ -20,6 +20,7 @@ from vmreplica.hypervisor.events import Watcher, Watchers
 from vmreplica.hypervisor.examine import Examiner
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.networks import network_leads_out
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
 from vmreplica.hypervisor.views import DomainBrief, DomainView
 from vmreplica.model.errors import Corrupt, NotFound, TimedOut, Unreachable, VmReplicaError
@@ -289,7 +290,7 @@ class Hypervisor:
     # -- failover ----------------------------------------------------------------------------------------------
 
     def abilities(self, arch: str = "x86_64") -> Abilities:
-        """Tell what this host offers to VMs: keyword arguments for ``definition.build``."""
+        """Tell what this host offers to VMs: keyword arguments for ``definition_site.Site``."""
         domain_type = usable_domain_type()
 
         def ask(raw: libvirt.virConnect) -> Abilities:
@@ -307,6 +308,16 @@ class Hypervisor:
     def usable_domain_type(self) -> str:
         """Tell ``kvm`` or, where /dev/kvm is missing or does not really work, ``qemu``."""
         return usable_domain_type()
+
+    def network_leads_out(self, name: str) -> bool:
+        """Tell whether a libvirt network reaches other networks: it forwards, or is a bridge that others use.
+
+        Raises:
+            NotFound: ``network-unknown``: there is no such network here, or it is not active.
+        """
+        return self._connection.call(
+            f"look at network {name}", lambda raw: network_leads_out(raw, name), repeatable=True
+        )
 
     def define(self, xml: str) -> DomainBrief:
         """Define a domain, not started with the host.

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from vmreplica.model.ids import DevicePath, DiskTarget, HostId
 from vmreplica.model.point import DiskSize
+from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 
@@ -27,6 +28,10 @@ class Policy(Shape):
     paused: bool = False
     #: Raised by a failover; a primary with a lower epoch than its replica's may not ship.
     epoch: Annotated[int, Field(ge=0)] = 0
+    #: How fast its points may be sent.
+    limit: Limit = NO_LIMIT
+    #: Initial replication does not begin before.
+    begin_at: AwareDatetime | None = None
 
 
 class BaseWish(Shape):

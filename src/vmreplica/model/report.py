@@ -9,18 +9,20 @@ from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.point import PointKind, PointSummary
+from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 
 
 class Progress(Shape):
-    """A running transfer. Bytes are guest bytes, except ``wire_bytes``."""
+    """A running transfer. Bytes are guest bytes, except where they are called wire; rates are per second."""
 
     phase: str
     done_bytes: int
     total_bytes: int
     wire_bytes: int
     rate: float
+    wire_rate: float = 0.0
     seconds_left: float | None
 
 
@@ -39,6 +41,22 @@ class CycleReport(Shape):
     error_code: str | None = None
     error: str | None = None
     hint: str = ""
+
+
+class TrialReport(Shape):
+    """A test failover: a copy that runs beside the VM."""
+
+    #: The copy's own id and name in libvirt.
+    vm: VmId
+    name: str
+    point: PointId
+    #: Where its interfaces are plugged in; None: nowhere.
+    network: str | None
+    since: AwareDatetime
+    #: When it is removed by itself.
+    until: AwareDatetime | None
+    #: None: libvirt does not tell.
+    running: bool | None
 
 
 class RelationshipReport(Shape):
@@ -62,6 +80,17 @@ class RelationshipReport(Shape):
     progress: Progress | None = None
     last_cycle: CycleReport | None = None
     excluded: tuple[DiskTarget, ...] = ()
+    #: When initial replication begins, if that is to come.
+    begins_at: AwareDatetime | None = None
+    #: What the next cycle waits for: ``vm-off``, ``resync-queued``...
+    waits: str | None = None
+    #: How fast points may be sent; bytes per second, None: no limit.
+    limit: Limit = NO_LIMIT
+    #: The rate in force, the host's common one included, and until when.
+    rate: int | None = None
+    rate_until: AwareDatetime | None = None
+    #: Test failovers, on the replica.
+    trials: tuple[TrialReport, ...] = ()
 
 
 class StatusReport(Shape):
@@ -155,6 +184,25 @@ class FailoverReport(Shape):
     state: State
     started: bool
     seconds: float
+
+
+class TrialStarted(Shape):
+    """What a test failover did."""
+
+    plan: FailoverPlan
+    trial: TrialReport
+    seconds: float
+
+
+class CancelReport(Shape):
+    """What was taken back: a failover, or test failovers."""
+
+    vm: VmId
+    name: str
+    kind: Literal["unplanned", "test"]
+    #: Names of the VMs that were removed here.
+    removed: tuple[str, ...]
+    state: State
 
 
 class TaskReport(Shape):

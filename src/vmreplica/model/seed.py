@@ -18,8 +18,8 @@ SeedPath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]*$", max
 _ITEM: Final = re.compile(
     r"(?:(?P<target>[a-z]{2,4}[a-z0-9]{0,4})=)?(?:(?P<format>raw|qcow2|vhdx|vmdk|vdi|vhd):)?(?P<path>/[^\x00-\x1f\x7f]*)"
 )
-#: A comma divides only where a disk is named behind it: paths may hold commas.
-_COMMA: Final = re.compile(r",(?=[a-z]{2,4}[a-z0-9]{0,4}=)")
+#: A comma divides only where a disk with an absolute path follows: paths may hold commas.
+_COMMA: Final = re.compile(r",(?=[a-z]{2,4}[a-z0-9]{0,4}=(?:[a-z0-9]+:)?/)")
 _EXISTING: Final = "existing:"
 
 

@@ -1,5 +1,7 @@
 """The sending end of the data plane: the peer's service as an object."""
 
+import contextlib
+import copy
 import ssl
 import threading
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from vmreplica.model.units import format_size
 from vmreplica.peer.book import Peer
 from vmreplica.peer.hashes import Hashes, unpack_hashes
 from vmreplica.peer.identity import Identity, trusting_only
+from vmreplica.peer.line import Line
 from vmreplica.peer.measuring import Greeting, greet, measure
 from vmreplica.peer.transport import Answer, Buffer, Connections
 from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, RunsHere
@@ -61,6 +64,7 @@ class PeerClient:
         self._lock = threading.Lock()
         self._generation = -1
         self._tls: ssl.SSLContext | None = None
+        self._line: Line | None = None
         self._connections = Connections(
             name=peer.name,
             addresses=peer.addresses,
@@ -75,6 +79,12 @@ class PeerClient:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    def on(self, line: Line) -> Self:
+        """Give the same client for one caller, whose requests end when it is halted and whose segments are paced."""
+        other = copy.copy(self)
+        other._line = line  # noqa: SLF001 - of the same class
+        return other
 
     def close(self) -> None:
         """Close idle connections; the client can still be used, and opens new ones."""
@@ -115,7 +125,13 @@ class PeerClient:
             text = f"segment {number} of {target}, point {point}, has {format_size(size)}"
             raise BadRequest("body-too-large", f"{text}; the limit is {format_size(MAX_BODY)}")
         path = f"/replicas/{vm}/points/{point}/{target}/{number}"
-        self._exchange("PUT", path, buffers, "application/octet-stream", timeout=max(self._timeout, SEGMENT_TIMEOUT))
+        with self._turn():
+            timeout = max(self._timeout, SEGMENT_TIMEOUT)
+            self._exchange("PUT", path, buffers, "application/octet-stream", timeout=timeout, line=self._line)
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        line = self._line
+        return contextlib.nullcontext() if line is None or line.pace is None else line.pace.turn(line.halt)
 
     def complete(
         self, vm: VmId, point: PointId, closing: PointClosing, *, timeout: float = COMPLETE_TIMEOUT
@@ -183,9 +199,12 @@ class PeerClient:
         content_type: str = "",
         *,
         timeout: float | None = None,
+        line: Line | None = None,
     ) -> Answer:
+        # What is no segment is small: it ends with its caller too, but is not held back.
+        free = None if self._line is None else Line(self._line.halt)
         answer = self._connections.exchange(
-            method, PREFIX + path, body, content_type=content_type, timeout=timeout or self._timeout
+            method, PREFIX + path, body, content_type=content_type, timeout=timeout or self._timeout, line=line or free
         )
         return require_success(answer, self.peer.name)
 

@@ -7,12 +7,14 @@ import http.client
 import select
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Self
 
 from vmreplica.model.errors import Refused, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.units import KiB, MiB
+from vmreplica.peer.line import Line, stopped
 from vmreplica.peer.wire import PREFIX, split_address
 
 Buffer = bytes | bytearray | memoryview
@@ -28,6 +30,9 @@ _PROBE_AFTER, _PROBE_EVERY, _PROBES = 10, 5, 4
 _SMALL: Final = 64 * KiB
 #: Seconds in which the other kernel has to confirm a small request: a dead line is noticed long before the time limit.
 _UNHEARD_LIMIT: Final = 20
+
+#: Makes closing a connection throw away what waits to be sent.
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 _REFUSING_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")
 _PAIR_AGAIN: Final = "pair again: vmreplica peer invite on one host, vmreplica peer join on the other"
@@ -52,6 +57,16 @@ class _Request:
     body: Sequence[Buffer]
     content_type: str
     timeout: float
+    line: Line | None
+
+    def require_wanted(self) -> None:
+        """Refuse to go on when the caller was halted.
+
+        Raises:
+            Conflict: ``cycle-stopped``.
+        """
+        if self.line is not None and self.line.halt.is_set():
+            raise stopped()
 
 
 class Connection(http.client.HTTPConnection):
@@ -91,6 +106,16 @@ class Connection(http.client.HTTPConnection):
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(0))
+
+    def hang_up(self) -> None:
+        """End what another thread does on the connection, at once: what waits to be sent is thrown away."""
+        sock: socket.socket | None = self.sock
+        if sock is None:
+            return
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            # The plain socket's method: that of TLS would let the other thread go on without encryption for a moment.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class Connections:
@@ -141,7 +166,14 @@ class Connections:
             connection.close()
 
     def exchange(
-        self, method: str, path: str, body: Sequence[Buffer] = (), *, content_type: str = "", timeout: float
+        self,
+        method: str,
+        path: str,
+        body: Sequence[Buffer] = (),
+        *,
+        content_type: str = "",
+        timeout: float,
+        line: Line | None = None,
     ) -> Answer:
         """Send a request and read the answer, whatever its status.
 
@@ -151,13 +183,16 @@ class Connections:
             body: buffers, sent one after the other without joining them.
             content_type: of the body.
             timeout: seconds in which each piece must be taken, and the answer begin.
+            line: when to hang up, and how fast to send.
 
         Raises:
+            Conflict: ``cycle-stopped``: the line's halt was set.
             Unreachable: no address answers, or the connection broke.
             TimedOut: the peer accepts connections and does not answer.
             Refused: one of the two hosts does not accept the other's certificate.
         """
-        request = _Request(method, path, body, content_type, timeout)
+        request = _Request(method, path, body, content_type, timeout, line)
+        request.require_wanted()
         idle = self._take_idle()
         if idle is not None:
             try:
@@ -197,7 +232,7 @@ class Connections:
         connection = Connection(address, context(), self._server_name, self._connect_timeout)
         try:
             connection.connect()
-            _talk(connection, _Request("GET", f"{PREFIX}/ca", (), "", self._connect_timeout))
+            _talk(connection, _Request("GET", f"{PREFIX}/ca", (), "", self._connect_timeout, None))
         except (VmReplicaError, OSError, http.client.HTTPException):
             return False
         finally:
@@ -233,9 +268,11 @@ class Connections:
     def _use(self, connection: Connection, request: _Request) -> Answer:
         done = False
         try:
-            answer = _talk(connection, request)
+            with _ended_by(request.line, connection):
+                answer = _talk(connection, request)
             done = True
         except (OSError, http.client.HTTPException) as error:
+            request.require_wanted()
             failure = failure_of(error, connection.address, request.timeout)
             raise type(failure)(failure.code, f"{self._name}: {failure.message}", hint=failure.hint) from error
         finally:
@@ -260,7 +297,7 @@ def _talk(connection: Connection, request: _Request) -> Answer:
     connection.sock.settimeout(request.timeout)
     # A peer that refuses early stops reading; what it has to say about that is still read.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        connection.request(request.method, request.path, _pieces(request.body), headers)
+        connection.request(request.method, request.path, _pieces(request.body, request.line), headers)
     response = connection.getresponse()
     content = response.read(_MAX_ANSWER + 1)
     if len(content) > _MAX_ANSWER:
@@ -275,11 +312,19 @@ def _talk(connection: Connection, request: _Request) -> Answer:
     )
 
 
-def _pieces(body: Sequence[Buffer]) -> Iterator[memoryview]:
+def _ended_by(line: Line | None, connection: Connection) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if line is None else line.halt.ending(connection.hang_up)
+
+
+def _pieces(body: Sequence[Buffer], line: Line | None) -> Iterator[memoryview]:
     for buffer in body:
         view = memoryview(buffer).cast("B")
-        for start in range(0, len(view), _PIECE):
-            yield view[start : start + _PIECE]
+        while view:
+            size = min(len(view), _PIECE)
+            if line is not None and line.pace is not None:
+                size = line.pace.allow(size, line.halt)
+            yield view[:size]
+            view = view[size:]
 
 
 def _set_options(raw: socket.socket) -> None:

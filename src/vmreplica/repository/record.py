@@ -23,6 +23,22 @@ class FailoverRecord(Shape):
     started: bool
 
 
+class TrialRecord(Shape):
+    """A test failover, as much as is needed to remove it after a crash."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}$")]
+    #: The copy's own identity in libvirt.
+    vm: VmId
+    name: VmName
+    point: PointId
+    #: Where its interfaces are plugged in; None: nowhere.
+    network: str | None
+    since: AwareDatetime
+    #: When it is removed by itself.
+    until: AwareDatetime | None
+    started: bool
+
+
 class SeedRecord(Shape):
     """Existing copies that the first point is made from: kept for good, so that a repeated offer is known again.
 
@@ -49,6 +65,7 @@ class ReplicaRecord(Shape):
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     failover: FailoverRecord | None = None
+    trials: tuple[TrialRecord, ...] = ()
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None

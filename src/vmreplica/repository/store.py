@@ -102,6 +102,12 @@ class Repository:
             replica = self._replicas.get(vm)
             if replica is None:
                 return
+            if replica.record.trials:
+                raise Conflict(
+                    "replica-in-use",
+                    f"a test failover of {replica.record.name} runs on the files of its replica",
+                    hint=f"vmreplica failover {replica.record.name} --test --cancel",
+                )
             if replica.record.failover is not None:
                 raise Conflict(
                     "replica-in-use",

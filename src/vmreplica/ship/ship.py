@@ -1,7 +1,6 @@
 """Shipping of a point: threads take waiting segments in order, send them, and drop what the replica acknowledged."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -14,9 +13,6 @@ from vmreplica.model.point import IncomingPoint, PointSummary
 from vmreplica.ship.wire import Wire
 from vmreplica.spool import SpoolDisk, SpoolPoint, cancelled
 
-#: Told after each segment: bytes put on the wire by this call so far, segments that had to be sent again included.
-Progress = Callable[[int], None]
-
 DEFAULT_WORKERS: Final = 2
 #: Seconds between two looks at a cancel event, which cannot wake the wait for the spool.
 _GLANCE: Final = 0.2
@@ -28,7 +24,6 @@ def ship_point(
     *,
     workers: int = DEFAULT_WORKERS,
     cancel: threading.Event,
-    progress: Progress = lambda _wire_bytes: None,
 ) -> PointSummary:
     """Send what the replica does not hold yet, following capture until the point is closed; then publish it there.
 
@@ -36,9 +31,8 @@ def ship_point(
         point: read from, and emptied as the replica acknowledges.
         wire: the way to the replica.
         workers: segments sent at once.
-        cancel: ends it when the requests under way are answered. To be set when capture failed: nothing else would
-            end the wait for its segments.
-        progress: called from the sending threads, one at a time.
+        cancel: ends it when the requests under way are answered, or the wire ends them. To be set when capture failed:
+            nothing else would end the wait for its segments.
 
     Returns:
         The published point.
@@ -50,7 +44,7 @@ def ship_point(
     """
     opening = point.opening
     _settle(point, wire.open_point(opening))
-    _Shipment(point, wire, cancel, progress).run(workers)
+    _Shipment(point, wire, cancel).run(workers)
     if cancel.is_set() or point.closing is None:
         raise cancelled(f"sending point {opening.point} of {opening.name}")
     return wire.complete(opening.vm, opening.point, point.closing)
@@ -92,14 +86,12 @@ def _held(ranges: tuple[tuple[int, int], ...], count: int) -> npt.NDArray[np.boo
 class _Shipment:
     """One call's threads and what they share."""
 
-    def __init__(self, point: SpoolPoint, wire: Wire, cancel: threading.Event, progress: Progress) -> None:
+    def __init__(self, point: SpoolPoint, wire: Wire, cancel: threading.Event) -> None:
         self._point = point
         self._wire = wire
         self._cancel = cancel
-        self._progress = progress
         self._lock = threading.Lock()
         self._taken: set[tuple[DiskTarget, int]] = set()
-        self._wire_bytes = 0
         self._error: BaseException | None = None
 
     def run(self, workers: int) -> None:
@@ -153,7 +145,4 @@ class _Shipment:
     def _put(self, disk: SpoolDisk, number: int) -> None:
         opening = self._point.opening
         body = disk.body(number)
-        with self._lock:
-            self._wire_bytes += len(body)
-            self._progress(self._wire_bytes)
         self._wire.put_segment(opening.vm, opening.point, disk.target, number, [body])

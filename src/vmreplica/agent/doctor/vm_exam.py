@@ -25,6 +25,7 @@ from vmreplica.agent.relationship import Relationship
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import CheckpointBroken, DiskView, DomainView
 from vmreplica.hypervisor.definition import build
+from vmreplica.hypervisor.definition_site import Site
 from vmreplica.hypervisor.examine import VmLook
 from vmreplica.model.errors import Conflict, Corrupt, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, found
@@ -124,8 +125,8 @@ class VmExam:
         """Judge by this host, as the replica's own abilities are not known here."""
         disks = {disk.target: Path(disk.path or "") for disk in self._wanted()}
         try:
-            abilities = self._parts.hypervisor.abilities()
-            built = build(self._view.definition, disks=disks, network_map={}, **abilities)
+            site = Site(disks=disks, network_map={}, **self._parts.hypervisor.abilities())
+            built = build(self._view.definition, site)
         except VmReplicaError as error:
             return [found("definition-refused", self._view.name, error.message, hint=error.hint)]
         return judge_definition(self._view.name, built.notes)
@@ -231,9 +232,8 @@ def replica_findings(parts: Parts, replica: Replica) -> list[Finding]:
     newest = points[0].point
     disks = {disk.target: replica.run_dir / f"{disk.target}.qcow2" for disk in replica.point(newest).disks}
     try:
-        abilities = parts.hypervisor.abilities()
-        networks = replica.record.network_map
-        built = build(replica.definition(newest), disks=disks, network_map=networks, **abilities)
+        site = Site(disks=disks, network_map=replica.record.network_map, **parts.hypervisor.abilities())
+        built = build(replica.definition(newest), site)
     except VmReplicaError as error:
         return [*complaints, found("definition-refused", name, error.message, hint=error.hint)]
     return list(itertools.chain(complaints, judge_definition(name, built.notes)))

@@ -1,0 +1,113 @@
+"""Backup jobs of VMs whose cycles rest: kept, so that no segment is sent again, and watched, for the guest comes first.
+
+A cycle that was stopped leaves its job running and its point in the spool. While no cycle of the VM looks after them,
+this does: the job is given up when its scratch space runs low, or after a time.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from vmreplica.agent.facts import Stages
+from vmreplica.agent.transfer import WATCH, scratch_trouble
+from vmreplica.hypervisor import BackupJob
+from vmreplica.model.errors import VmReplicaError
+from vmreplica.model.ids import VmId
+from vmreplica.spool import SpoolPoint
+
+_log: Final = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    job: BackupJob
+    point: SpoolPoint
+    until: float
+
+
+class Keeper:
+    """Thread-safe.
+
+    Args:
+        stages: libvirt, spool and limits of this host.
+        longest: seconds for which a job is kept.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, stages: Stages, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stages = stages
+        self._longest = longest
+        self._clock = clock
+        self._news = threading.Condition()
+        self._held: dict[VmId, _Held] = {}
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch; the jobs run on, for the next start."""
+        with self._news:
+            self._stopping = True
+            self._news.notify_all()
+        self._thread.join()
+
+    def hold(self, vm: VmId) -> None:
+        """Look after what the cycle of a VM left, if it left a job; harmless when it did not."""
+        point = self._stages.spool.point(vm)
+        if point is None or point.closing is not None or point.opening.checkpoint is None:
+            return
+        try:
+            job = self._stages.hypervisor.attach_backup(vm, point.opening.checkpoint)
+        except VmReplicaError as error:
+            _log.warning("cannot look after a backup job", vm=vm, why=error.message)
+            return
+        if job is None:
+            return
+        with self._news:
+            self._held[vm] = _Held(job, point, self._clock() + self._longest)
+            self._news.notify_all()
+
+    def release(self, vm: VmId) -> None:
+        """Leave the job of a VM to a cycle that begins; when this returns it is not being given up."""
+        with self._news:
+            self._held.pop(vm, None)
+
+    def _loop(self) -> None:
+        with self._news:
+            while not self._stopping:
+                for vm, held in tuple(self._held.items()):
+                    self._look(vm, held)
+                self._news.wait(WATCH if self._held else None)
+
+    def _look(self, vm: VmId, held: _Held) -> None:
+        try:
+            trouble = scratch_trouble(held.job, self._stages.limits)
+            if trouble is None and self._clock() < held.until:
+                return
+            why = trouble.message if trouble else "its replication rested for too long"
+            _log.warning("a kept backup job is given up", vm=vm, point=held.point.opening.point, why=why)
+            give_up(self._stages, held.point)
+        except VmReplicaError as error:
+            _log.warning("cannot give up a backup job now", vm=vm, why=error.message)
+            return
+        del self._held[vm]
+
+
+def give_up(stages: Stages, point: SpoolPoint) -> None:
+    """End a point's backup job, and forget its checkpoint and what was read.
+
+    Raises:
+        VmReplicaError: libvirt refuses or is away; the point stays.
+    """
+    vm = point.opening.vm
+    stages.hypervisor.end_backup(vm)
+    if point.opening.checkpoint is not None:
+        stages.hypervisor.delete_checkpoint(vm, point.opening.checkpoint)
+    point.discard()

@@ -1,0 +1,70 @@
+"""Sentences for people about failovers: plans, what was done, what was taken back. Pure but for the local time zone."""
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from vmreplica.cli.output import printable
+from vmreplica.cli.show import clock_text
+from vmreplica.model.report import CancelReport, FailoverPlan, FailoverReport, TrialStarted
+from vmreplica.model.units import format_duration
+
+
+def plan_view(plan: FailoverPlan) -> RenderableType:
+    """Show what a failover will do and lose."""
+    lines = [Text(f"{plan.kind.capitalize()} failover of {printable(plan.name)} from point {plan.point}", style="bold")]
+    lines += [Text(f"  {number}. {printable(step.text)}") for number, step in enumerate(plan.steps, start=1)]
+    lines.append(Text(loss_text(plan), style="yellow"))
+    return Group(*lines, *_warnings(plan))
+
+
+def loss_text(plan: FailoverPlan) -> str:
+    """Say what a failover loses."""
+    if plan.kind == "test":
+        return f"Nothing is lost: {printable(plan.name)} is replicated as before."
+    text = (
+        f"Lost: everything the guest wrote after {clock_text(plan.instant)} "
+        f"({format_duration(plan.loses_seconds)} until now)"
+    )
+    if plan.newer_points:
+        text += f", though {plan.newer_points} newer recovery point{'s' * (plan.newer_points > 1)} would lose less"
+    return f"{text}."
+
+
+def failover_view(report: FailoverReport) -> RenderableType:
+    """Show what a failover did."""
+    plan = report.plan
+    verb = "runs here" if report.started else "is defined here but not started"
+    return Group(
+        Text(
+            f"{printable(plan.name)} {verb} from point {plan.point} after {report.seconds:.1f} s; "
+            f"it is now {report.state}."
+        ),
+        Text(loss_text(plan), style="yellow"),
+        *_warnings(plan),
+    )
+
+
+def trial_view(started: TrialStarted) -> RenderableType:
+    """Show what a test failover did."""
+    trial, name = started.trial, printable(started.plan.name)
+    place = f"plugged in to {printable(trial.network)}" if trial.network else "with all its network cables unplugged"
+    until = f", until {clock_text(trial.until)}" if trial.until else ""
+    return Group(
+        Text(
+            f"{printable(trial.name)} runs here from point {trial.point} after {started.seconds:.1f} s, {place}{until}."
+        ),
+        Text(f"  virsh console {printable(trial.name)}   (look at it; replication of {name} goes on)"),
+        Text(f"  vmreplica failover {name} --test --cancel   (remove it with every trace)"),
+        *_warnings(started.plan),
+    )
+
+
+def cancel_view(report: CancelReport) -> RenderableType:
+    """Show what was taken back."""
+    gone = ", ".join(printable(name) for name in report.removed)
+    what = "the failover was taken back" if report.kind == "unplanned" else "the test failovers were removed"
+    return Text(f"{printable(report.name)}: {what}: {gone} gone from this host; it is now {report.state}.")
+
+
+def _warnings(plan: FailoverPlan) -> list[Text]:
+    return [Text(f"! {printable(warning)}", style="yellow") for warning in plan.warnings]
