@@ -29,6 +29,8 @@ VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: Final[int]
 VIR_DOMAIN_JOB_OPERATION_SAVE: Final[int]
 VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: Final[int]
 VIR_DOMAIN_METADATA_ELEMENT: Final[int]
+VIR_DOMAIN_SHUTOFF: Final[int]
+VIR_DOMAIN_SHUTOFF_MIGRATED: Final[int]
 VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA: Final[int]
 VIR_DOMAIN_UNDEFINE_MANAGED_SAVE: Final[int]
 VIR_DOMAIN_UNDEFINE_NVRAM: Final[int]
@@ -84,6 +86,7 @@ class virDomain:
     def name(self) -> str: ...
     def setAutostart(self, autostart: int) -> int: ...
     def setMetadata(self, type: int, metadata: str | None, key: str, uri: str, flags: int = ...) -> int: ...
+    def state(self, flags: int = ...) -> list[int]: ...
     def undefineFlags(self, flags: int = ...) -> int: ...
 
 class virNetwork:

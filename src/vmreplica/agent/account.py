@@ -1,6 +1,7 @@
 """What a run of a cycle came to: for the journal, and for whoever waits for it. Pure but for the clock."""
 
 import datetime as dt
+from typing import Final
 
 from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.decide import Capture
@@ -11,6 +12,9 @@ from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.report import CycleReport
 
+#: What ended a cycle without anything being wrong.
+_INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
+
 
 def report_run(
     rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
@@ -19,7 +23,7 @@ def report_run(
     published, step, error = outcome.published, outcome.step, outcome.error
     if error is None and published is None:
         return None
-    stopped = error is not None and error.code == "cycle-stopped"
+    stopped = error is not None and error.code in _INTERRUPTIONS
     kind = published.kind if published else (step.kind if step else _kind_expected(rel))
     return CycleReport(
         kind=kind,
@@ -38,7 +42,7 @@ def report_run(
 
 def waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
     """Say why a run had nothing to do; None when it had."""
-    if outcome.waits is None:
+    if outcome.waits is None or outcome.published is not None:
         return None
     return vm_off(rel.name, dt.datetime.now(dt.UTC))
 

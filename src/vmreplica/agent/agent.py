@@ -21,6 +21,7 @@ from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.rest import RestBook
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.seed_source import SeedRules
@@ -348,6 +349,7 @@ def _make_stages(config: Config, hypervisor: Hypervisor) -> Stages:
         spool=Spool(state / "spool", config.limits.spool_cap),
         spool_dir=state / "spool",
         fingerprints=FingerprintStore(state / "fingerprints"),
+        rest=RestBook(state / "rest"),
         limits=_transfer_limits(config),
     )
 

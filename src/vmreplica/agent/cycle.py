@@ -29,12 +29,13 @@ from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.keeper import give_up
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import seed_failed
-from vmreplica.agent.transfer import Transfer
+from vmreplica.agent.transfer import FrozenView, Transfer
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, CheckpointBroken
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
 from vmreplica.model.ids import (
     CheckpointName,
+    DiskTarget,
     PointId,
     VmId,
     checkpoint_name,
@@ -58,6 +59,8 @@ _COMPARING: Final = "comparing with the existing copy"
 _PHASES: Final = {"initial": "initial replication", "resync": "resynchronizing"}
 #: A cycle is a handful of steps; more means that two facts contradict each other for ever.
 _MAX_STEPS: Final = 12
+#: Seconds from when a VM was found off until its images are touched; restarted by a script, it is back by then.
+_GRACE: Final = 2.0
 
 
 class Slot(Protocol):
@@ -125,6 +128,10 @@ class Cycle:
         self._capture: Capture | None = None
         self._published: PointSummary | None = None
         self._guest_bytes = 0
+        #: A VM that is off was given its moment to come back.
+        self._patient = False
+        #: It is off, and the point published last is all that it has.
+        self._at_rest = False
 
     def run(self) -> Outcome:
         """Do steps until a point taken in this run is published, or until something outside has to change.
@@ -149,11 +156,25 @@ class Cycle:
     def _steps(self) -> str | None:
         for _ in range(_MAX_STEPS):
             step = decide(self._facts.ask())
+            if self._wait_for_start(step):
+                continue
             _log.debug("cycle step", vm=self._vm, step=type(step).__name__)
             waits = self._act(step)
-            if waits is not None or self._published is not None:
+            if waits is not None:
                 return waits
+            if self._published is not None:
+                return "vm-off" if self._at_rest else None
         raise Internal("cycle-does-not-settle", f"{self._facts.name}: a cycle did not come to an end")
+
+    def _wait_for_start(self, step: Step) -> bool:
+        """Give a VM that went off a moment to come back before its images are touched: a locked image cannot start."""
+        touches = isinstance(step, Capture) or (isinstance(step, Tidy) and bool(step.checkpoints))
+        if self._facts.view.active or self._patient or not touches:
+            return False
+        self._patient = True
+        if self._halt.wait(_GRACE):
+            raise Conflict("cycle-stopped", "the cycle was stopped", kind="transient")
+        return True
 
     def _put_away(self) -> None:
         """Leave the VM as if we were not there: other tools refuse to work beside foreign checkpoints."""
@@ -246,7 +267,7 @@ class Cycle:
             )
         point = self._stages.spool.create(self._opening(step))
         try:
-            job = self._begin_job(point.opening, step.base)
+            job = self._freeze(point.opening, step.base)
         except CheckpointBroken as error:
             point.discard()
             if step.base is None:
@@ -292,20 +313,27 @@ class Cycle:
             return now
         return max(now, point_instant(self._facts.latest.point) + dt.timedelta(seconds=1))
 
-    def _begin_job(self, opening: PointOpening, base: CheckpointName | None) -> BackupJob:
+    def _freeze(self, opening: PointOpening, base: CheckpointName | None) -> FrozenView:
         bases = {target: base if mode == "delta" else None for target, mode in opening.modes.items()}
         if opening.checkpoint is None:
             raise Internal("checkpoint-missing", f"{self._facts.name}: a captured point needs a checkpoint")
+        if self._facts.view.active:
+            return self._begin_job(opening.checkpoint, bases)
+        view = self._hypervisor.open_stopped(self._vm, checkpoint=opening.checkpoint, bases=bases)
+        self._facts.lay_to_rest(opening.point, view.identities)
+        return view
+
+    def _begin_job(self, checkpoint: CheckpointName, bases: dict[DiskTarget, CheckpointName | None]) -> BackupJob:
         try:
-            return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
+            return self._hypervisor.begin_backup(self._vm, checkpoint=checkpoint, bases=bases)
         except Conflict as error:
             # A job of ours that no spool knows is left from a crash and is ended; a foreign one is met again.
             if error.code != "backup-job-running":
                 raise
             self._hypervisor.end_backup(self._vm)
-            return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
+            return self._hypervisor.begin_backup(self._vm, checkpoint=checkpoint, bases=bases)
 
-    def _read_and_ship(self, point: SpoolPoint, job: BackupJob) -> PointSummary:
+    def _read_and_ship(self, point: SpoolPoint, job: FrozenView) -> PointSummary:
         latest = self._facts.latest
         seeded = latest is not None and not latest.bootable
         self._meter.phase(_COMPARING if seeded else _PHASES.get(point.opening.kind, "replicating"))
@@ -331,9 +359,12 @@ class Cycle:
         self._guest_bytes += summary.guest_bytes
         self._holdings.learn(point)
         point.discard()
+        self._at_rest = self._facts.at_rest(summary.point)
         for name in self._hypervisor.checkpoints(self._vm):
             if name != summary.checkpoint and is_our_checkpoint(name, self._policy.replica):
                 self._hypervisor.delete_checkpoint(self._vm, name)
+        if self._at_rest:
+            self._facts.lay_to_rest(summary.point)
 
     # ---- small helpers
 

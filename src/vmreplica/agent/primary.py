@@ -221,6 +221,7 @@ class PrimarySide:
         if point is not None:
             point.discard()
         self._stages.fingerprints.remove(vm)
+        self._stages.rest.forget(vm)
 
     def _find(self, vm: str) -> Relationship:
         rel = self._runner.find(vm)

@@ -180,9 +180,9 @@ def paused(name: VmName) -> Conflict:
 
 
 def vm_off(name: VmName, now: dt.datetime) -> Conflict:
-    """Say that there was nothing to read from."""
+    """Say that there is nothing to send."""
     return Conflict(
         "vm-not-running",
-        f"{name} is shut off at {now:%H:%M:%S}: there is no running VM to take a point from",
+        f"{name} is shut off at {now:%H:%M:%S}, and its last point is complete: there is nothing to send",
         hint=f"virsh start {name}; replication goes on by itself",
     )

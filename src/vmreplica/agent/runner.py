@@ -342,7 +342,7 @@ class Runner:
     def _on_event(self, vm: VmId, event: str) -> None:
         with self._wake:
             rel = self._known.get(vm)
-            if rel is not None and event in {"started", "resumed"} and rel.waits is not None:
+            if rel is not None and _is_occasion(event, rel):
                 rel.due = min(rel.due, self._clock())
             self._refresh_at = 0.0
             self._wake.notify_all()
@@ -386,6 +386,11 @@ class Runner:
             _log.warning("a VM is no longer protected: its policy is gone", vm=rel.vm, why=error.message)
             return False
         return True
+
+
+def _is_occasion(event: str, rel: Relationship) -> bool:
+    """Tell whether a cycle is due at once: a VM that went off has a last point, one that is back has news."""
+    return event in {"stopped", "crashed"} or (event in {"started", "resumed"} and rel.waits is not None)
 
 
 def _show_seeding(rel: Relationship) -> None:

@@ -7,11 +7,11 @@ low, the job is given up. Stopped from outside, it leaves the job and the spool 
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -20,8 +20,9 @@ from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import BACKOFF
 from vmreplica.capture import DiskPlan, capture_point
 from vmreplica.fsio import free_bytes
-from vmreplica.hypervisor import BackupJob
+from vmreplica.hypervisor import Export
 from vmreplica.model.errors import Corrupt, NoSpace, VmReplicaError
+from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import PointSummary
 from vmreplica.model.units import format_size
 from vmreplica.peer.client import PeerClient
@@ -59,6 +60,31 @@ class TransferLimits:
     scratch_dir: Path
     scratch_cap: int
     min_free: int
+
+
+class FrozenView(Protocol):
+    """Disks at one instant: a backup job of a running VM, or the images of one that is off."""
+
+    @property
+    def exports(self) -> Mapping[DiskTarget, Export]:
+        """Where each disk is read."""
+        ...
+
+    def scratch_bytes(self) -> int:
+        """Tell the bytes kept aside for it."""
+        ...
+
+    def require_undisturbed(self) -> None:
+        """Raise when what was read is not of one instant."""
+        ...
+
+    def leave(self) -> None:
+        """Let go of it in the middle; a backup job runs on."""
+        ...
+
+    def end(self) -> None:
+        """End it."""
+        ...
 
 
 class Transfer:
@@ -110,7 +136,7 @@ class Transfer:
                     self._give_up()
                 raise self._failure or error from error
 
-    def capture_and_ship(self, job: BackupJob) -> PointSummary:
+    def capture_and_ship(self, job: FrozenView) -> PointSummary:
         """Read the job's frozen view and send it; the job has ended when this returns.
 
         Raises:
@@ -131,12 +157,14 @@ class Transfer:
             except BaseException:
                 self._halt.set()
                 sending.exception()
-                if not (self._stopped_outside() and self._worth_keeping()):
+                if self._stopped_outside() and self._worth_keeping():
+                    job.leave()
+                else:
                     self._end(job)
                 raise
             return self._result_of(sending)
 
-    def _end(self, job: BackupJob) -> None:
+    def _end(self, job: FrozenView) -> None:
         try:
             job.end()
         finally:
@@ -148,7 +176,7 @@ class Transfer:
         except VmReplicaError as error:
             raise self._failure or error from error
 
-    def _read(self, job: BackupJob) -> None:
+    def _read(self, job: FrozenView) -> None:
         try:
             with self._holdings.opened(self._point.opening) as fingerprints:
                 capture_point(
@@ -160,6 +188,7 @@ class Transfer:
                     level=self._limits.level,
                     cancel=self._halt,
                     progress=self._meter.read,
+                    settle=job.require_undisturbed,
                 )
         except VmReplicaError:
             # What set the halt says more than "cancelled".
@@ -202,7 +231,7 @@ class Transfer:
             self._halt.set()
 
     @contextlib.contextmanager
-    def _watched(self, job: BackupJob) -> Iterator[None]:
+    def _watched(self, job: FrozenView) -> Iterator[None]:
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(job, over), name="watch", daemon=True)
         watcher.start()
@@ -212,10 +241,10 @@ class Transfer:
             over.set()
             watcher.join()
 
-    def _watch(self, job: BackupJob, over: threading.Event) -> None:
+    def _watch(self, job: FrozenView, over: threading.Event) -> None:
         while not over.wait(WATCH):
             self._meter.waiting(self._point.waiting_bytes())
-            failure = scratch_trouble(job, self._limits)
+            failure = _disturbance(job) or scratch_trouble(job, self._limits)
             if failure is not None:
                 self._stop(failure)
 
@@ -234,7 +263,15 @@ class Transfer:
         self._halt.set()
 
 
-def scratch_trouble(job: BackupJob, limits: TransferLimits) -> NoSpace | None:
+def _disturbance(job: FrozenView) -> VmReplicaError | None:
+    try:
+        job.require_undisturbed()
+    except VmReplicaError as error:
+        return error
+    return None
+
+
+def scratch_trouble(job: FrozenView, limits: TransferLimits) -> NoSpace | None:
     """Tell whether a job has to be given up, so that the guest never meets a full scratch file."""
     used = job.scratch_bytes()
     free = free_bytes(limits.scratch_dir)

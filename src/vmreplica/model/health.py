@@ -106,8 +106,8 @@ def _of_error(facts: Facts) -> list[Reason]:
 def _of_power(facts: Facts) -> list[Reason]:
     if not facts.vm_off or facts.state is State.FENCED:
         return []
-    text = "the VM is shut off: what it wrote after its newest point is sent when it runs again"
-    return [Reason(code="vm-off", level=Level.WARNING, text=text, hint="start the VM before you rely on the replica")]
+    text = "the VM is shut off, its last point is complete: nothing is lost"
+    return [Reason(code="vm-off", level=Level.WARNING, text=text, hint="start the VM; replication goes on by itself")]
 
 
 def _of_age(facts: Facts) -> list[Reason]:

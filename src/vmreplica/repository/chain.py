@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vmreplica.model.errors import Corrupt
-from vmreplica.model.ids import PointId, VmId
-from vmreplica.model.point import DiskSpec, Manifest, PointSummary
+from vmreplica.model.ids import DiskTarget, PointId, VmId
+from vmreplica.model.point import DiskManifest, DiskSpec, Manifest, PointSummary
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape
 from vmreplica.repository.record import FoldRecord, LandingRecord
 
@@ -39,6 +39,15 @@ class Point:
             stored_bytes=self.stored_bytes,
             holds=holds,
         )
+
+
+def backed_disks(base: Manifest, disks: Sequence[DiskSpec | DiskManifest]) -> frozenset[DiskTarget]:
+    """Tell which disks of a point stand on those of its parent.
+
+    A disk that became smaller stands alone: what lay behind its new end must not come back when it grows again.
+    """
+    sizes = {disk.target: disk.size for disk in base.disks}
+    return frozenset(disk.target for disk in disks if disk.target in sizes and disk.size >= sizes[disk.target])
 
 
 @dataclass(frozen=True, slots=True)
