@@ -323,10 +323,6 @@ class Hypervisor:
 
         return self._connection.call("ask what this host offers", ask, repeatable=True)
 
-    def usable_domain_type(self) -> str:
-        """Tell ``kvm`` or, where /dev/kvm is missing or does not really work, ``qemu``."""
-        return usable_domain_type()
-
     def network_leads_out(self, name: str) -> bool:
         """Tell whether a libvirt network reaches other networks: it forwards, or is a bridge that others use.
 
