@@ -234,7 +234,7 @@ def test_a_vm_on_a_storage_pool_shows_the_path_of_its_volume(
     libvirtd.virsh("pool-destroy", home.name)
 
 
-def test_the_domain_type_is_one_under_which_firmware_really_runs(hypervisor: Hypervisor) -> None:
+def test_the_domain_type_is_one_under_which_firmware_really_runs() -> None:
     kind = usable_domain_type()
     accelerator = {"kvm": "kvm", "qemu": "tcg"}[kind]
     with pytest.raises(subprocess.TimeoutExpired) as caught:

@@ -1,10 +1,11 @@
-"""What a run of a cycle came to: for the journal, and for whoever waits for it. Pure but for the clock."""
+"""How a run of a cycle went, in words: for the journal, and for who waits for its point. Pure but for the clock."""
 
 import datetime as dt
 from typing import Final
 
 from vmreplica.agent.cycle import Outcome
-from vmreplica.agent.decide import Capture
+from vmreplica.agent.decide import BASE_AWAITED, Capture
+from vmreplica.agent.exporting import base_awaited
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import differed, vm_off
 from vmreplica.agent.relationship import Relationship
@@ -16,7 +17,7 @@ from vmreplica.model.report import CycleReport
 _INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
 
 
-def report_run(
+def report_of(
     rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
 ) -> CycleReport | None:
     """Describe a run for the journal; a run that only found the VM off is no event."""
@@ -40,13 +41,6 @@ def report_run(
     )
 
 
-def waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
-    """Say why a run had nothing to do; None when it had."""
-    if outcome.waits is None or outcome.published is not None:
-        return None
-    return vm_off(rel.name, dt.datetime.now(dt.UTC))
-
-
 def _kind_expected(rel: Relationship) -> PointKind:
     latest = rel.position.latest if rel.position is not None else None
     return "delta" if latest is not None and latest.bootable else "initial"
@@ -58,3 +52,12 @@ def _reason(rel: Relationship, step: Capture | None, published: PointSummary | N
     latest = rel.position.latest if rel.position is not None else None
     seeded = published is not None and latest is not None and not latest.bootable
     return f"{step.reason} ({differed(published)})" if published is not None and seeded else step.reason
+
+
+def waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
+    """Tell whoever waits for a point why there is none, when nothing failed."""
+    if outcome.waits is None or outcome.published is not None:
+        return None
+    if outcome.waits == BASE_AWAITED:
+        return base_awaited(rel.name)
+    return vm_off(rel.name, dt.datetime.now(dt.UTC))

@@ -49,9 +49,10 @@ from vmreplica.model.report import (
     TaskReport,
     TrialStarted,
 )
-from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.units import MiB
-from vmreplica.peer.book import Peer, PeerBook
+from vmreplica.parcel import Secret
+from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.pairing import join
@@ -214,7 +215,8 @@ class Agent:
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
-        seed: ExistingSeed | NetworkSeed | None = None,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
@@ -228,9 +230,16 @@ class Agent:
             excluded=excluded,
             bases=Bases(base_devices, erase=erase),
             seed=seed,
+            give_up=give_up,
             limit=limit,
             begin_at=at,
         )
+        return task.report()
+
+    def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Take in the first copy of a VM that travelled in a directory."""
+        task = self._tasks.start(f"import of {directory}")
+        self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
         return task.report()
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
@@ -297,7 +306,7 @@ class Agent:
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List paired hosts."""
-        return tuple(_peer_report(peer) for peer in self.book.all())
+        return tuple(peer.report() for peer in self.book.all())
 
     def invite(self, for_name: str | None) -> Invitation:
         """Make a pairing token."""
@@ -305,7 +314,7 @@ class Agent:
 
     def join(self, token: str) -> PeerReport:
         """Pair with the host that made the token."""
-        return _peer_report(join(token, self.identity, self.book, self.config.agent.addresses()))
+        return join(token, self.identity, self.book, self.config.agent.addresses()).report()
 
     def remove_peer(self, name: str) -> None:
         """Forget a paired host.
@@ -373,10 +382,6 @@ def _seed_tools(config: Config) -> SeedTools:
     return SeedTools(
         rules=rules, spool=spool, sockets=config.agent.runtime_dir, workers=limits.workers, level=limits.level
     )
-
-
-def _peer_report(peer: Peer) -> PeerReport:
-    return PeerReport(name=peer.name, host_id=peer.host_id, addresses=peer.addresses, paired=peer.paired)
 
 
 def _make_dir(path: Path) -> None:

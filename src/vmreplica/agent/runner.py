@@ -1,21 +1,22 @@
 """The scheduler of this host: every protected VM's cycles on their beat, no more at once than allowed."""
 
-import contextlib
 import datetime as dt
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Final, TypeVar
 
 import structlog
 
-from vmreplica.agent.account import report_run, waiting_error
+from vmreplica.agent.account import report_of, waiting_error
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle, Outcome
 from vmreplica.agent.decide import WAITS_FOR_SEED
+from vmreplica.agent.exporting import spacing
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
@@ -23,6 +24,7 @@ from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship, seed_progress
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.tasks import Task
+from vmreplica.agent.turns import borrowed
 from vmreplica.hypervisor import DomainBrief
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmId
@@ -166,27 +168,15 @@ class Runner:
             rel.due, rel.failures = self._clock(), 0
             self._wake.notify_all()
 
-    @contextlib.contextmanager
-    def turn(self, rel: Relationship, what: str, patience: float) -> Iterator[bool]:
-        """Take a VM's turn: no cycle of it runs in the block. Yields False when one runs all the time.
-
-        Args:
-            rel: of the VM.
-            what: shown as the phase meanwhile.
-            patience: seconds to wait for a running cycle.
-        """
-        taken = self._take(rel, what, patience)
-        try:
-            yield taken
-        finally:
-            if taken:
-                self._give_back(rel)
-
     def update(self, rel: Relationship, policy: Policy) -> None:
         """Put a new policy in force that asks for no cycle of its own; a running one follows it."""
         with self._wake:
             rel.policy = policy
             self._wake.notify_all()
+
+    def turn(self, rel: Relationship, what: str, patience: float) -> AbstractContextManager[bool]:
+        """Take a VM's turn, so that no cycle of it runs meanwhile; see ``borrowed``."""
+        return borrowed(self._wake, rel, what, patience=patience, clock=self._clock)
 
     def each(self, view: Callable[[Relationship, float], _T]) -> list[_T]:
         """Look at every relationship, with the present time of the scheduler's clock; nothing moves meanwhile."""
@@ -226,26 +216,6 @@ class Runner:
             task.meter = rel.meter
         self._pool.submit(self._run, rel, rel.meter)
 
-    def _take(self, rel: Relationship, what: str, patience: float) -> bool:
-        with self._wake:
-            free = self._wake.wait_for(lambda: self._stopping or not rel.running, patience)
-            if not free or self._stopping:
-                return False
-            rel.meter = Meter()
-            rel.meter.phase(what)
-            rel.idle.clear()
-            return True
-
-    def _give_back(self, rel: Relationship) -> None:
-        with self._wake:
-            rel.meter = None
-            # Who asked meanwhile took this turn for a cycle.
-            rel.waiting, rel.answering = [*rel.answering, *rel.waiting], []
-            if rel.waiting:
-                rel.due = self._clock()
-            rel.idle.set()
-            self._wake.notify_all()
-
     def _run(self, rel: Relationship, meter: Meter) -> None:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
         self._keeper.release(rel.vm)
@@ -254,7 +224,7 @@ class Runner:
         except VmReplicaError as caught:
             # There is no way to the replica at all, for example because it is no longer paired.
             outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
-        report = report_run(rel, meter, outcome, started=started, seconds=self._clock() - clock)
+        report = report_of(rel, meter, outcome, started=started, seconds=self._clock() - clock)
         self._settle(rel, report, outcome, clock)
 
     def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
@@ -270,6 +240,20 @@ class Runner:
             seen=lambda position: self._saw(rel, position),
             began=lambda kind: self._began(rel, kind),
         )
+
+    def _forget_seed(self, rel: Relationship) -> None:
+        """Once the first copy is at the replica, another one would never go to a directory unasked."""
+        position = rel.position
+        if rel.policy.seed is None or position is None or position.latest is None or position.awaited is not None:
+            return
+        policy = rel.policy.model_copy(update={"seed": None})
+        try:
+            self._hypervisor.set_policy(rel.vm, policy)
+        except VmReplicaError as error:
+            _log.warning("the policy still names an export that is imported", vm=rel.vm, why=error.message)
+            return
+        with self._wake:
+            rel.policy = policy
 
     def _may_go_long(self, rel: Relationship, *, must: bool) -> bool:
         with self._wake:
@@ -288,6 +272,8 @@ class Runner:
     def _settle(self, rel: Relationship, report: CycleReport | None, outcome: Outcome, started: float) -> None:
         if report is not None:
             self._keep(rel, report)
+        if outcome.error is None:
+            self._forget_seed(rel)
         self._keeper.hold(rel.vm)
         with self._wake:
             now = self._clock()
@@ -313,7 +299,8 @@ class Runner:
             task.finish(report, outcome.error or waiting_error(rel, outcome))
 
     def _plan_next(self, rel: Relationship, outcome: Outcome, started: float, now: float) -> None:
-        interval = float(rel.policy.interval)
+        awaited = rel.position.awaited if rel.position is not None else None
+        interval = spacing(float(rel.policy.interval), awaited, dt.datetime.now(dt.UTC))
         if outcome.error is not None:
             rel.failures += 1
             rel.due = retry_due(now, rel.failures, interval, random.random())  # noqa: S311 - spreads retries
@@ -322,7 +309,9 @@ class Runner:
         rel.due = next_due(started, now, interval)
         if outcome.published is not None and rel.position is not None:
             points = min(rel.position.points + 1, rel.policy.keep)
-            rel.position = rel.position.model_copy(update={"latest": outcome.published, "points": points})
+            rel.position = rel.position.model_copy(
+                update={"latest": outcome.published, "points": points, "awaited": outcome.published.waits_for}
+            )
 
     def _keep(self, rel: Relationship, report: CycleReport) -> None:
         """Log and journal a run; of a failure that repeats itself only the 1st, 2nd, 4th, 8th... time."""
