@@ -1,4 +1,4 @@
-"""A VM's turn taken by somebody else than its cycle: what must not meet a running cycle, and must delay none for long."""
+"""A VM's turn taken by somebody else than its cycle, for what must not meet a running one."""
 
 import contextlib
 import threading
