@@ -87,14 +87,8 @@ class Agent:
         self._journal = Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
-        self._replicas = ReplicaSide(
-            repository=repository,
-            hypervisor=self._hypervisor,
-            clients=self._clients,
-            book=self.book,
-            seed_tools=_seed_tools(config),
-        )
-        stages = _make_stages(config, self._hypervisor)
+        self._replicas = self._replica_side(repository)
+        stages = _stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
         self._primaries = PrimarySide(
@@ -138,6 +132,15 @@ class Agent:
             trials=Trials(self.config.agent.state_dir / "trials", self._hypervisor),
         )
         return Doctor(parts)
+
+    def _replica_side(self, repository: Repository) -> ReplicaSide:
+        return ReplicaSide(
+            repository=repository,
+            hypervisor=self._hypervisor,
+            clients=self._clients,
+            book=self.book,
+            seed_tools=_seed_tools(self.config),
+        )
 
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
@@ -351,7 +354,7 @@ class Agent:
         )
 
 
-def _make_stages(config: Config, hypervisor: Hypervisor) -> Stages:
+def _stages(config: Config, hypervisor: Hypervisor) -> Stages:
     state = config.agent.state_dir
     return Stages(
         hypervisor=hypervisor,
