@@ -143,9 +143,10 @@ def test_a_failover_is_taken_back_and_another_point_is_tried(lab: Lab, new_blank
     assert until(lambda: relation(a, vm.name)["epoch"] == relation(b, vm.name)["epoch"] == 1, 30)
     vm.stop()
     again = b.ask("failover", vm.name, "--yes", "--point", older)
-    assert (again["plan"]["point"], again["plan"]["newer_points"]) == (older, 2)
+    assert again["plan"]["point"] == older
+    assert again["plan"]["newer_points"] >= 2, "those two, and what the primary sent of the VM that went off"
     assert relation(b, vm.name)["epoch"] == 2
-    assert [point["point"] for point in points(b, vm.name)] == [older, newer, latest["point"]]
+    assert {older, newer, latest["point"]} <= {point["point"] for point in points(b, vm.name)}
 
 
 def _refused(b: Host, vm: Blank, *options: str) -> tuple[int, str]:
