@@ -83,21 +83,8 @@ class Agent:
         self._journal = Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
-        self._replicas = ReplicaSide(
-            repository=repository,
-            hypervisor=self._hypervisor,
-            clients=self._clients,
-            book=self.book,
-            seed_tools=_seed_tools(config),
-        )
-        stages = Stages(
-            hypervisor=self._hypervisor,
-            spool=Spool(paths.state_dir / "spool", limits.spool_cap),
-            spool_dir=paths.state_dir / "spool",
-            fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
-            rest=RestBook(paths.state_dir / "rest"),
-            limits=_transfer_limits(config),
-        )
+        self._replicas = self._replica_side(repository)
+        stages = _stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = Runner(
             stages=stages,
@@ -122,6 +109,15 @@ class Agent:
             runs_here=self.runs_here,
             on_published=self._replicas.published,
             seeds=self._replicas.seeder,
+        )
+
+    def _replica_side(self, repository: Repository) -> ReplicaSide:
+        return ReplicaSide(
+            repository=repository,
+            hypervisor=self._hypervisor,
+            clients=self._clients,
+            book=self.book,
+            seed_tools=_seed_tools(self.config),
         )
 
     def start(self) -> None:
@@ -328,6 +324,18 @@ class Agent:
             f"{brief.name} is not protected on this host",
             hint=f"vmreplica enable {brief.name} --to PEER",
         )
+
+
+def _stages(config: Config, hypervisor: Hypervisor) -> Stages:
+    state = config.agent.state_dir
+    return Stages(
+        hypervisor=hypervisor,
+        spool=Spool(state / "spool", config.limits.spool_cap),
+        spool_dir=state / "spool",
+        fingerprints=FingerprintStore(state / "fingerprints"),
+        rest=RestBook(state / "rest"),
+        limits=_transfer_limits(config),
+    )
 
 
 def _transfer_limits(config: Config) -> TransferLimits:
