@@ -93,15 +93,19 @@ def test_a_vm_without_disks_is_refused(lab: Lab, new_blank: NewBlank) -> None:
     assert (code, error["code"]) == (4, "no-eligible-disks")
 
 
-def test_a_vm_that_is_off_is_protected_but_waits_for_its_start(lab: Lab, new_blank: NewBlank) -> None:
+def test_a_stopped_vm_whose_disk_another_program_writes_to_waits_until_it_is_free(
+    lab: Lab, new_blank: NewBlank
+) -> None:
     a, b = lab.host("a"), lab.host("b")
     vm = new_blank(a, start=False)
+    image, pid = str(vm.images["vda"]), a.layout.images / "writer.pid"
+    a.exec(["qemu-nbd", "--persistent", "--fork", "-f", "qcow2", f"--pid-file={pid}", "-k", f"{image}.sock", image])
     code, error = refusal(a, "enable", vm.name, "--to", "b")
-    assert (code, error["code"]) == (5, "vm-not-running")
-    assert f"virsh start {vm.name}" in error["hint"]
+    assert (code, error["code"]) == (5, "image-in-use")
+    assert image in error["message"]
     code, error = refusal(b, "failover", vm.name, "--yes")
     assert (code, error["code"]) == (5, "state-forbids"), "there is no point yet"
-    vm.start()
+    a.exec(["kill", pid.read_text().strip()])
     assert wait_cycles(a, vm.name, 1)[0]["kind"] == "initial", "it goes on by itself"
     assert len(points(b, vm.name)) >= 1
     assert relation(b, vm.name)["state"] == "replicating"

@@ -94,6 +94,7 @@ def test_a_vm_that_was_off_or_rebooted_goes_on_by_deltas(lab: Lab, new_guest: Ne
     guest.stop()
     off = wait_reason(a, guest.name, "vm-off")
     assert "start the VM" in off["hint"]
+    assert cycles(a, guest.name)[-1]["reason"] == "the VM is off: its last point"
     assert "failed" not in {cycle["outcome"] for cycle in a.ask("history", guest.name)["cycles"][:1]}
     _start_and_expect_a_delta(lab, guest)
 

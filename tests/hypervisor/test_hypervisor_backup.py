@@ -133,7 +133,6 @@ def test_a_foreign_backup_job_is_waited_for_and_never_touched(hypervisor: Hyperv
     assert caught.value.code == "backup-job-running"
     assert caught.value.kind == "transient"
     hypervisor.end_backup(guest.vm)
-    hypervisor.sweep(guest.vm)
     assert "foreign.sock" in guest.virsh("backup-dumpxml", guest.name)
     assert hypervisor.checkpoints(guest.vm) == []
     guest.virsh("domjobabort", guest.name)
@@ -143,7 +142,6 @@ def test_a_job_left_by_a_dead_agent_is_ended_and_swept_up(hypervisor: Hypervisor
     hypervisor.begin_backup(guest.vm, checkpoint=name(1), targets=["vda"])
     with pytest.raises(Conflict, match="left by an earlier cycle"):
         hypervisor.begin_backup(guest.vm, checkpoint=name(2), targets=["vda"])
-    hypervisor.sweep(guest.vm)
     assert len(files_below(home / "run")) == 2
     hypervisor.end_backup(guest.vm)
     assert files_below(home / "run") == []

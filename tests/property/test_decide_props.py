@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from point_kit import VM, make_opening, make_summary
 
 from vmreplica.agent.decide import (
+    Adopt,
     Capture,
     Continue,
     CycleFacts,
@@ -72,7 +73,7 @@ def facts(draw: st.DrawFn) -> CycleFacts:
     latest = draw(st.none() | st.sampled_from(POINTS).map(summary))
     position = Position(
         vm=VM,
-        state="replicating",
+        state=draw(st.sampled_from(["waiting-for-initial", "replicating", "failed-over", "failing-over"])),
         epoch=draw(st.integers(0, 2)),
         latest=latest,
         incoming=None,
@@ -83,6 +84,7 @@ def facts(draw: st.DrawFn) -> CycleFacts:
         epoch=draw(st.integers(0, 2)),
         position=position,
         running=draw(st.booleans()),
+        at_rest=draw(st.booleans()),
         disks=draw(st.dictionaries(st.sampled_from(["vda", "vdb", "vdc"]), disk_facts(), min_size=1)),
         checkpoints=tuple(draw(st.sets(st.sampled_from(NAMES)))),
         spool=draw(spools()),
@@ -91,7 +93,10 @@ def facts(draw: st.DrawFn) -> CycleFacts:
 
 @given(facts())
 def test_nothing_is_sent_to_a_replica_that_has_moved_on(known: CycleFacts) -> None:
-    assert isinstance(decide(known), Fenced) == (known.position.epoch > known.epoch)
+    step, ahead = decide(known), known.position.epoch > known.epoch
+    assert isinstance(step, Fenced | Adopt) == ahead
+    if ahead:
+        assert isinstance(step, Adopt) == (known.position.state in {"waiting-for-initial", "replicating"})
 
 
 @given(facts())
@@ -128,11 +133,11 @@ def test_each_disk_goes_the_cheapest_way_that_is_sound(known: CycleFacts) -> Non
     step = decide(known)
     if not isinstance(step, Capture) or step.parent is None or known.position.latest is None:
         return
-    had = {disk.target for disk in known.position.latest.disks}
+    had = {disk.target: disk.size for disk in known.position.latest.disks}
     for target, mode in step.modes.items():
         disk = known.disks[target]
         if mode == "whole":
-            assert target not in had or not disk.fingerprint_good
+            assert disk.size < had.get(target, disk.size + 1) or not disk.fingerprint_good
         else:
             assert disk.fingerprint_good
         if mode == "delta":
@@ -147,8 +152,9 @@ def test_a_doubtful_fingerprint_is_fetched_before_a_disk_is_read_whole(known: Cy
         assert all(not known.disks[target].fingerprint_good for target in step.targets)
         assert not any(known.disks[target].unfetchable for target in step.targets)
     elif isinstance(step, Capture) and step.parent is not None and known.position.latest is not None:
-        had = {disk.target for disk in known.position.latest.disks}
-        assert all(disk.fingerprint_good or disk.unfetchable for t, disk in known.disks.items() if t in had)
+        sizes = {disk.target: disk.size for disk in known.position.latest.disks}
+        kept = [disk for target, disk in known.disks.items() if target in sizes and disk.size >= sizes[target]]
+        assert all(disk.fingerprint_good or disk.unfetchable for disk in kept)
 
 
 @given(facts())
@@ -172,6 +178,7 @@ def test_tidying_comes_to_an_end(known: CycleFacts) -> None:
             epoch=known.epoch,
             position=known.position,
             running=known.running,
+            at_rest=known.at_rest,
             disks=known.disks,
             checkpoints=tuple(name for name in known.checkpoints if name not in step.checkpoints),
             spool=None if step.discard_spool else known.spool,
@@ -180,8 +187,24 @@ def test_tidying_comes_to_an_end(known: CycleFacts) -> None:
 
 
 @given(facts())
-def test_a_vm_that_is_off_is_not_captured(known: CycleFacts) -> None:
-    if not known.running:
-        assert not isinstance(decide(known), Capture)
-    elif known.spool is None:
-        assert not isinstance(decide(known), Wait)
+def test_only_a_vm_at_rest_waits(known: CycleFacts) -> None:
+    if known.spool is None:
+        resting = known.at_rest and not known.running
+        step = decide(known)
+        assert isinstance(step, Wait) <= resting
+        assert isinstance(step, Capture) <= (not resting)
+
+
+@given(facts())
+def test_a_disk_that_became_smaller_is_sent_whole_and_alone(known: CycleFacts) -> None:
+    step, latest = decide(known), known.position.latest
+    if not isinstance(step, Capture) or step.parent is None or latest is None:
+        return
+    sizes = {disk.target: disk.size for disk in latest.disks}
+    for target, mode in step.modes.items():
+        disk = known.disks[target]
+        if disk.size < sizes.get(target, 0):
+            assert mode == "whole"
+            assert f"{target}: it became smaller" in step.reason
+        elif disk.fingerprint_good and target in sizes:
+            assert mode != "whole"

@@ -110,9 +110,11 @@ class Primary:
         self.expected[opening.point] = {target: self._flat(target) for target in self.sizes}
         return segments, PointClosing(disks=tuple(closings), guest_bytes=SIZE)
 
-    def send(self, replica: Replica, changes: Changes, *, whole: bool = False) -> PointSummary:
+    def send(
+        self, replica: Replica, changes: Changes, *, whole: bool = False, opening: PointOpening | None = None
+    ) -> PointSummary:
         """Make, send and publish a point."""
-        opening = self.opening(whole=whole)
+        opening = opening or self.opening(whole=whole)
         segments, closing = self.write(opening, changes)
         replica.open_point(opening)
         for target, bodies in segments.items():

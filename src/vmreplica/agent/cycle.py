@@ -8,11 +8,13 @@ import datetime as dt
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 
 from vmreplica.agent.decide import (
+    Adopt,
     Capture,
     Continue,
     Fenced,
@@ -24,17 +26,20 @@ from vmreplica.agent.decide import (
     Wait,
     decide,
 )
+from vmreplica.agent.exporting import PATIENCE as EXPORT_PATIENCE
+from vmreplica.agent.exporting import reserve_in
 from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.keeper import give_up
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import seed_failed
-from vmreplica.agent.transfer import Transfer
+from vmreplica.agent.transfer import FrozenView, Transfer
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, CheckpointBroken
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
 from vmreplica.model.ids import (
     CheckpointName,
+    DiskTarget,
     PointId,
     VmId,
     checkpoint_name,
@@ -46,7 +51,8 @@ from vmreplica.model.point import DiskSpec, PointKind, PointOpening, PointSummar
 from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace
-from vmreplica.spool import SpoolPoint
+from vmreplica.ship import DirectoryWire, Wire
+from vmreplica.spool import PATIENCE, SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -58,6 +64,8 @@ _COMPARING: Final = "comparing with the existing copy"
 _PHASES: Final = {"initial": "initial replication", "resync": "resynchronizing"}
 #: A cycle is a handful of steps; more means that two facts contradict each other for ever.
 _MAX_STEPS: Final = 12
+#: Seconds from when a VM was found off until its images are touched; restarted by a script, it is back by then.
+_GRACE: Final = 2.0
 
 
 class Slot(Protocol):
@@ -125,6 +133,10 @@ class Cycle:
         self._capture: Capture | None = None
         self._published: PointSummary | None = None
         self._guest_bytes = 0
+        #: A VM that is off was given its moment to come back.
+        self._patient = False
+        #: It is off, and the point published last is all that it has.
+        self._at_rest = False
 
     def run(self) -> Outcome:
         """Do steps until a point taken in this run is published, or until something outside has to change.
@@ -149,11 +161,25 @@ class Cycle:
     def _steps(self) -> str | None:
         for _ in range(_MAX_STEPS):
             step = decide(self._facts.ask())
+            if self._wait_for_start(step):
+                continue
             _log.debug("cycle step", vm=self._vm, step=type(step).__name__)
             waits = self._act(step)
-            if waits is not None or self._published is not None:
+            if waits is not None:
                 return waits
+            if self._published is not None:
+                return "vm-off" if self._at_rest else None
         raise Internal("cycle-does-not-settle", f"{self._facts.name}: a cycle did not come to an end")
+
+    def _wait_for_start(self, step: Step) -> bool:
+        """Give a VM that went off a moment to come back before its images are touched: a locked image cannot start."""
+        touches = isinstance(step, Capture) or (isinstance(step, Tidy) and bool(step.checkpoints))
+        if self._facts.view.active or self._patient or not touches:
+            return False
+        self._patient = True
+        if self._halt.wait(_GRACE):
+            raise Conflict("cycle-stopped", "the cycle was stopped", kind="transient")
+        return True
 
     def _put_away(self) -> None:
         """Leave the VM as if we were not there: other tools refuse to work beside foreign checkpoints."""
@@ -166,10 +192,10 @@ class Cycle:
 
     def _act(self, step: Step) -> str | None:
         match step:
-            case Fenced():
-                raise self._fenced(step)
-            case SeedFailed():
-                raise seed_failed(self._facts.name, step.problem)
+            case Fenced() | SeedFailed():
+                raise self._refusal(step)
+            case Adopt():
+                self._adopt(step.epoch)
             case Wait():
                 return step.reason
             case Tidy():
@@ -187,7 +213,9 @@ class Cycle:
                 self._begin(step)
         return None
 
-    def _fenced(self, step: Fenced) -> VmReplicaError:
+    def _refusal(self, step: Fenced | SeedFailed) -> VmReplicaError:
+        if isinstance(step, SeedFailed):
+            return seed_failed(self._facts.name, step.problem)
         self._hypervisor.end_backup(self._vm)
         return Conflict(
             "failed-over-elsewhere",
@@ -195,13 +223,19 @@ class Cycle:
             hint="decide which side survives; this one is stale and ships nothing",
         )
 
+    def _adopt(self, epoch: int) -> None:
+        _log.info("a failover was taken back", vm=self._vm, epoch=epoch)
+        policy = (self._hypervisor.policy(self._vm) or self._policy).model_copy(update={"epoch": epoch})
+        self._hypervisor.set_policy(self._vm, policy)
+        self._policy = self._facts.policy = policy
+
     def _tidy(self, step: Tidy) -> None:
         _log.info("tidying", vm=self._vm, why=step.why, checkpoints=step.checkpoints, spool=step.discard_spool)
         point = self._stages.spool.point(self._vm) if step.discard_spool else None
-        if point is not None:
-            self._hypervisor.end_backup(self._vm)
-            if step.acknowledged:
-                self._holdings.learn(point)
+        # Without a point in the spool to go on with, a job of ours was left by whoever was killed in it.
+        self._hypervisor.end_backup(self._vm)
+        if point is not None and step.acknowledged:
+            self._holdings.learn(point)
         for name in step.checkpoints:
             self._hypervisor.delete_checkpoint(self._vm, name)
         if point is not None:
@@ -246,7 +280,7 @@ class Cycle:
             )
         point = self._stages.spool.create(self._opening(step))
         try:
-            job = self._begin_job(point.opening, step.base)
+            job = self._freeze(point.opening, step.base)
         except CheckpointBroken as error:
             point.discard()
             if step.base is None:
@@ -292,20 +326,27 @@ class Cycle:
             return now
         return max(now, point_instant(self._facts.latest.point) + dt.timedelta(seconds=1))
 
-    def _begin_job(self, opening: PointOpening, base: CheckpointName | None) -> BackupJob:
+    def _freeze(self, opening: PointOpening, base: CheckpointName | None) -> FrozenView:
         bases = {target: base if mode == "delta" else None for target, mode in opening.modes.items()}
         if opening.checkpoint is None:
             raise Internal("checkpoint-missing", f"{self._facts.name}: a captured point needs a checkpoint")
+        if self._facts.view.active:
+            return self._begin_job(opening.checkpoint, bases)
+        view = self._hypervisor.open_stopped(self._vm, checkpoint=opening.checkpoint, bases=bases)
+        self._facts.lay_to_rest(opening.point, view.identities)
+        return view
+
+    def _begin_job(self, checkpoint: CheckpointName, bases: dict[DiskTarget, CheckpointName | None]) -> BackupJob:
         try:
-            return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
+            return self._hypervisor.begin_backup(self._vm, checkpoint=checkpoint, bases=bases)
         except Conflict as error:
             # A job of ours that no spool knows is left from a crash and is ended; a foreign one is met again.
             if error.code != "backup-job-running":
                 raise
             self._hypervisor.end_backup(self._vm)
-            return self._hypervisor.begin_backup(self._vm, checkpoint=opening.checkpoint, bases=bases)
+            return self._hypervisor.begin_backup(self._vm, checkpoint=checkpoint, bases=bases)
 
-    def _read_and_ship(self, point: SpoolPoint, job: BackupJob) -> PointSummary:
+    def _read_and_ship(self, point: SpoolPoint, job: FrozenView) -> PointSummary:
         latest = self._facts.latest
         seeded = latest is not None and not latest.bootable
         self._meter.phase(_COMPARING if seeded else _PHASES.get(point.opening.kind, "replicating"))
@@ -317,8 +358,9 @@ class Cycle:
     def _transfer(self, point: SpoolPoint) -> Transfer:
         return Transfer(
             point=point,
-            wire=self._client,
+            wire=self._wire(point.opening),
             pace=self._pace,
+            patience=EXPORT_PATIENCE if self._exports(point.opening) else PATIENCE,
             limits=self._stages.limits,
             halt=self._halt,
             meter=self._meter,
@@ -326,14 +368,28 @@ class Cycle:
             give_up=lambda: give_up(self._stages, point),
         )
 
+    def _exports(self, opening: PointOpening) -> bool:
+        return self._policy.seed is not None and opening.kind == "initial"
+
+    def _wire(self, opening: PointOpening) -> Callable[[Line], Wire]:
+        seed, client = self._policy.seed, self._client
+        if seed is None or not self._exports(opening):
+            return client.on
+        self._meter.phase(f"exporting to {seed.directory}")
+        least = reserve_in(Path(seed.directory), self._stages.spool_dir, self._stages.limits.min_free)
+        return lambda line: DirectoryWire(seed, client.on(line).await_base, sent=self._meter.sent, reserve=least)
+
     def _acknowledged(self, point: SpoolPoint, summary: PointSummary) -> None:
         """Only now the old base may go: the replica holds its successor durably."""
         self._guest_bytes += summary.guest_bytes
         self._holdings.learn(point)
         point.discard()
+        self._at_rest = self._facts.at_rest(summary.point)
         for name in self._hypervisor.checkpoints(self._vm):
             if name != summary.checkpoint and is_our_checkpoint(name, self._policy.replica):
                 self._hypervisor.delete_checkpoint(self._vm, name)
+        if self._at_rest:
+            self._facts.lay_to_rest(summary.point)
 
     # ---- small helpers
 

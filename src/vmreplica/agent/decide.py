@@ -6,10 +6,12 @@ asked again and the next step follows from them, so there is nothing to remember
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, PointId, is_our_checkpoint
 from vmreplica.model.point import DiskMode, PointKind, PointOpening, PointSummary, Position, Seeding
+from vmreplica.model.states import RECEIVING
 
 #: Why a cycle waits while the replica makes its first point from an existing copy.
 WAITS_FOR_SEED = "seeding"
@@ -51,6 +53,8 @@ class CycleFacts:
     epoch: int
     position: Position
     running: bool
+    #: It is off, and its latest point was taken from its images as they are: nothing is lost, nothing to be done.
+    at_rest: bool
     #: Disks to replicate now.
     disks: Mapping[DiskTarget, DiskFacts]
     #: Every checkpoint on the domain, foreign ones included.
@@ -61,6 +65,13 @@ class CycleFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fenced:
     """The replica has moved on without us: nothing may be shipped."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """A failover was taken back and the replica takes points again: go on under the epoch that it left behind."""
 
     epoch: int
 
@@ -118,6 +129,12 @@ class Wait:
     reason: str
 
 
+#: Points that wait for their base at most: more would make the chain long without bringing it any nearer to use.
+MAX_WAITING: Final = 60
+#: Why a cycle waits while the replica waits for an export: enough points stand on what is not there.
+BASE_AWAITED = "base-awaited"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedFailed:
     """The replica cannot begin with the existing copy that it was told to: a person has to decide."""
@@ -125,13 +142,14 @@ class SeedFailed:
     problem: Problem
 
 
-Step = Fenced | SeedFailed | Tidy | Ship | Continue | Fetch | Capture | Wait
+Step = Fenced | Adopt | SeedFailed | Tidy | Ship | Continue | Fetch | Capture | Wait
 
 
 def decide(facts: CycleFacts) -> Step:
     """Choose the next step."""
     if facts.position.epoch > facts.epoch:
-        return Fenced(epoch=facts.position.epoch)
+        taken_back = facts.position.state in RECEIVING
+        return Adopt(epoch=facts.position.epoch) if taken_back else Fenced(epoch=facts.position.epoch)
     if facts.position.seeding is not None:
         return _with_seeding(facts, facts.position.seeding)
     if facts.spool is not None:
@@ -190,16 +208,14 @@ def _stray_checkpoints(facts: CycleFacts) -> tuple[str, ...]:
 
 
 def _capture(facts: CycleFacts) -> Step:
-    if not facts.running:
+    if facts.at_rest and not facts.running:
         return Wait(reason="vm-off")
     latest = facts.position.latest
     if latest is None:
         modes: dict[DiskTarget, DiskMode] = dict.fromkeys(facts.disks, "whole")
         return Capture(kind="initial", parent=None, modes=modes, base=None, reason="no point yet")
-    smaller = _shrunk(facts, latest)
-    if smaller is not None:
-        modes = dict.fromkeys(facts.disks, "whole")
-        return Capture(kind="resync", parent=None, modes=modes, base=None, reason=smaller)
+    if facts.position.awaited is not None and facts.position.points > MAX_WAITING:
+        return Wait(reason=BASE_AWAITED)
     doubtful = _doubtful(facts, latest)
     if doubtful:
         return Fetch(point=latest.point, targets=doubtful)
@@ -209,8 +225,9 @@ def _capture(facts: CycleFacts) -> Step:
 def _delta(facts: CycleFacts, latest: PointSummary) -> Capture:
     """Choose for each disk the cheapest sound way; one point carries them all."""
     troubles = {target: _trouble(facts, target, latest) for target in facts.disks}
-    modes = {target: _mode(disk, troubles[target]) for target, disk in facts.disks.items()}
+    modes = {target: _mode(facts, target, latest, troubles[target]) for target in facts.disks}
     told = sorted(f"{target}: {why}" for target, why in troubles.items() if why)
+    told += [] if facts.running else ["the VM is off: its last point"]
     known = {disk.target for disk in latest.disks}
     return Capture(
         kind="resync" if any(troubles[target] for target in troubles if target in known) else "delta",
@@ -221,8 +238,9 @@ def _delta(facts: CycleFacts, latest: PointSummary) -> Capture:
     )
 
 
-def _mode(disk: DiskFacts, trouble: str | None) -> DiskMode:
-    if not disk.fingerprint_good:
+def _mode(facts: CycleFacts, target: DiskTarget, latest: PointSummary, trouble: str | None) -> DiskMode:
+    disk = facts.disks[target]
+    if not disk.fingerprint_good or _shrunk(facts, target, latest):
         return "whole"
     return "delta" if trouble is None and disk.tracked else "compare"
 
@@ -232,15 +250,16 @@ def _trouble(facts: CycleFacts, target: DiskTarget, latest: PointSummary) -> str
     disk = facts.disks[target]
     if target not in {known.target for known in latest.disks}:
         return "a new disk"
+    if _shrunk(facts, target, latest):
+        return "it became smaller"
     if not disk.fingerprint_good:
         return "its fingerprint is in doubt, and the replica cannot tell it"
     if latest.kind == "seed":
         return _SEEDED
     if disk.trouble is not None or not disk.tracked:
         return disk.trouble
-    if latest.checkpoint is None or latest.checkpoint not in facts.checkpoints:
-        return "the checkpoint of the replica's latest point is gone"
-    return None
+    known = latest.checkpoint is not None and latest.checkpoint in facts.checkpoints
+    return None if known else "the checkpoint of the replica's latest point is gone"
 
 
 def _doubtful(facts: CycleFacts, latest: PointSummary) -> tuple[DiskTarget, ...]:
@@ -249,12 +268,15 @@ def _doubtful(facts: CycleFacts, latest: PointSummary) -> tuple[DiskTarget, ...]
         sorted(
             target
             for target, disk in facts.disks.items()
-            if target in known and not disk.fingerprint_good and not disk.unfetchable
+            if target in known
+            and not disk.fingerprint_good
+            and not disk.unfetchable
+            and not _shrunk(facts, target, latest)
         )
     )
 
 
-def _shrunk(facts: CycleFacts, latest: PointSummary) -> str | None:
+def _shrunk(facts: CycleFacts, target: DiskTarget, latest: PointSummary) -> bool:
+    """Tell whether a disk became smaller: what lay behind its new end must not come back when it grows again."""
     sizes = {disk.target: disk.size for disk in latest.disks}
-    smaller = sorted(target for target, disk in facts.disks.items() if disk.size < sizes.get(target, 0))
-    return f"{', '.join(smaller)} became smaller" if smaller else None
+    return facts.disks[target].size < sizes.get(target, 0)

@@ -3,6 +3,7 @@
 It looks and changes nothing, with one exception: a checkpoint that libvirt forgot is made known to it again.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ import structlog
 
 from vmreplica.agent.decide import CycleFacts, DiskFacts, SpoolFacts
 from vmreplica.agent.holdings import Holdings
+from vmreplica.agent.rest import Identities, RestBook
 from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
 from vmreplica.hypervisor import BackupJob, DiskView, DomainView, Hypervisor
 from vmreplica.model.errors import HypervisorError
-from vmreplica.model.ids import DiskTarget, VmId
+from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import PointSummary, Position
 from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
@@ -33,6 +35,7 @@ class Stages:
     spool: Spool
     spool_dir: Path
     fingerprints: FingerprintStore
+    rest: RestBook
     limits: TransferLimits
 
 
@@ -52,9 +55,10 @@ class FactFinder:
     ) -> None:
         self._hypervisor = stages.hypervisor
         self._spool = stages.spool
+        self._rest = stages.rest
         self._client = client
         self._vm = vm
-        self._policy = policy
+        self.policy = policy
         self._seen = seen
         self._holdings = Holdings(stages.fingerprints, client, vm)
         self._view: DomainView | None = None
@@ -79,10 +83,11 @@ class FactFinder:
         view = self._hypervisor.inspect(self._vm)
         self._view = view
         return CycleFacts(
-            replica=self._policy.replica,
-            epoch=self._policy.epoch,
+            replica=self.policy.replica,
+            epoch=self.policy.epoch,
             position=position,
             running=view.active,
+            at_rest=position.latest is not None and self.at_rest(position.latest.point),
             disks={target: self._disk(disk, position) for target, disk in self.disks().items()},
             checkpoints=self._checkpoints(view, position),
             spool=self._pending(),
@@ -100,9 +105,28 @@ class FactFinder:
         """The domain's name if it is known yet, else its UUID: for messages."""
         return self._view.name if self._view else self._vm
 
+    def at_rest(self, point: PointId) -> bool:
+        """Tell whether the VM is off, and its disks and its definition are what a point was taken from."""
+        return not self.view.active and self._rest.rests(self._vm, point, self._described(self._images()))
+
+    def lay_to_rest(self, point: PointId, images: Identities | None = None) -> None:
+        """Take note that a point is taken, or was, from stopped images; from what they are now, if not told."""
+        described = self._described(images or self._images())
+        if described is not None:
+            self._rest.remember(self._vm, point, described)
+
+    def _images(self) -> Identities | None:
+        return self._hypervisor.image_identities(self._vm, tuple(self.disks()))
+
+    def _described(self, images: Identities | None) -> Identities | None:
+        """Add the definition, which is part of a point, too."""
+        if images is None:
+            return None
+        return {**images, "definition": hashlib.sha256(self.view.definition.encode()).hexdigest()}
+
     def disks(self) -> dict[DiskTarget, DiskView]:
         """Choose the disks that are replicated now."""
-        chosen = (d for d in self.view.disks if d.reason_ineligible is None and d.target not in self._policy.excluded)
+        chosen = (d for d in self.view.disks if d.reason_ineligible is None and d.target not in self.policy.excluded)
         return {disk.target: disk for disk in chosen}
 
     def _disk(self, disk: DiskView, position: Position) -> DiskFacts:

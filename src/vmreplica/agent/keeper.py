@@ -108,6 +108,7 @@ def give_up(stages: Stages, point: SpoolPoint) -> None:
     """
     vm = point.opening.vm
     stages.hypervisor.end_backup(vm)
-    if point.opening.checkpoint is not None:
+    # Of a VM that just went off the next cycle tidies up: it may be on its way back, and needs its images.
+    if point.opening.checkpoint is not None and stages.hypervisor.running(vm):
         stages.hypervisor.delete_checkpoint(vm, point.opening.checkpoint)
     point.discard()

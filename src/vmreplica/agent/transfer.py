@@ -7,11 +7,11 @@ low, the job is given up. Stopped from outside, it leaves the job and the spool 
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -20,13 +20,13 @@ from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import BACKOFF
 from vmreplica.capture import DiskPlan, capture_point
 from vmreplica.fsio import free_bytes
-from vmreplica.hypervisor import BackupJob
+from vmreplica.hypervisor import Export
 from vmreplica.model.errors import Corrupt, NoSpace, VmReplicaError
+from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import PointSummary
 from vmreplica.model.units import format_size
-from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace, stopped
-from vmreplica.ship import ship_point
+from vmreplica.ship import Wire, ship_point
 from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
@@ -61,13 +61,39 @@ class TransferLimits:
     min_free: int
 
 
+class FrozenView(Protocol):
+    """Disks at one instant: a backup job of a running VM, or the images of one that is off."""
+
+    @property
+    def exports(self) -> Mapping[DiskTarget, Export]:
+        """Where each disk is read."""
+        ...
+
+    def scratch_bytes(self) -> int:
+        """Tell the bytes kept aside for it."""
+        ...
+
+    def require_undisturbed(self) -> None:
+        """Raise when what was read is not of one instant."""
+        ...
+
+    def leave(self) -> None:
+        """Let go of it in the middle; a backup job runs on."""
+        ...
+
+    def end(self) -> None:
+        """End it."""
+        ...
+
+
 class Transfer:
     """One point on its way; used once.
 
     Args:
         point: its place in the spool.
-        wire: the replica.
+        wire: makes the way to the replica, or to the directory that is carried there.
         pace: how fast may be sent.
+        patience: seconds that reading waits for sending.
         limits: threads, level, scratch.
         halt: set from outside to stop, now.
         meter: fed with progress.
@@ -79,8 +105,9 @@ class Transfer:
         self,
         *,
         point: SpoolPoint,
-        wire: PeerClient,
+        wire: Callable[[Line], Wire],
         pace: Pace,
+        patience: float,
         limits: TransferLimits,
         halt: Halt,
         meter: Meter,
@@ -88,11 +115,12 @@ class Transfer:
         give_up: Callable[[], None],
     ) -> None:
         self._point = point
+        self._patience = patience
         self._limits = limits
         self._outer_halt = halt
         #: Set for whatever reason the transfer ends early: sending hangs up at once.
         self._halt = Halt()
-        self._wire = wire.on(Line(self._halt, pace))
+        self._wire = wire(Line(self._halt, pace))
         self._meter = meter
         self._holdings = holdings
         self._give_up = give_up
@@ -110,7 +138,7 @@ class Transfer:
                     self._give_up()
                 raise self._failure or error from error
 
-    def capture_and_ship(self, job: BackupJob) -> PointSummary:
+    def capture_and_ship(self, job: FrozenView) -> PointSummary:
         """Read the job's frozen view and send it; the job has ended when this returns.
 
         Raises:
@@ -131,12 +159,14 @@ class Transfer:
             except BaseException:
                 self._halt.set()
                 sending.exception()
-                if not (self._stopped_outside() and self._worth_keeping()):
+                if self._stopped_outside() and self._worth_keeping():
+                    job.leave()
+                else:
                     self._end(job)
                 raise
             return self._result_of(sending)
 
-    def _end(self, job: BackupJob) -> None:
+    def _end(self, job: FrozenView) -> None:
         try:
             job.end()
         finally:
@@ -148,7 +178,7 @@ class Transfer:
         except VmReplicaError as error:
             raise self._failure or error from error
 
-    def _read(self, job: BackupJob) -> None:
+    def _read(self, job: FrozenView) -> None:
         try:
             with self._holdings.opened(self._point.opening) as fingerprints:
                 capture_point(
@@ -160,6 +190,8 @@ class Transfer:
                     level=self._limits.level,
                     cancel=self._halt,
                     progress=self._meter.read,
+                    patience=self._patience,
+                    settle=job.require_undisturbed,
                 )
         except VmReplicaError:
             # What set the halt says more than "cancelled".
@@ -182,6 +214,7 @@ class Transfer:
                     self._fail(error)
                     raise
                 failures += 1
+                self._meter.obstacle(error.message)
                 wait = BACKOFF[min(failures, len(BACKOFF)) - 1]
                 _log.warning("sending interrupted", point=self._point.opening.point, why=error.message, retry_in=wait)
                 if self._halt.wait(wait):
@@ -202,7 +235,7 @@ class Transfer:
             self._halt.set()
 
     @contextlib.contextmanager
-    def _watched(self, job: BackupJob) -> Iterator[None]:
+    def _watched(self, job: FrozenView) -> Iterator[None]:
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(job, over), name="watch", daemon=True)
         watcher.start()
@@ -212,10 +245,10 @@ class Transfer:
             over.set()
             watcher.join()
 
-    def _watch(self, job: BackupJob, over: threading.Event) -> None:
+    def _watch(self, job: FrozenView, over: threading.Event) -> None:
         while not over.wait(WATCH):
             self._meter.waiting(self._point.waiting_bytes())
-            failure = scratch_trouble(job, self._limits)
+            failure = _disturbance(job) or scratch_trouble(job, self._limits)
             if failure is not None:
                 self._stop(failure)
 
@@ -234,7 +267,15 @@ class Transfer:
         self._halt.set()
 
 
-def scratch_trouble(job: BackupJob, limits: TransferLimits) -> NoSpace | None:
+def _disturbance(job: FrozenView) -> VmReplicaError | None:
+    try:
+        job.require_undisturbed()
+    except VmReplicaError as error:
+        return error
+    return None
+
+
+def scratch_trouble(job: FrozenView, limits: TransferLimits) -> NoSpace | None:
     """Tell whether a job has to be given up, so that the guest never meets a full scratch file."""
     used = job.scratch_bytes()
     free = free_bytes(limits.scratch_dir)

@@ -35,6 +35,7 @@ def capture_point(
     cancel: threading.Event,
     progress: Progress = lambda _done, _total: None,
     patience: float = PATIENCE,
+    settle: Callable[[], None] = lambda: None,
 ) -> None:
     """Read what is missing of a point from its frozen view into the spool, and finish the point.
 
@@ -54,6 +55,7 @@ def capture_point(
         cancel: ends the capture within a second.
         progress: called from this thread.
         patience: seconds to wait for room in the spool.
+        settle: called when all is read, before the point is finished; what it raises leaves the point unfinished.
 
     Raises:
         HypervisorError: ``backup-export-lost`` and others, naming the disk; transient.
@@ -69,7 +71,7 @@ def capture_point(
                 open_views.callback(view.close)
                 plan = (plans or {}).get(disk.target) or _usual_plan(point, exports[disk.target])
                 capture.add(DiskReader(disk, view, plan, (fingerprints or {}).get(disk.target), level))
-            capture.run()
+            capture.run(settle)
 
 
 def _usual_plan(point: SpoolPoint, export: Export) -> DiskPlan:
@@ -105,7 +107,7 @@ class _Capture:
     def add(self, reader: DiskReader) -> None:
         self._readers.append(reader)
 
-    def run(self) -> None:
+    def run(self, settle: Callable[[], None]) -> None:
         for reader in self._readers:
             done, total = reader.view.weigh(reader.disk.next_cluster)
             self._done += total if reader.disk.closing else done
@@ -114,6 +116,7 @@ class _Capture:
             if reader.disk.closing is None:
                 self._read(reader)
             reader.view.close()
+        settle()
         self._point.finish(self._point.guest_bytes)
 
     def _read(self, reader: DiskReader) -> None:

@@ -6,7 +6,17 @@ This package may not know points, peers, spools or repositories: it is told name
 
 from vmreplica.hypervisor.backup import BackupJob, Export
 from vmreplica.hypervisor.hypervisor import Hypervisor
+from vmreplica.hypervisor.stopped import StoppedView
 from vmreplica.hypervisor.views import DiskView, DomainBrief, DomainView
 from vmreplica.model.errors import CheckpointBroken
 
-__all__ = ["BackupJob", "CheckpointBroken", "DiskView", "DomainBrief", "DomainView", "Export", "Hypervisor"]
+__all__ = [
+    "BackupJob",
+    "CheckpointBroken",
+    "DiskView",
+    "DomainBrief",
+    "DomainView",
+    "Export",
+    "Hypervisor",
+    "StoppedView",
+]

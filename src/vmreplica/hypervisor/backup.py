@@ -83,6 +83,12 @@ class BackupJob:
         """
         return self._control.job_alive(self.vm, self.checkpoint)
 
+    def require_undisturbed(self) -> None:
+        """Nothing can happen to a frozen view but its end, and whoever reads it notices that."""
+
+    def leave(self) -> None:
+        """Let it run on: it is found again by ``Hypervisor.attach_backup``."""
+
     def end(self) -> None:
         """End the job and remove its scratch and socket; nothing happens when it is over already."""
         self._control.end_job(self.vm, self.checkpoint)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import libvirt
 import structlog
 
-from vmreplica.hypervisor import backup, checkpoints, policies
+from vmreplica.hypervisor import backup, checkpoints, policies, stopped
 from vmreplica.hypervisor.abilities import Abilities, parse_abilities
 from vmreplica.hypervisor.backup import BackupJob, Export
 from vmreplica.hypervisor.backup_xml import checkpoint_disks
@@ -17,10 +17,12 @@ from vmreplica.hypervisor.bases import Plan
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connection
 from vmreplica.hypervisor.events import Watcher, Watchers
+from vmreplica.hypervisor.examine import Examiner
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.hypervisor.networks import network_leads_out
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
+from vmreplica.hypervisor.stopped import StoppedView
 from vmreplica.hypervisor.views import DomainBrief, DomainView
 from vmreplica.model.errors import Corrupt, NotFound, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.ids import VmId
@@ -83,6 +85,10 @@ class Hypervisor:
         return self._connection.call(
             f"inspect {self._label(vm)}", lambda raw: inspect(raw.lookupByUUIDString(vm)), repeatable=True
         )
+
+    def examiner(self) -> Examiner:
+        """Give the means of a doctor's look at libvirt and its VMs."""
+        return Examiner(self._connection, self._files)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""
@@ -223,6 +229,33 @@ class Hypervisor:
         exports = self._connection.call(f"begin the backup of {self._label(vm)}", begin, limit=LONG_LIMIT, if_late=undo)
         return BackupJob(vm, checkpoint, exports, self, self._files)
 
+    def open_stopped(self, vm: VmId, *, checkpoint: str, bases: Mapping[str, str | None]) -> StoppedView:
+        """Serve the disks of a VM that is off, as ``begin_backup`` does of one that runs; the same arguments.
+
+        The VM may be started at any moment: what was read counts only if ``require_undisturbed`` says so in the end.
+
+        Raises:
+            Conflict: ``vm-started``, ``vm-moved-away``, ``image-in-use``.
+            CheckpointBroken: as ``begin_backup``.
+        """
+
+        def begin(raw: libvirt.virConnect) -> StoppedView:
+            domain = raw.lookupByUUIDString(vm)
+            plan = Plan(vm, domain.name(), checkpoint, bases)
+            return stopped.begin(domain, plan, self._shelf, self._files, lambda: self._active(vm))
+
+        return self._connection.call(
+            f"open the disks of {self._label(vm)}", begin, limit=LONG_LIMIT, if_late=StoppedView.end
+        )
+
+    def image_identities(self, vm: VmId, targets: Sequence[str]) -> dict[str, str] | None:
+        """Tell for each disk of a VM that is off what its images are: it changes with them. None when it runs."""
+        wanted = frozenset(targets)
+        return self._with(vm, "look at the images of", lambda domain: stopped.identities(domain, wanted))
+
+    def _active(self, vm: VmId) -> bool:
+        return self._with(vm, "look at", lambda domain: bool(domain.isActive()))
+
     def attach_backup(self, vm: VmId, checkpoint: str) -> BackupJob | None:
         """Find our still-running job of a checkpoint again, after the agent was restarted."""
 
@@ -245,16 +278,6 @@ class Hypervisor:
             self._files.sweep(vm)
 
         self._with(vm, "end the backup job of", end, limit=LONG_LIMIT)
-
-    def sweep(self, vm: VmId) -> None:
-        """Remove scratch images and sockets of dead jobs; a running job of ours keeps its own."""
-
-        def sweep(domain: libvirt.virDomain) -> None:
-            job = backup.running(domain)
-            if job is None or not self._files.is_ours(vm, job):
-                self._files.sweep(vm)
-
-        self._with(vm, "sweep up after backup jobs of", sweep)
 
     def end_job(self, vm: VmId, checkpoint: str) -> None:
         """End one job of ours, known by its checkpoint; for BackupJob."""
@@ -299,10 +322,6 @@ class Hypervisor:
             )
 
         return self._connection.call("ask what this host offers", ask, repeatable=True)
-
-    def usable_domain_type(self) -> str:
-        """Tell ``kvm`` or, where /dev/kvm is missing or does not really work, ``qemu``."""
-        return usable_domain_type()
 
     def network_leads_out(self, name: str) -> bool:
         """Tell whether a libvirt network reaches other networks: it forwards, or is a bridge that others use.

@@ -14,7 +14,7 @@ from vmreplica.model.units import MiB
 
 #: The kernel's limit for the path of a unix socket, less its closing NUL.
 _MAX_SOCKET_PATH: Final = 107
-_TYPICAL: Final = "nbd/0123456789ab/01234567.sock"
+_TYPICAL: Final = "nbd/0123456789ab/01234567.vdaabcde"
 #: A modest floor: an idle guest needs next to nothing, and the job is short.
 _MIN_SCRATCH: Final = 64 * MiB
 _BLOCK: Final = 512
@@ -43,6 +43,10 @@ class JobFiles:
     def socket(self, vm: VmId, checkpoint: str) -> Path:
         """Name the NBD socket of a job."""
         return self._sockets / vm.replace("-", "")[:12] / f"{checkpoint[-8:]}.sock"
+
+    def stopped_socket(self, vm: VmId, checkpoint: str, target: str) -> Path:
+        """Name the NBD socket of one disk of a VM that is off: each has a server of its own."""
+        return self.socket(vm, checkpoint).with_suffix(f".{target}")
 
     def scratch(self, vm: VmId, checkpoint: str, target: str) -> Path:
         """Name the scratch image of one disk of a job."""
@@ -83,7 +87,9 @@ class JobFiles:
 
     def remove(self, vm: VmId, checkpoint: str) -> None:
         """Remove what an ended job left."""
-        self.socket(vm, checkpoint).unlink(missing_ok=True)
+        socket = self.socket(vm, checkpoint)
+        for leftover in socket.parent.glob(f"{socket.stem}.*"):
+            leftover.unlink(missing_ok=True)
         for scratch in (self._scratch / vm).glob(f"{checkpoint}.*"):
             scratch.unlink(missing_ok=True)
 

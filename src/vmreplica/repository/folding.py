@@ -27,6 +27,7 @@ from vmreplica.qcow2.frames import MAX_FRAME
 from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import REFCOUNTS
 from vmreplica.qcow2.shim import is_shim, write_shim
+from vmreplica.repository.chain import backed_disks
 from vmreplica.repository.devices import on_device, verify, writable
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape, store_errors, write_shape
 from vmreplica.repository.record import FoldDisk, FoldRecord
@@ -110,8 +111,8 @@ def _check(stopped: Callable[[], bool]) -> None:
 
 
 def _shared(base: Manifest, point: Manifest) -> list[DiskTarget]:
-    below = {disk.target for disk in base.disks}
-    return [disk.target for disk in point.disks if disk.target in below]
+    backed = backed_disks(base, point.disks)
+    return [disk.target for disk in point.disks if disk.target in backed]
 
 
 def _require_room(layout: Layout, base: Manifest, point: Manifest, shared: list[DiskTarget]) -> None:

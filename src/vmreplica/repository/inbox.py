@@ -150,7 +150,7 @@ def check_opening(opening: PointOpening, latest: Manifest | None) -> None:
 
     Raises:
         Conflict: ``parent-mismatch``, ``point-older``.
-        BadRequest: ``disk-shrunk``.
+        BadRequest: ``disk-shrunk``: a disk that became smaller is not sent whole.
     """
     newest = latest.point if latest is not None else None
     if opening.parent is not None and opening.parent != newest:
@@ -168,9 +168,10 @@ def check_opening(opening: PointOpening, latest: Manifest | None) -> None:
         )
     sizes = {disk.target: disk.size for disk in latest.disks} if latest is not None else {}
     shrunk = [disk.target for disk in opening.disks if disk.size < sizes.get(disk.target, 0)]
-    if opening.parent is not None and shrunk:
+    partial = [target for target in shrunk if opening.modes.get(target) != "whole"]
+    if opening.parent is not None and partial:
         # What the parent has behind the new end would come back to light if the disk grew again.
-        raise BadRequest("disk-shrunk", f"disk {shrunk[0]} of {opening.name} became smaller: a whole copy is needed")
+        raise BadRequest("disk-shrunk", f"disk {partial[0]} of {opening.name} became smaller: a whole copy is needed")
 
 
 def _follows(opening: PointOpening, latest: PointId | None) -> bool:

@@ -12,6 +12,7 @@ from vmreplica.model.point import DiskClosing, DiskManifest, Manifest, PointClos
 from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2.layout import REFCOUNTS, l1_entries_of, table_clusters
 from vmreplica.qcow2.tables import TablesResult, write_tables
+from vmreplica.repository.chain import backed_disks
 from vmreplica.repository.incoming import DiskCheck, Incoming, IncomingDisk
 from vmreplica.repository.layout import FILE_MODE, Layout, store_errors, write_shape
 
@@ -48,12 +49,12 @@ def publish(
     if set(closings) != set(incoming.disks) or len(closing.disks) != len(closings):
         raise BadRequest("closing-differs", f"the closing of point {opening.point} names other disks than its opening")
     checks = {target: disk.check(closings[target]) for target, disk in incoming.disks.items()}
-    below = {disk.target for disk in parent.disks} if parent else set()
+    below = backed_disks(parent, opening.disks) if parent else frozenset()
     for target, check in checks.items():
         if check.patches and target not in below:
             raise Corrupt(
                 "point-damaged",
-                f"point {opening.point} has patches of disk {target}, which has no copy here yet",
+                f"point {opening.point} has patches of disk {target}, which has no copy here yet to stand on",
                 hint="the point is thrown away; the next cycle makes a new one",
             )
     needed = sum(_table_bytes(incoming.disks[target], check) for target, check in checks.items())
