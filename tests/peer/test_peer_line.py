@@ -54,9 +54,8 @@ class Slices:
 
 
 @pytest.fixture
-def alpha(tmp_path: Path) -> Iterator[Host]:
-    with Host(tmp_path / "alpha", "alpha", SlowService).serve() as host:
-        yield host
+def service() -> type[KeepingService]:
+    return SlowService
 
 
 @pytest.fixture
