@@ -119,7 +119,7 @@ def small_spool(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     a = lab.host("a")
     usual = a.layout.agent_config.read_text()
     more = getattr(request, "param", "")
-    a.layout.agent_config.write_text(f"{usual}\n[limits]\nspool_cap = {12 * MiB}\n{more}\n")
+    a.layout.agent_config.write_text(f"{usual}\n[limits]\nspool_cap = {12 * MiB}\nscratch_cap = {64 * MiB}\n{more}\n")
     a.stop_agent()
     a.start_agent()
     yield lab
