@@ -29,7 +29,7 @@ from vmreplica.model.report import (
     StatusReport,
     TaskReport,
 )
-from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.states import State
 
 NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
@@ -117,7 +117,8 @@ class SmallAgent:
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
-        seed: ExistingSeed | NetworkSeed | None = None,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
@@ -126,9 +127,15 @@ class SmallAgent:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
         more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
-        self._asked("enable", vm, to, every, excluded, keep, *filter(None, [seed]), *more.items())
+        seeded = filter(None, [seed, seed and give_up])
+        self._asked("enable", vm, to, every, excluded, keep, *seeded, *more.items())
         self._peer(to)
         self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
+        return self.progress[0]
+
+    def import_export(self, directory: str, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Begin an import."""
+        self._asked("import", directory, passphrase, identity)
         return self.progress[0]
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:

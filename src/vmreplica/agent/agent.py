@@ -45,8 +45,9 @@ from vmreplica.model.report import (
     TaskReport,
     TrialStarted,
 )
-from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.units import MiB
+from vmreplica.parcel import Secret
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
@@ -193,7 +194,8 @@ class Agent:
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
-        seed: ExistingSeed | NetworkSeed | None = None,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
@@ -207,9 +209,16 @@ class Agent:
             excluded=excluded,
             bases=Bases(base_devices, erase=erase),
             seed=seed,
+            give_up=give_up,
             limit=limit,
             begin_at=at,
         )
+        return task.report()
+
+    def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Take in the first copy of a VM that travelled in a directory."""
+        task = self._tasks.start(f"import of {directory}")
+        self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
         return task.report()
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:

@@ -8,6 +8,7 @@ import datetime as dt
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
@@ -24,6 +25,8 @@ from vmreplica.agent.decide import (
     Wait,
     decide,
 )
+from vmreplica.agent.exporting import PATIENCE as EXPORT_PATIENCE
+from vmreplica.agent.exporting import reserve_in
 from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.keeper import give_up
@@ -47,7 +50,8 @@ from vmreplica.model.point import DiskSpec, PointKind, PointOpening, PointSummar
 from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace
-from vmreplica.spool import SpoolPoint
+from vmreplica.ship import DirectoryWire, Wire
+from vmreplica.spool import PATIENCE, SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -345,14 +349,26 @@ class Cycle:
     def _transfer(self, point: SpoolPoint) -> Transfer:
         return Transfer(
             point=point,
-            wire=self._client,
+            wire=self._wire(point.opening),
             pace=self._pace,
+            patience=EXPORT_PATIENCE if self._exports(point.opening) else PATIENCE,
             limits=self._stages.limits,
             halt=self._halt,
             meter=self._meter,
             holdings=self._holdings,
             give_up=lambda: give_up(self._stages, point),
         )
+
+    def _exports(self, opening: PointOpening) -> bool:
+        return self._policy.seed is not None and opening.kind == "initial"
+
+    def _wire(self, opening: PointOpening) -> Callable[[Line], Wire]:
+        seed, client = self._policy.seed, self._client
+        if seed is None or not self._exports(opening):
+            return client.on
+        self._meter.phase(f"exporting to {seed.directory}")
+        least = reserve_in(Path(seed.directory), self._stages.spool_dir, self._stages.limits.min_free)
+        return lambda line: DirectoryWire(seed, client.on(line).await_base, sent=self._meter.sent, reserve=least)
 
     def _acknowledged(self, point: SpoolPoint, summary: PointSummary) -> None:
         """Only now the old base may go: the replica holds its successor durably."""

@@ -6,6 +6,7 @@ asked again and the next step follows from them, so there is nothing to remember
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, PointId, is_our_checkpoint
@@ -120,6 +121,12 @@ class Wait:
     reason: str
 
 
+#: Points that wait for their base at most: more would make the chain long without bringing it any nearer to use.
+MAX_WAITING: Final = 60
+#: Why a cycle waits while the replica waits for an export: enough points stand on what is not there.
+BASE_AWAITED = "base-awaited"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedFailed:
     """The replica cannot begin with the existing copy that it was told to: a person has to decide."""
@@ -198,6 +205,8 @@ def _capture(facts: CycleFacts) -> Step:
     if latest is None:
         modes: dict[DiskTarget, DiskMode] = dict.fromkeys(facts.disks, "whole")
         return Capture(kind="initial", parent=None, modes=modes, base=None, reason="no point yet")
+    if facts.position.awaited is not None and facts.position.points > MAX_WAITING:
+        return Wait(reason=BASE_AWAITED)
     doubtful = _doubtful(facts, latest)
     if doubtful:
         return Fetch(point=latest.point, targets=doubtful)

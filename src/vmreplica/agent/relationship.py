@@ -73,6 +73,8 @@ class Relationship:
             return State.PAUSED
         if self.position is None:
             return State.READY
+        if self.position.awaited is not None:
+            return State.WAITING
         if self.position.latest is None or not self.position.latest.bootable:
             return State.INITIAL if self.running or self.position.seeding else State.READY
         return State.RESYNC if self.sending == "resync" else State.REPLICATING
@@ -121,6 +123,7 @@ def describe(
         last_error_hint=rel.last.hint if rel.last and failed else "",
         last_duration=rel.last.seconds if rel.last and rel.last.kind == "delta" else None,
         missed_in_a_row=rel.missed,
+        awaited=rel.position is not None and rel.position.awaited is not None,
         complaints=rel.position.complaints if rel.position else (),
     )
     return RelationshipReport(

@@ -18,6 +18,7 @@ from vmreplica.api.requests import (
     EnableRequest,
     FailoverRequest,
     HandOverRequest,
+    ImportRequest,
     InviteRequest,
     JoinRequest,
     LimitRequest,
@@ -62,6 +63,7 @@ class _Vms:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/tasks/{task}", self._task),
+            web.post("/v1/imports", self._import),
             web.get(f"{_VM}/points", self._points),
             web.get(f"{_VM}/history", self._history),
             web.post(f"{_VM}/enable", self._enable),
@@ -87,6 +89,11 @@ class _Vms:
     async def _task(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.task, request.match_info["task"])))
 
+    async def _import(self, request: web.Request) -> web.Response:
+        body = await read_body(request, ImportRequest)
+        call = partial(self._agent.import_export, body.directory, passphrase=body.passphrase, identity=body.identity)
+        return answer(await self._run(call), status=202)
+
     async def _points(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.points, _vm(request))))
 
@@ -107,6 +114,7 @@ class _Vms:
             base_devices=body.base_devices,
             erase=body.erase,
             seed=body.seed,
+            give_up=body.give_up,
             limit=body.limit,
             at=body.at,
         )

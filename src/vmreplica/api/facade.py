@@ -19,7 +19,7 @@ from vmreplica.model.report import (
     TaskReport,
     TrialStarted,
 )
-from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.seed import SeedRequest
 
 
 class AgentFacade(Protocol):
@@ -41,7 +41,8 @@ class AgentFacade(Protocol):
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
-        seed: ExistingSeed | NetworkSeed | None = None,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
@@ -49,6 +50,9 @@ class AgentFacade(Protocol):
 
         ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
         """
+
+    def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Take in the first copy of a VM that travelled in a directory."""
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
         """Change how fast a VM's points may be sent."""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import AwareDatetime
 
 from vmreplica.model.errors import Problem
+from vmreplica.model.export import ImportReport
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.point import PointKind, PointSummary
@@ -212,6 +213,8 @@ class TaskReport(Shape):
     done: bool
     progress: Progress | None = None
     result: CycleReport | None = None
+    #: Of an import, in place of ``result``.
+    imported: ImportReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""

@@ -10,6 +10,7 @@ from typing import Final, Self, TypeVar
 from pydantic import ValidationError
 
 from vmreplica.model.errors import BadRequest, Problem, Unreachable, from_problem
+from vmreplica.model.export import AwaitedBase
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.policy import ReplicaOffer
@@ -139,6 +140,15 @@ class PeerClient:
         """Ask the peer to publish a point whose segments it holds; may take minutes."""
         path = f"/replicas/{vm}/points/{point}/complete"
         return self._ask(PointSummary, "POST", path, closing, timeout=timeout)
+
+    def await_base(self, base: AwaitedBase) -> PointSummary:
+        """Tell the peer that a point travels to it in an export, and that deltas will stand on it."""
+        opening = base.opening
+        return self._ask(PointSummary, "POST", f"/replicas/{opening.vm}/points/{opening.point}/await", base)
+
+    def give_up_base(self, vm: VmId) -> None:
+        """Tell the peer that an export is lost: it forgets the point, and what stands on it."""
+        self._exchange("DELETE", f"/replicas/{vm}/awaited")
 
     def abandon(self, vm: VmId, point: PointId) -> None:
         """Ask the peer to throw away a point under construction."""
