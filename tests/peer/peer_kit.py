@@ -19,6 +19,7 @@ from point_kit import make_opening, make_summary
 
 import vmreplica
 from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.model.export import AwaitedBase
 from vmreplica.model.point import (
     DiskClosing,
     HeldSegments,
@@ -61,6 +62,8 @@ class KeepingService:
         #: Each block's hash is its number times this.
         self.stride = 1
         self.abandoned: list[tuple[str, str, str]] = []
+        self.awaited: list[tuple[str, AwaitedBase]] = []
+        self.given_up: list[tuple[str, str]] = []
         self.clock_ahead = dt.timedelta()
         self.free_bytes = 1 << 40
 
@@ -99,6 +102,13 @@ class KeepingService:
     def complete(self, peer: str, vm: str, point: str, closing: PointClosing) -> PointSummary:
         self.closed.append((peer, vm, point, closing))
         return SUMMARY
+
+    def await_base(self, peer: str, base: AwaitedBase) -> PointSummary:
+        self.awaited.append((peer, base))
+        return SUMMARY
+
+    def give_up_base(self, peer: str, vm: str) -> None:
+        self.given_up.append((peer, vm))
 
     def abandon(self, peer: str, vm: str, point: str) -> None:
         self.abandoned.append((peer, vm, point))

@@ -12,6 +12,9 @@ from vmreplica import __version__
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
+from vmreplica.agent.doctor.doctor import Doctor
+from vmreplica.agent.doctor.host_exam import Parts
+from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
@@ -34,6 +37,7 @@ from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
     CycleReport,
+    DoctorReport,
     FailoverPlan,
     FailoverReport,
     Invitation,
@@ -45,9 +49,10 @@ from vmreplica.model.report import (
     TaskReport,
     TrialStarted,
 )
-from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.seed import SeedRequest
 from vmreplica.model.units import MiB
-from vmreplica.peer.book import Peer, PeerBook
+from vmreplica.parcel import Secret
+from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.pairing import join
@@ -82,31 +87,10 @@ class Agent:
         self._journal = Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
-        self._replicas = ReplicaSide(
-            repository=repository,
-            hypervisor=self._hypervisor,
-            clients=self._clients,
-            book=self.book,
-            seed_tools=_seed_tools(config),
-        )
-        stages = Stages(
-            hypervisor=self._hypervisor,
-            spool=Spool(paths.state_dir / "spool", limits.spool_cap),
-            spool_dir=paths.state_dir / "spool",
-            fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
-            rest=RestBook(paths.state_dir / "rest"),
-            limits=_transfer_limits(config),
-        )
+        self._replicas = self._replica_side(repository)
+        stages = _stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
-        self._runner = Runner(
-            stages=stages,
-            clients=self._clients,
-            journal=self._journal,
-            bandwidth=bandwidth,
-            keeper=Keeper(stages, limits.pause_hold),
-            concurrent=limits.concurrent_cycles,
-            slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
-        )
+        self._runner = self._make_runner(stages, bandwidth)
         self._primaries = PrimarySide(
             stages=stages,
             runner=self._runner,
@@ -115,6 +99,7 @@ class Agent:
             tasks=self._tasks,
             bandwidth=bandwidth,
         )
+        self._doctor = self._make_doctor(repository)
         self.receiver = Receiver(
             repository,
             hello=self.hello,
@@ -123,13 +108,49 @@ class Agent:
             seeds=self._replicas.seeder,
         )
 
+    def _make_runner(self, stages: Stages, bandwidth: Bandwidth) -> Runner:
+        limits = self.config.limits
+        return Runner(
+            stages=stages,
+            clients=self._clients,
+            journal=self._journal,
+            bandwidth=bandwidth,
+            keeper=Keeper(stages, limits.pause_hold),
+            concurrent=limits.concurrent_cycles,
+            slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
+        )
+
+    def _make_doctor(self, repository: Repository) -> Doctor:
+        parts = Parts(
+            config=self.config,
+            identity=self.identity,
+            book=self.book,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            journal=self._journal,
+            repository=repository,
+            trials=Trials(self.config.agent.state_dir / "trials", self._hypervisor),
+        )
+        return Doctor(parts)
+
+    def _replica_side(self, repository: Repository) -> ReplicaSide:
+        return ReplicaSide(
+            repository=repository,
+            hypervisor=self._hypervisor,
+            clients=self._clients,
+            book=self.book,
+            seed_tools=_seed_tools(self.config),
+        )
+
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
         self._replicas.start()
+        self._doctor.start()
         self._runner.start()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
+        self._doctor.stop()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -172,6 +193,10 @@ class Agent:
             relationships=tuple(sorted(rows, key=lambda row: (row.name, row.role))),
         )
 
+    def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
+        """Look for trouble, on this host or with one VM."""
+        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._replicas.find(vm), trial=trial)
+
     def points(self, vm: str) -> PointsReport:
         """List recovery points, held here or on the VM's replica."""
         replica = self._replicas.find(vm)
@@ -193,7 +218,8 @@ class Agent:
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
-        seed: ExistingSeed | NetworkSeed | None = None,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
@@ -207,9 +233,16 @@ class Agent:
             excluded=excluded,
             bases=Bases(base_devices, erase=erase),
             seed=seed,
+            give_up=give_up,
             limit=limit,
             begin_at=at,
         )
+        return task.report()
+
+    def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Take in the first copy of a VM that travelled in a directory."""
+        task = self._tasks.start(f"import of {directory}")
+        self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
         return task.report()
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
@@ -230,14 +263,17 @@ class Agent:
 
     def pause(self, vm: str) -> None:
         """Begin no cycle until resumed."""
+        self._require_primary(vm)
         self._primaries.pause(vm)
 
     def resume(self, vm: str) -> None:
         """Go on after a pause."""
+        self._require_primary(vm)
         self._primaries.resume(vm)
 
     def sync(self, vm: str) -> TaskReport:
         """Run a cycle now."""
+        self._require_primary(vm)
         return self._primaries.sync(vm).report()
 
     def task(self, task_id: str, /) -> TaskReport:
@@ -246,6 +282,7 @@ class Agent:
 
     def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
         """List the last cycles of a VM, newest first."""
+        self._require_primary(vm)
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
 
     def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
@@ -280,7 +317,7 @@ class Agent:
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List paired hosts."""
-        return tuple(_peer_report(peer) for peer in self.book.all())
+        return tuple(peer.report() for peer in self.book.all())
 
     def invite(self, for_name: str | None) -> Invitation:
         """Make a pairing token."""
@@ -288,7 +325,7 @@ class Agent:
 
     def join(self, token: str) -> PeerReport:
         """Pair with the host that made the token."""
-        return _peer_report(join(token, self.identity, self.book, self.config.agent.addresses()))
+        return join(token, self.identity, self.book, self.config.agent.addresses()).report()
 
     def remove_peer(self, name: str) -> None:
         """Forget a paired host.
@@ -311,6 +348,16 @@ class Agent:
         """Measure the connection to a paired host."""
         return self._clients.to(self.book.by_name(name).host_id).measure()
 
+    def _require_primary(self, vm: str) -> None:
+        """Refuse what only the primary of a VM can do, when this is its replica.
+
+        Raises:
+            NotFound: ``not-protected``.
+        """
+        replica = self._replicas.find(vm)
+        if replica is not None and self._primaries.find(vm) is None:
+            raise self._replicas.copy_only(replica)
+
     def _explain_missing(self, vm: str) -> None:
         """Raise the most telling error for a VM that has no relationship here.
 
@@ -323,6 +370,18 @@ class Agent:
             f"{brief.name} is not protected on this host",
             hint=f"vmreplica enable {brief.name} --to PEER",
         )
+
+
+def _stages(config: Config, hypervisor: Hypervisor) -> Stages:
+    state = config.agent.state_dir
+    return Stages(
+        hypervisor=hypervisor,
+        spool=Spool(state / "spool", config.limits.spool_cap),
+        spool_dir=state / "spool",
+        fingerprints=FingerprintStore(state / "fingerprints"),
+        rest=RestBook(state / "rest"),
+        limits=_transfer_limits(config),
+    )
 
 
 def _transfer_limits(config: Config) -> TransferLimits:
@@ -344,10 +403,6 @@ def _seed_tools(config: Config) -> SeedTools:
     return SeedTools(
         rules=rules, spool=spool, sockets=config.agent.runtime_dir, workers=limits.workers, level=limits.level
     )
-
-
-def _peer_report(peer: Peer) -> PeerReport:
-    return PeerReport(name=peer.name, host_id=peer.host_id, addresses=peer.addresses, paired=peer.paired)
 
 
 def _make_dir(path: Path) -> None:

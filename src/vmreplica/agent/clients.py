@@ -17,6 +17,11 @@ class Clients:
         self._lock = threading.Lock()
         self._known: dict[HostId, tuple[Peer, PeerClient]] = {}
 
+    @property
+    def here(self) -> HostId:
+        """This host."""
+        return self._identity.host_id
+
     def to(self, host: HostId) -> PeerClient:
         """Get the client for a paired host.
 

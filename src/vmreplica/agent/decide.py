@@ -6,10 +6,12 @@ asked again and the next step follows from them, so there is nothing to remember
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, PointId, is_our_checkpoint
 from vmreplica.model.point import DiskMode, PointKind, PointOpening, PointSummary, Position, Seeding
+from vmreplica.model.states import RECEIVING
 
 #: Why a cycle waits while the replica makes its first point from an existing copy.
 WAITS_FOR_SEED = "seeding"
@@ -68,6 +70,13 @@ class Fenced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """A failover was taken back and the replica takes points again: go on under the epoch that it left behind."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tidy:
     """Remove what no longer leads anywhere, then ask again."""
 
@@ -120,6 +129,12 @@ class Wait:
     reason: str
 
 
+#: Points that wait for their base at most: more would make the chain long without bringing it any nearer to use.
+MAX_WAITING: Final = 60
+#: Why a cycle waits while the replica waits for an export: enough points stand on what is not there.
+BASE_AWAITED = "base-awaited"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedFailed:
     """The replica cannot begin with the existing copy that it was told to: a person has to decide."""
@@ -127,13 +142,14 @@ class SeedFailed:
     problem: Problem
 
 
-Step = Fenced | SeedFailed | Tidy | Ship | Continue | Fetch | Capture | Wait
+Step = Fenced | Adopt | SeedFailed | Tidy | Ship | Continue | Fetch | Capture | Wait
 
 
 def decide(facts: CycleFacts) -> Step:
     """Choose the next step."""
     if facts.position.epoch > facts.epoch:
-        return Fenced(epoch=facts.position.epoch)
+        taken_back = facts.position.state in RECEIVING
+        return Adopt(epoch=facts.position.epoch) if taken_back else Fenced(epoch=facts.position.epoch)
     if facts.position.seeding is not None:
         return _with_seeding(facts, facts.position.seeding)
     if facts.spool is not None:
@@ -198,6 +214,8 @@ def _capture(facts: CycleFacts) -> Step:
     if latest is None:
         modes: dict[DiskTarget, DiskMode] = dict.fromkeys(facts.disks, "whole")
         return Capture(kind="initial", parent=None, modes=modes, base=None, reason="no point yet")
+    if facts.position.awaited is not None and facts.position.points > MAX_WAITING:
+        return Wait(reason=BASE_AWAITED)
     doubtful = _doubtful(facts, latest)
     if doubtful:
         return Fetch(point=latest.point, targets=doubtful)

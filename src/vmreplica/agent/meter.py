@@ -25,6 +25,7 @@ class Meter:
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = "preparing"
+        self._obstacle = ""
         self._shown: Progress | None = None
         self._done = self._total = self._wire = self._waiting = 0
         #: What was behind us already when we began.
@@ -52,10 +53,16 @@ class Meter:
                 self._found = done
             self._reading.mark(now, done)
 
+    def obstacle(self, what: str) -> None:
+        """Name what sending waits for; it is over with the next bytes that are sent."""
+        with self._lock:
+            self._obstacle = what
+
     def sent(self, wire_bytes: int) -> None:
         """Count bytes that are put on the network."""
         now = self._clock()
         with self._lock:
+            self._obstacle = ""
             self._wire += wire_bytes
             self._waiting = max(0, self._waiting - wire_bytes)
             self._sending.mark(now, self._wire)
@@ -76,7 +83,7 @@ class Meter:
             if self._shown is not None:
                 return self._shown
             return Progress(
-                phase=self._phase,
+                phase=f"{self._phase} (waiting: {self._obstacle})" if self._obstacle else self._phase,
                 done_bytes=self._done,
                 total_bytes=self._total,
                 wire_bytes=self._wire,

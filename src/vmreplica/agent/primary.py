@@ -1,13 +1,17 @@
 """The primary side of the agent: the verbs on VMs that are protected from this host."""
 
+import contextlib
 import datetime as dt
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import structlog
 
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.exporting import check_change, is_same, prepare_seed
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.keeper import give_up as give_up_point
 from vmreplica.agent.protect import (
     Bases,
     already_protected,
@@ -22,13 +26,17 @@ from vmreplica.agent.protect import (
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
-from vmreplica.model.errors import NotFound, Unreachable
-from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
+from vmreplica.hypervisor import DiskView, DomainBrief
+from vmreplica.model.errors import NotFound, Refused, Unreachable
+from vmreplica.model.export import ExportSeed
+from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName, is_our_checkpoint
+from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.report import RelationshipReport
-from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.seed import SeedRequest
 from vmreplica.peer.book import PeerBook
+from vmreplica.peer.client import PeerClient
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -72,7 +80,8 @@ class PrimarySide:
         keep: int,
         excluded: tuple[DiskTarget, ...],
         bases: Bases,
-        seed: ExistingSeed | NetworkSeed | None = None,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
         limit: Limit | None = None,
         begin_at: dt.datetime | None = None,
     ) -> Task:
@@ -86,16 +95,17 @@ class PrimarySide:
             excluded: disks that are not replicated.
             bases: devices of the replica for bases.
             seed: how the first copy gets there; None: over the network, or as it was.
+            give_up: an export that the replica waits for is lost.
             limit: how fast may be sent; None: as before.
             begin_at: when initial replication begins; None: now.
 
         Raises:
             BadRequest: the moment is past or too far ahead, or there is no initial replication to come.
+            Conflict: ``export-awaited``: the export has to be given up, and nobody said so.
             VmReplicaError: unknown VM, no eligible disk, or the replica refuses or does not answer.
         """
         brief = self._hypervisor.find(vm)
-        view = self._hypervisor.inspect(brief.vm)
-        disks = check_disks(view, excluded)
+        disks = check_disks(self._hypervisor.inspect(brief.vm), excluded)
         check_beginning(brief.name, begin_at, dt.datetime.now(dt.UTC))
         old = self._hypervisor.policy(brief.vm)
         policy = Policy(
@@ -109,23 +119,14 @@ class PrimarySide:
         )
         if old is not None and old.replica != to:
             raise already_protected(brief.name, self._peer_name(old.replica))
-        offer = ReplicaOffer(
-            name=brief.name,
-            interval=interval,
-            keep=keep,
-            epoch=policy.epoch,
-            disk_bytes=sum(disk.size for disk in disks),
-            base_devices=base_wishes(brief.name, disks, bases.devices),
-            erase=bases.erase,
-            seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
-        )
-        position = self._clients.to(to).offer(brief.vm, offer)
-        check_not_begun(brief.name, begin_at, position)
+        with self._other_way(brief, seed, old, give_up=give_up):
+            position = self._clients.to(to).offer(brief.vm, _offer(brief.name, policy, disks, bases, seed))
+            check_not_begun(brief.name, begin_at, position)
+            policy = self._with_seed(brief, policy, seed, old, position)
+            self._hypervisor.set_policy(brief.vm, policy)
         rel = self._runner.find(brief.vm)
-        if rel is not None and (seed is not None or begin_at is not None):
-            # A first copy that is on its way in another manner leads nowhere any more, or it rests until it may begin.
-            self._runner.halt(rel)
-        self._hypervisor.set_policy(brief.vm, policy)
+        if rel is not None and begin_at is not None:
+            self._runner.halt(rel)  # what has begun already rests until then
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)
         return task
@@ -215,6 +216,44 @@ class PrimarySide:
             clock=clock,
         )
 
+    @contextlib.contextmanager
+    def _other_way(
+        self, brief: DomainBrief, wish: SeedRequest | None, old: Policy | None, *, give_up: bool
+    ) -> Iterator[None]:
+        """End a first copy that is on its way in another manner; nothing of it begins again inside the block."""
+        if old is None or is_same(wish, old):
+            yield
+            return
+        client = self._clients.to(old.replica)
+        position = _known_position(client, brief.vm)
+        if position is not None:
+            check_change(brief.name, wish, position, sure=give_up)
+        rel = self._runner.find(brief.vm)
+        if rel is not None:
+            self._runner.retire(rel)
+        try:
+            pending = self._stages.spool.point(brief.vm)
+            if pending is not None:
+                give_up_point(self._stages, pending)
+            if position is not None and position.awaited is not None:
+                client.give_up_base(brief.vm)
+            yield
+        except BaseException:
+            self._runner.adopt(brief, old)
+            raise
+
+    def _with_seed(
+        self, brief: DomainBrief, policy: Policy, wish: SeedRequest | None, old: Policy | None, position: Position
+    ) -> Policy:
+        """Put the way of the first copy into a policy; an export's directory is made ready."""
+        if is_same(wish, old):
+            return policy.model_copy(update={"seed": old.seed if old else None})
+        if not isinstance(wish, ExportSeed):
+            return policy
+        check_change(brief.name, wish, position, sure=True)
+        prepared = prepare_seed(wish, brief, self._clients.here, policy.replica, old)
+        return policy.model_copy(update={"seed": prepared})
+
     def _set_paused(self, vm: str, *, paused: bool) -> Relationship:
         rel = self._find(vm)
         policy = rel.policy.model_copy(update={"paused": paused})
@@ -251,3 +290,31 @@ class PrimarySide:
             return self._book.by_id(host).name
         except NotFound:
             return None
+
+
+def _offer(
+    name: VmName, policy: Policy, disks: Sequence[DiskView], bases: Bases, seed: SeedRequest | None
+) -> ReplicaOffer:
+    """Say to the replica what it is asked to accept.
+
+    Raises:
+        BadRequest: a base or a copy is for a disk that is not replicated, or it is not clear for which.
+    """
+    return ReplicaOffer(
+        name=name,
+        interval=policy.interval,
+        keep=policy.keep,
+        epoch=policy.epoch,
+        disk_bytes=sum(disk.size for disk in disks),
+        base_devices=base_wishes(name, disks, bases.devices),
+        erase=bases.erase,
+        seed=seed_disks(name, seed, {disk.target: disk.size for disk in disks}),
+    )
+
+
+def _known_position(client: PeerClient, vm: VmId) -> Position | None:
+    """Ask for the replica's position; None when it knows nothing of the VM (any more)."""
+    try:
+        return client.position(vm)
+    except (NotFound, Refused):
+        return None

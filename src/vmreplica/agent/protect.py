@@ -10,7 +10,7 @@ from vmreplica.model.ids import DevicePath, DiskTarget, VmName
 from vmreplica.model.moments import require_ahead
 from vmreplica.model.point import PointSummary, Position
 from vmreplica.model.policy import BaseWish
-from vmreplica.model.seed import ExistingSeed, NetworkSeed, SeedDisk
+from vmreplica.model.seed import ExistingSeed, SeedDisk, SeedRequest
 from vmreplica.model.units import format_size
 
 
@@ -103,9 +103,7 @@ def base_wishes(
     return {target: BaseWish(device=device, size=sizes[target]) for target, device in devices.items()}
 
 
-def seed_disks(
-    name: VmName, wish: ExistingSeed | NetworkSeed | None, sizes: Mapping[DiskTarget, int]
-) -> tuple[SeedDisk, ...] | None:
+def seed_disks(name: VmName, wish: SeedRequest | None, sizes: Mapping[DiskTarget, int]) -> tuple[SeedDisk, ...] | None:
     """Tell what the replica is asked to begin with; None: nothing is said about it.
 
     Args:
@@ -118,7 +116,7 @@ def seed_disks(
     """
     if wish is None:
         return None
-    if isinstance(wish, NetworkSeed):
+    if not isinstance(wish, ExistingSeed):
         return ()
     only = min(sizes)
     first = wish.disks[0]

@@ -12,6 +12,7 @@ import structlog
 
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.handover import require_no_failover, runs_there
+from vmreplica.agent.importing import Imports
 from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
@@ -74,6 +75,7 @@ class ReplicaSide:
         self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
+        self.imports = Imports(repository, clients.here, self._upkeep.put)
 
     def start(self) -> None:
         """Roll interrupted folds and failovers forward or back, then begin the upkeep."""
@@ -92,6 +94,7 @@ class ReplicaSide:
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self.imports.stop()
         self.seeder.stop()
         self._upkeep.put(None)
         self._thread.join()
@@ -266,7 +269,10 @@ class ReplicaSide:
         age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
         state = State(record.state)
         complaints = [*position.complaints, *_seed_complaint(position)]
-        facts = Facts(state=state, interval=record.interval, point_age=age, complaints=tuple(complaints))
+        awaited = position.awaited is not None
+        facts = Facts(
+            state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints)
+        )
         return RelationshipReport(
             vm=record.vm,
             name=record.name,
@@ -283,6 +289,15 @@ class ReplicaSide:
             points=len(points),
             trials=self._trials.reports(replica),
             progress=seed_progress(position, prefix=""),
+        )
+
+    def copy_only(self, replica: Replica) -> NotFound:
+        """Say that this host has only the copy of a VM."""
+        name, primary = replica.record.name, self._peer_name(replica.record.owner) or "its primary"
+        return NotFound(
+            "not-protected",
+            f"this host only holds the copy of {name}, which {primary} sends",
+            hint=f"run the same command on {primary}",
         )
 
     def reports(self) -> list[RelationshipReport]:

@@ -6,26 +6,31 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
 
+from vmreplica.agent.account import report_of, waiting_error
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle, Outcome
-from vmreplica.agent.decide import WAITS_FOR_SEED, Capture
+from vmreplica.agent.decide import WAITS_FOR_SEED
+from vmreplica.agent.exporting import spacing
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.lost_policy import put_policy_back
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.protect import differed, vm_off
 from vmreplica.agent.relationship import Relationship, seed_progress
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.tasks import Task
+from vmreplica.agent.turns import borrowed
 from vmreplica.hypervisor import DomainBrief
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmId
-from vmreplica.model.point import PointKind, PointSummary, Position
+from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 
@@ -171,6 +176,10 @@ class Runner:
             rel.policy = policy
             self._wake.notify_all()
 
+    def turn(self, rel: Relationship, what: str, patience: float) -> AbstractContextManager[bool]:
+        """Take a VM's turn, so that no cycle of it runs meanwhile; see ``borrowed``."""
+        return borrowed(self._wake, rel, what, patience=patience, clock=self._clock)
+
     def each(self, view: Callable[[Relationship, float], _T]) -> list[_T]:
         """Look at every relationship, with the present time of the scheduler's clock; nothing moves meanwhile."""
         with self._wake:
@@ -217,7 +226,7 @@ class Runner:
         except VmReplicaError as caught:
             # There is no way to the replica at all, for example because it is no longer paired.
             outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
-        report = _report(rel, meter, outcome, started=started, seconds=self._clock() - clock)
+        report = report_of(rel, meter, outcome, started=started, seconds=self._clock() - clock)
         self._settle(rel, report, outcome, clock)
 
     def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
@@ -233,6 +242,20 @@ class Runner:
             seen=lambda position: self._saw(rel, position),
             began=lambda kind: self._began(rel, kind),
         )
+
+    def _forget_seed(self, rel: Relationship) -> None:
+        """Once the first copy is at the replica, another one would never go to a directory unasked."""
+        position = rel.position
+        if rel.policy.seed is None or position is None or position.latest is None or position.awaited is not None:
+            return
+        policy = rel.policy.model_copy(update={"seed": None})
+        try:
+            self._hypervisor.set_policy(rel.vm, policy)
+        except VmReplicaError as error:
+            _log.warning("the policy still names an export that is imported", vm=rel.vm, why=error.message)
+            return
+        with self._wake:
+            rel.policy = policy
 
     def _may_go_long(self, rel: Relationship, *, must: bool) -> bool:
         with self._wake:
@@ -251,6 +274,8 @@ class Runner:
     def _settle(self, rel: Relationship, report: CycleReport | None, outcome: Outcome, started: float) -> None:
         if report is not None:
             self._keep(rel, report)
+        if outcome.error is None:
+            self._forget_seed(rel)
         self._keeper.hold(rel.vm)
         with self._wake:
             now = self._clock()
@@ -273,10 +298,11 @@ class Runner:
             rel.idle.set()
             self._wake.notify_all()
         for task in answered:
-            task.finish(report, outcome.error or _waiting_error(rel, outcome))
+            task.finish(report, outcome.error or waiting_error(rel, outcome))
 
     def _plan_next(self, rel: Relationship, outcome: Outcome, started: float, now: float) -> None:
-        interval = float(rel.policy.interval)
+        awaited = rel.position.awaited if rel.position is not None else None
+        interval = spacing(float(rel.policy.interval), awaited, dt.datetime.now(dt.UTC))
         if outcome.error is not None:
             rel.failures += 1
             rel.due = retry_due(now, rel.failures, interval, random.random())  # noqa: S311 - spreads retries
@@ -285,7 +311,9 @@ class Runner:
         rel.due = next_due(started, now, interval)
         if outcome.published is not None and rel.position is not None:
             points = min(rel.position.points + 1, rel.policy.keep)
-            rel.position = rel.position.model_copy(update={"latest": outcome.published, "points": points})
+            rel.position = rel.position.model_copy(
+                update={"latest": outcome.published, "points": points, "awaited": outcome.published.waits_for}
+            )
 
     def _keep(self, rel: Relationship, report: CycleReport) -> None:
         """Log and journal a run; of a failure that repeats itself only the 1st, 2nd, 4th, 8th... time."""
@@ -325,7 +353,7 @@ class Runner:
             self._retiring &= set(policies)
             retiring = frozenset(self._retiring)
         for rel in gone:
-            if not (rel.vm in briefs and self._put_policy_back(rel)):
+            if not (rel.vm in briefs and put_policy_back(self._hypervisor, rel, partial(self._is_known, rel))):
                 with self._wake:
                     self._known.pop(rel.vm, None)
         for vm, policy in policies.items():
@@ -336,56 +364,9 @@ class Runner:
                     # Its cycle may not begin for long, for example because it is paused.
                     self._keeper.hold(vm)
 
-    def _put_policy_back(self, rel: Relationship) -> bool:
-        """Whoever defines a VM anew without our metadata did not mean to end its protection: ``disable`` does that."""
-        try:
-            if self._hypervisor.policy(rel.vm) is None:
-                with self._wake:
-                    if self._known.get(rel.vm) is not rel:
-                        return False
-                self._hypervisor.set_policy(rel.vm, rel.policy)
-                _log.warning("a policy was lost with the VM's definition and is put back", vm=rel.vm, name=rel.name)
-        except VmReplicaError as error:
-            _log.warning("a VM is no longer protected: its policy is gone", vm=rel.vm, why=error.message)
-            return False
-        return True
-
-
-def _report(
-    rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
-) -> CycleReport | None:
-    """Describe a run for the journal; a run that only found the VM off is no event."""
-    published, step, error = outcome.published, outcome.step, outcome.error
-    if error is None and published is None:
-        return None
-    stopped = error is not None and error.code in {"cycle-stopped", "vm-started"}
-    kind = published.kind if published else (step.kind if step else _kind_expected(rel))
-    return CycleReport(
-        kind=kind,
-        point=published.point if published else None,
-        reason=_reason(rel, step, published),
-        started=started,
-        seconds=seconds,
-        outcome="published" if error is None else ("cancelled" if stopped else "failed"),
-        guest_bytes=outcome.guest_bytes,
-        wire_bytes=meter.wire_bytes(),
-        error_code=error.code if error else None,
-        error=error.message if error else None,
-        hint=error.hint if error else "",
-    )
-
-
-def _kind_expected(rel: Relationship) -> PointKind:
-    latest = rel.position.latest if rel.position is not None else None
-    return "delta" if latest is not None and latest.bootable else "initial"
-
-
-def _reason(rel: Relationship, step: Capture | None, published: PointSummary | None) -> str:
-    if step is None:
-        return "continued"
-    latest = rel.position.latest if rel.position is not None else None
-    seeded = published is not None and latest is not None and not latest.bootable
-    return f"{step.reason} ({differed(published)})" if published is not None and seeded else step.reason
+    def _is_known(self, rel: Relationship) -> bool:
+        with self._wake:
+            return self._known.get(rel.vm) is rel
 
 
 def _show_seeding(rel: Relationship) -> None:
@@ -393,9 +374,3 @@ def _show_seeding(rel: Relationship) -> None:
     progress = seed_progress(rel.position)
     if rel.meter is not None and progress is not None:
         rel.meter.show(progress)
-
-
-def _waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
-    if outcome.waits is None or outcome.published is not None:
-        return None
-    return vm_off(rel.name, dt.datetime.now(dt.UTC))

@@ -7,6 +7,7 @@ from typing import Final
 
 from vmreplica.agent.meter import Meter
 from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.model.export import ImportReport
 from vmreplica.model.report import CycleReport, TaskReport
 
 _KEPT: Final = 200
@@ -19,6 +20,8 @@ class Task:
         self.id = secrets.token_hex(8)
         self.what = what
         self.meter: Meter | None = None
+        #: What an import came to.
+        self.imported: ImportReport | None = None
         self._done = threading.Event()
         self._result: CycleReport | None = None
         self._error: VmReplicaError | None = None
@@ -38,6 +41,7 @@ class Task:
             done=done,
             progress=self.meter.progress() if self.meter and not done else None,
             result=self._result,
+            imported=self.imported,
             error=error.message if error else None,
             error_code=error.code if error else None,
             hint=error.hint if error else "",

@@ -25,9 +25,8 @@ from vmreplica.model.errors import Corrupt, NoSpace, VmReplicaError
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import PointSummary
 from vmreplica.model.units import format_size
-from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace, stopped
-from vmreplica.ship import ship_point
+from vmreplica.ship import Wire, ship_point
 from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
@@ -46,6 +45,8 @@ _HOPELESS: Final = frozenset(
         "segment-differs",
     }
 )
+#: Seconds that reading waits for the line: at the lowest rate, shared by others, a segment takes that long.
+PATIENCE: Final = 3600.0
 #: Part of the cap at which the job is given up, so that the guest never meets a full scratch file.
 _SCRATCH_ALARM: Final = 0.7
 
@@ -92,8 +93,9 @@ class Transfer:
 
     Args:
         point: its place in the spool.
-        wire: the replica.
+        wire: makes the way to the replica, or to the directory that is carried there.
         pace: how fast may be sent.
+        patience: seconds that reading waits for sending.
         limits: threads, level, scratch.
         halt: set from outside to stop, now.
         meter: fed with progress.
@@ -105,8 +107,9 @@ class Transfer:
         self,
         *,
         point: SpoolPoint,
-        wire: PeerClient,
+        wire: Callable[[Line], Wire],
         pace: Pace,
+        patience: float,
         limits: TransferLimits,
         halt: Halt,
         meter: Meter,
@@ -114,11 +117,12 @@ class Transfer:
         give_up: Callable[[], None],
     ) -> None:
         self._point = point
+        self._patience = patience
         self._limits = limits
         self._outer_halt = halt
         #: Set for whatever reason the transfer ends early: sending hangs up at once.
         self._halt = Halt()
-        self._wire = wire.on(Line(self._halt, pace))
+        self._wire = wire(Line(self._halt, pace))
         self._meter = meter
         self._holdings = holdings
         self._give_up = give_up
@@ -188,6 +192,7 @@ class Transfer:
                     level=self._limits.level,
                     cancel=self._halt,
                     progress=self._meter.read,
+                    patience=self._patience,
                     settle=job.require_undisturbed,
                 )
         except VmReplicaError:
@@ -211,6 +216,7 @@ class Transfer:
                     self._fail(error)
                     raise
                 failures += 1
+                self._meter.obstacle(error.message)
                 wait = BACKOFF[min(failures, len(BACKOFF)) - 1]
                 _log.warning("sending interrupted", point=self._point.opening.point, why=error.message, retry_in=wait)
                 if self._halt.wait(wait):

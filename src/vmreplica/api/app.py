@@ -15,9 +15,11 @@ from vmreplica.api.metrics import render_metrics
 from vmreplica.api.requests import (
     CancelRequest,
     DisableRequest,
+    DoctorRequest,
     EnableRequest,
     FailoverRequest,
     HandOverRequest,
+    ImportRequest,
     InviteRequest,
     JoinRequest,
     LimitRequest,
@@ -62,6 +64,9 @@ class _Vms:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/tasks/{task}", self._task),
+            web.post("/v1/doctor", self._doctor),
+            web.post(f"{_VM}/doctor", self._doctor),
+            web.post("/v1/imports", self._import),
             web.get(f"{_VM}/points", self._points),
             web.get(f"{_VM}/history", self._history),
             web.post(f"{_VM}/enable", self._enable),
@@ -88,6 +93,16 @@ class _Vms:
     async def _task(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.task, request.match_info["task"])))
 
+    async def _doctor(self, request: web.Request) -> web.Response:
+        vm = _vm(request) if "vm" in request.match_info else None
+        body = await read_body(request, DoctorRequest)
+        return answer(await self._run(partial(self._agent.doctor, vm, trial=body.trial)))
+
+    async def _import(self, request: web.Request) -> web.Response:
+        body = await read_body(request, ImportRequest)
+        call = partial(self._agent.import_export, body.directory, passphrase=body.passphrase, identity=body.identity)
+        return answer(await self._run(call), status=202)
+
     async def _points(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.points, _vm(request))))
 
@@ -108,6 +123,7 @@ class _Vms:
             base_devices=body.base_devices,
             erase=body.erase,
             seed=body.seed,
+            give_up=body.give_up,
             limit=body.limit,
             at=body.at,
         )

@@ -8,6 +8,7 @@ from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
     CycleReport,
+    DoctorReport,
     FailoverPlan,
     FailoverReport,
     Invitation,
@@ -19,7 +20,7 @@ from vmreplica.model.report import (
     TaskReport,
     TrialStarted,
 )
-from vmreplica.model.seed import ExistingSeed, NetworkSeed
+from vmreplica.model.seed import SeedRequest
 
 
 class AgentFacade(Protocol):
@@ -27,6 +28,9 @@ class AgentFacade(Protocol):
 
     def status(self, vm: str | None) -> StatusReport:
         """Report the host, with all its relationships or one VM's."""
+
+    def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
+        """Look for trouble: on this host, or with one VM, then with a real backup job unless ``trial`` is false."""
 
     def points(self, vm: str) -> PointsReport:
         """List recovery points, here or on the VM's replica."""
@@ -41,7 +45,8 @@ class AgentFacade(Protocol):
         keep: int,
         base_devices: Mapping[str, str],
         erase: bool,
-        seed: ExistingSeed | NetworkSeed | None = None,
+        seed: SeedRequest | None = None,
+        give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
     ) -> TaskReport:
@@ -49,6 +54,9 @@ class AgentFacade(Protocol):
 
         ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
         """
+
+    def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
+        """Take in the first copy of a VM that travelled in a directory."""
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
         """Change how fast a VM's points may be sent."""

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
+from vmreplica.model.export import Directory, Passphrase
 from vmreplica.model.ids import DevicePath, DiskTarget, HostName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.rates import Limit
@@ -25,12 +26,23 @@ class EnableRequest(Shape):
     base_devices: Annotated[dict[DiskTarget, DevicePath], Field(max_length=64)] = Field(default_factory=dict)
     #: Whether a person agreed that their content is lost.
     erase: bool = False
-    #: How the first copy gets there; None: over the network, or as it was.
+    #: How the first copy gets there; None: as before, or over the network.
     seed: SeedRequest | None = None
+    #: An export that the replica waits for is lost.
+    give_up: bool = False
     #: How fast points may be sent; None: as before.
     limit: Limit | None = None
     #: When initial replication begins; None: now.
     at: AwareDatetime | None = None
+
+
+class ImportRequest(Shape):
+    """Take in the first copy of a VM that travelled in a directory."""
+
+    directory: Directory
+    passphrase: Passphrase | None = Field(default=None, repr=False)
+    #: The text of an age identity file.
+    identity: Annotated[str, StringConstraints(max_length=65536)] | None = Field(default=None, repr=False)
 
 
 class LimitRequest(Shape):
@@ -43,6 +55,13 @@ class DisableRequest(Shape):
     """Stop protecting a VM."""
 
     delete_copy: bool = False
+
+
+class DoctorRequest(Shape):
+    """Look for trouble."""
+
+    #: Whether to begin and end a real backup job on the VM.
+    trial: bool = True
 
 
 class FailoverRequest(Shape):

@@ -1,11 +1,12 @@
 """Commands that change a VM's protection: enable, disable, pause, resume, sync, networks."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.exports import PassphraseFile, Recipient, next_step, seed_fields
 from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
@@ -14,13 +15,16 @@ from vmreplica.model.units import parse_duration
 if TYPE_CHECKING:
     from vmreplica.api.requests import EnableRequest
 
+#: Errors that a person may agree to, and the field that says so.
+_CONFIRMED: Final = {"base-device-unconfirmed": "erase", "export-awaited": "give_up"}
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it is done, or return at once.")]
 Seed = Annotated[
     str | None,
     typer.Option(
         metavar="HOW",
         help="How the first copy gets there: network; existing:PATH or existing:vda=PATH,vdb=raw:PATH compares "
-        "with copies on the peer (restored backups) and sends what differs.",
+        "with copies on the peer (restored backups) and sends what differs; export:DIR writes it to a directory that "
+        "you carry to the peer, for vmreplica import.",
     ),
 ]
 BaseDevices = Annotated[
@@ -42,6 +46,7 @@ def register(app: typer.Typer) -> None:
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
         "vmreplica enable mail --to backup1 --base-device vda=/dev/vg/mail-copy",
         "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
+        "vmreplica enable files --to backup1 --seed export:/mnt/usb/files --passphrase-file key.txt",
         "vmreplica enable files --to backup1 --at 22:00 --limit 'mon-fri 08:00-18:00 20M' --limit 50M",
     )
     add_command(
@@ -76,8 +81,10 @@ def enable(
     ] = None,
     keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
     base_device: BaseDevices = None,
-    yes: Yes = False,
     seed: Seed = None,
+    passphrase_file: PassphraseFile = None,
+    recipient: Recipient = None,
+    yes: Yes = False,
     at: AtOption = None,
     limit: LimitOption = None,
     wait: Wait = True,
@@ -86,7 +93,6 @@ def enable(
 ) -> None:
     """Protect a VM."""
     from vmreplica.api.requests import EnableRequest  # noqa: PLC0415 - slow to import
-    from vmreplica.model.seed import parse_seed  # noqa: PLC0415 - slow to import
 
     body = make_request(
         EnableRequest,
@@ -96,17 +102,25 @@ def enable(
         keep=keep,
         base_devices=parse_devices(base_device or []),
         erase=yes,
-        seed=parse_seed(seed) if seed is not None else None,
+        seed=seed_fields(seed, passphrase_file, recipient),
+        give_up=yes,
         limit=read_limit(limit),
         at=read_moment(at),
     )
     client = AgentClient(socket)
-    answer = _enabled(client, vm, body, as_json=as_json)
-    if body.at is None or as_json:
-        _task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
-    else:
+    _show_beginning(client, vm, _enabled(client, vm, body, as_json=as_json), body, wait=wait, as_json=as_json)
+
+
+def _show_beginning(
+    client: AgentClient, vm: str, answer: bytes, body: "EnableRequest", *, wait: bool, as_json: bool
+) -> None:
+    if body.at is not None and not as_json:
         moment = f"{body.at.astimezone():%Y-%m-%d %H:%M}"
         show_done(f"Initial replication of {vm} begins {moment}; vmreplica sync {vm} begins it now.", as_json=False)
+        return
+    _task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
+    if wait and not as_json and body.seed is not None and body.seed.kind == "export":
+        show_done(next_step(body.seed.directory), as_json=False)
 
 
 def disable(
@@ -198,28 +212,34 @@ def _task(client: AgentClient, vm: str, answer: bytes, *, wait: bool, as_json: b
 
 
 def _enabled(client: AgentClient, vm: str, body: "EnableRequest", *, as_json: bool) -> bytes:
-    """Ask for protection; a device whose content would be lost is told by the replica, and agreed to by a person."""
+    """Ask for protection; what would be lost by it is told by the agent, and agreed to by a person."""
     from vmreplica.model.errors import Conflict  # noqa: PLC0415 - slow to import
 
     path = vm_path(vm, "enable")
-    try:
-        return client.send("POST", path, body, timeout=LONG)
-    except Conflict as error:
-        if error.code != "base-device-unconfirmed":
-            raise
-        confirm(f"{error.message[0].upper()}{error.message[1:]}. Go on?", yes=False, as_json=as_json)
-    return client.send("POST", path, body.model_copy(update={"erase": True}), timeout=LONG)
+    for _ in _CONFIRMED:
+        try:
+            return client.send("POST", path, body, timeout=LONG)
+        except Conflict as error:
+            if error.code not in _CONFIRMED:
+                raise
+            confirm(f"{error.message[0].upper()}{error.message[1:]}. Go on?", yes=False, as_json=as_json)
+            body = body.model_copy(update={_CONFIRMED[error.code]: True})
+    return client.send("POST", path, body, timeout=LONG)
 
 
 def _seconds(every: str) -> int:
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+    from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL  # noqa: PLC0415 - slow to import
 
+    hint = "--every 30s, --every 5m, --every 12h"
     try:
-        return parse_duration(every)
+        seconds = parse_duration(every)
     except ValueError as error:
-        raise BadRequest(
-            "interval-invalid", f"--every: {error}", hint="--every 30s, --every 5m, --every 12h"
-        ) from error
+        raise BadRequest("interval-invalid", f"--every: {error}", hint=hint) from error
+    if not MIN_INTERVAL <= seconds <= MAX_INTERVAL:
+        text = f"--every: an interval is from {MIN_INTERVAL}s to {MAX_INTERVAL // 3600}h, not {every}"
+        raise BadRequest("interval-invalid", text, hint=hint)
+    return seconds
 
 
 def parse_devices(pairs: list[str]) -> dict[str, str]:

@@ -45,9 +45,10 @@ def plan_test(
         leads_out: whether that network reaches other networks.
 
     Raises:
-        Conflict: the state forbids it (``state-forbids``).
+        Conflict: the state forbids it (``state-forbids``), or the first copy travels in an export (``base-awaited``).
         NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
     """
+    _require_base(record.name, points, point)
     if State(record.state) not in _TESTABLE:
         raise Conflict(
             "state-forbids",
@@ -97,9 +98,10 @@ def plan_unplanned(
 
     Raises:
         Conflict: the state forbids it (``state-forbids``), the VM still runs there (``primary-still-runs``), or the
-            point is no recovery point (``point-is-seed``).
+            point is no recovery point (``point-is-seed``), or the first copy travels in an export (``base-awaited``).
         NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
     """
+    _require_base(record.name, points, point)
     transition(record.name, State(record.state), Event.FAIL_OVER)
     if primary == "runs":
         raise Conflict(
@@ -120,6 +122,18 @@ def plan_unplanned(
         steps=_steps(record.name, chosen),
         warnings=_warnings(primary, newer, record.epoch),
     )
+
+
+def _require_base(name: str, points: Sequence[PointSummary], point: PointId | None) -> None:
+    """Refuse a point that waits for an export: the state forbids it too, but there is more to say than that."""
+    wanted = (known for known in points if known.bootable and point in {None, known.point})
+    chosen = next(wanted, None)
+    if chosen is not None and chosen.waits_for is not None:
+        raise Conflict(
+            "base-awaited",
+            f"{name} cannot be started here yet: its first copy, point {chosen.waits_for}, travels in an export",
+            hint="vmreplica import DIR takes it in, DIR being where the export arrived",
+        )
 
 
 def _choose(name: str, points: Sequence[PointSummary], point: PointId | None) -> PointSummary:

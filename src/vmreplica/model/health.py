@@ -45,6 +45,8 @@ class Facts:
     last_duration: float | None = None
     missed_in_a_row: int = 0
     vm_off: bool = False
+    #: The first copy travels in an export.
+    awaited: bool = False
     complaints: tuple[str, ...] = ()
 
 
@@ -75,7 +77,14 @@ _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
 
 def judge(facts: Facts) -> Health:
     """Derive health from facts."""
-    reasons = [*_of_state(facts), *_of_error(facts), *_of_power(facts), *_of_age(facts), *_of_pace(facts)]
+    reasons = [
+        *_of_state(facts),
+        *_of_export(facts),
+        *_of_error(facts),
+        *_of_power(facts),
+        *_of_age(facts),
+        *_of_pace(facts),
+    ]
     reasons += [Reason(code="replica-complains", level=Level.WARNING, text=text) for text in facts.complaints]
     order = (Level.NORMAL, Level.WARNING, Level.CRITICAL)
     level = max((reason.level for reason in reasons), key=order.index, default=Level.NORMAL)
@@ -87,6 +96,14 @@ def _of_state(facts: Facts) -> list[Reason]:
         return []
     code, level, text, hint = _STATE_REASONS[facts.state]
     return [Reason(code=code, level=level, text=text, hint=hint)]
+
+
+def _of_export(facts: Facts) -> list[Reason]:
+    if not facts.awaited or facts.state is State.FENCED:
+        return []
+    text = "the first copy travels in an export: until it is imported no point can be used"
+    hint = "on the replica: vmreplica import DIR"
+    return [Reason(code="base-awaited", level=Level.WARNING, text=text, hint=hint)]
 
 
 def _of_error(facts: Facts) -> list[Reason]:
@@ -119,7 +136,8 @@ def _of_age(facts: Facts) -> list[Reason]:
     text = (
         f"the newest point is {format_duration(facts.point_age)} old, the interval is {format_duration(facts.interval)}"
     )
-    return [Reason(code="rpo-exceeded", level=level, text=text, hint="vmreplica status VM names the last error")]
+    hint = "on the primary, vmreplica status VM names the last error"
+    return [Reason(code="rpo-exceeded", level=level, text=text, hint=hint)]
 
 
 def _of_pace(facts: Facts) -> list[Reason]:

@@ -138,6 +138,8 @@ class PointSummary(Shape):
     wire_bytes: int
     stored_bytes: int
     holds: tuple[str, ...] = ()
+    #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
+    waits_for: PointId | None = None
 
     @property
     def bootable(self) -> bool:
@@ -182,6 +184,8 @@ class Position(Shape):
     free_bytes: int
     #: How many recovery points the replica keeps.
     points: int = 0
+    #: The exported point that all others wait for, until it is imported.
+    awaited: PointId | None = None
     #: Set while the replica makes its first point from an existing copy, or has failed to.
     seeding: Seeding | None = None
     #: Texts of what the replica has to complain about (store nearly full, failed over, ...).

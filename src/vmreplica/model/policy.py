@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, Field
 
+from vmreplica.model.export import SeedExport
 from vmreplica.model.ids import DevicePath, DiskTarget, HostId
 from vmreplica.model.point import DiskSize
 from vmreplica.model.rates import NO_LIMIT, Limit
@@ -26,6 +27,8 @@ class Policy(Shape):
     keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
     excluded: tuple[DiskTarget, ...] = ()
     paused: bool = False
+    #: Where the first copy is written for a person to carry; None: it goes over the network, or is there.
+    seed: SeedExport | None = None
     #: Raised by a failover; a primary with a lower epoch than its replica's may not ship.
     epoch: Annotated[int, Field(ge=0)] = 0
     #: How fast its points may be sent.

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, StringConstraints, ValidationError
 
 from vmreplica.model.errors import BadRequest
+from vmreplica.model.export import ExportSeed
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import DiskSize
 from vmreplica.model.shape import Shape
@@ -21,6 +22,7 @@ _ITEM: Final = re.compile(
 #: A comma divides only where a disk with an absolute path follows: paths may hold commas.
 _COMMA: Final = re.compile(r",(?=[a-z]{2,4}[a-z0-9]{0,4}=(?:[a-z0-9]+:)?/)")
 _EXISTING: Final = "existing:"
+_EXPORT: Final = "export:"
 
 
 class ExistingDisk(Shape):
@@ -46,7 +48,7 @@ class NetworkSeed(Shape):
     kind: Literal["network"] = "network"
 
 
-SeedRequest = Annotated[ExistingSeed | NetworkSeed, Field(discriminator="kind")]
+SeedRequest = Annotated[ExistingSeed | ExportSeed | NetworkSeed, Field(discriminator="kind")]
 
 
 class SeedDisk(Shape):
@@ -59,14 +61,16 @@ class SeedDisk(Shape):
     format: SeedFormat | None = None
 
 
-def parse_seed(text: str) -> ExistingSeed | NetworkSeed:
-    """Read ``network``, ``existing:PATH``, ``existing:FORMAT:PATH`` or ``existing:vda=PATH,vdb=raw:PATH``.
+def parse_seed(text: str) -> ExistingSeed | ExportSeed | NetworkSeed:
+    """Read ``network``, ``export:DIR``, ``existing:[FORMAT:]PATH`` or ``existing:vda=[FORMAT:]PATH,vdb=...``.
 
     Raises:
         BadRequest: ``seed-invalid``.
     """
     if text == "network":
         return NetworkSeed()
+    if text.startswith(_EXPORT):
+        return _export(text)
     if not text.startswith(_EXISTING):
         raise _invalid(f"{text!r} is no way of seeding")
     items = [_ITEM.fullmatch(item) for item in _COMMA.split(text.removeprefix(_EXISTING))]
@@ -81,9 +85,16 @@ def parse_seed(text: str) -> ExistingSeed | NetworkSeed:
         raise _invalid("too many disks, or too long a path") from None
 
 
+def _export(text: str) -> ExportSeed:
+    try:
+        return ExportSeed(directory=text.removeprefix(_EXPORT))
+    except ValidationError:
+        raise _invalid(f"{text!r} does not name an absolute path") from None
+
+
 def _invalid(what: str) -> BadRequest:
     return BadRequest(
         "seed-invalid",
         f"--seed: {what}",
-        hint="--seed existing:/srv/seeds/web.qcow2, existing:vda=/srv/a.vhdx,vdb=raw:/srv/b, or network",
+        hint="--seed existing:/srv/seeds/web.qcow2, existing:vda=/srv/a.vhdx,vdb=raw:/srv/b, export:/mnt/a, or network",
     )

@@ -15,7 +15,7 @@ class State(StrEnum):
 
     READY = "ready"  # P: protected, initial replication not begun
     INITIAL = "initial-replication"  # P: first whole copy under way
-    WAITING = "waiting-for-initial"  # R: accepted, no published point yet
+    WAITING = "waiting-for-initial"  # R: accepted, no published point yet; B: the first copy travels in an export
     REPLICATING = "replicating"  # B: normal
     PAUSED = "paused"  # B: by a person
     RESYNC = "resynchronizing"  # P: change tracking was lost, whole copy under way, points are kept

@@ -10,6 +10,7 @@ from typing import Final, Self, TypeVar
 from pydantic import ValidationError
 
 from vmreplica.model.errors import BadRequest, Problem, Unreachable, from_problem
+from vmreplica.model.export import AwaitedBase
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.policy import ReplicaOffer
@@ -20,7 +21,7 @@ from vmreplica.peer.book import Peer
 from vmreplica.peer.hashes import Hashes, unpack_hashes
 from vmreplica.peer.identity import Identity, trusting_only
 from vmreplica.peer.line import Line
-from vmreplica.peer.measuring import measure
+from vmreplica.peer.measuring import Greeting, greet, measure
 from vmreplica.peer.transport import Answer, Buffer, Connections
 from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, RunsHere
 
@@ -140,6 +141,15 @@ class PeerClient:
         path = f"/replicas/{vm}/points/{point}/complete"
         return self._ask(PointSummary, "POST", path, closing, timeout=timeout)
 
+    def await_base(self, base: AwaitedBase) -> PointSummary:
+        """Tell the peer that a point travels to it in an export, and that deltas will stand on it."""
+        opening = base.opening
+        return self._ask(PointSummary, "POST", f"/replicas/{opening.vm}/points/{opening.point}/await", base)
+
+    def give_up_base(self, vm: VmId) -> None:
+        """Tell the peer that an export is lost: it forgets the point, and what stands on it."""
+        self._exchange("DELETE", f"/replicas/{vm}/awaited")
+
     def abandon(self, vm: VmId, point: PointId) -> None:
         """Ask the peer to throw away a point under construction."""
         self._exchange("DELETE", f"/replicas/{vm}/points/{point}")
@@ -172,6 +182,10 @@ class PeerClient:
     def measure(self) -> PeerTest:
         """Test the connection: certificate, clocks, round trip, throughput, room. Takes some seconds."""
         return measure(self.peer, self._ask_hello, self._sink)
+
+    def greet(self) -> Greeting:
+        """Ask who the peer is, and look at its certificate and clock; moves next to nothing."""
+        return greet(self._ask_hello)
 
     def _ask_hello(self) -> tuple[Hello, Answer]:
         answer = self._exchange("GET", "/hello")

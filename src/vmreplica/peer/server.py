@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from vmreplica.model.errors import BadRequest, Internal, NotFound, VmReplicaError
+from vmreplica.model.export import AwaitedBase
 from vmreplica.model.ids import HostId
 from vmreplica.model.point import PointClosing, PointOpening
 from vmreplica.model.policy import ReplicaOffer
@@ -145,6 +146,8 @@ class _Routes:
                 web.put(_POINT, self._open_point),
                 web.delete(_POINT, self._abandon),
                 web.post(f"{_POINT}/complete", self._complete),
+                web.post(f"{_POINT}/await", self._await_base),
+                web.delete(f"{_REPLICA}/awaited", self._give_up_base),
                 web.get(f"{_POINT}/fingerprint/{{target}}", self._fingerprint),
                 web.put(f"{_POINT}/{{target}}/{{number}}", self._put_segment),
             ]
@@ -195,6 +198,18 @@ class _Routes:
         vm, point = params.vm(request), params.point(request)
         closing = await read_shape(request, PointClosing, MAX_JSON)
         return _json(await self._pool.call(self._service.complete, _caller(request), vm, point, closing))
+
+    async def _await_base(self, request: web.Request) -> web.Response:
+        vm, point = params.vm(request), params.point(request)
+        base = await read_shape(request, AwaitedBase, MAX_JSON)
+        if (base.opening.vm, base.opening.point) != (vm, point):
+            raise BadRequest("body-invalid", f"what {base.opening.point} shall be was sent to the address of {point}")
+        return _json(await self._pool.call(self._service.await_base, _caller(request), base))
+
+    async def _give_up_base(self, request: web.Request) -> web.Response:
+        vm = params.vm(request)
+        await self._pool.call(self._service.give_up_base, _caller(request), vm)
+        return _done()
 
     async def _fingerprint(self, request: web.Request) -> web.Response:
         about = params.vm(request), params.point(request), params.target(request), params.hash_key(request)

@@ -2,6 +2,7 @@
 
 from typing import Literal, Protocol
 
+from vmreplica.model.export import AwaitedBase
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.policy import ReplicaOffer
@@ -53,6 +54,14 @@ class PeerService(Protocol):
 
     def complete(self, peer: HostId, vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:
         """Publish a point whose segments are all here; may take minutes."""
+        ...
+
+    def await_base(self, peer: HostId, base: AwaitedBase) -> PointSummary:
+        """Take deltas on a point that travels in an export, from now on."""
+        ...
+
+    def give_up_base(self, peer: HostId, vm: VmId) -> None:
+        """Await an exported point no longer, and remove what stands on it."""
         ...
 
     def abandon(self, peer: HostId, vm: VmId, point: PointId) -> None:

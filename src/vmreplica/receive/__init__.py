@@ -4,7 +4,8 @@ Knows the repository and the protocol's shapes. Knows nothing of HTTP, certifica
 libvirt or schedules.
 """
 
+from vmreplica.receive.importing import import_export
 from vmreplica.receive.receiver import Receiver
 from vmreplica.receive.seeds import Seeds
 
-__all__ = ["Receiver", "Seeds"]
+__all__ = ["Receiver", "Seeds", "import_export"]

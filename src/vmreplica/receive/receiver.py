@@ -5,6 +5,7 @@ from typing import Final
 
 from vmreplica.fingerprint import Hashes
 from vmreplica.model.errors import Conflict, NotFound, Refused
+from vmreplica.model.export import AwaitedBase
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.policy import ReplicaOffer
@@ -169,6 +170,28 @@ class Receiver:
         self._on_published(vm, summary)
         return summary
 
+    def await_base(self, peer: HostId, base: AwaitedBase) -> PointSummary:
+        """Take deltas on a point that travels in an export, from now on.
+
+        Raises:
+            Refused: ``not-your-replica``.
+            Conflict: ``stale-epoch``, ``replica-not-receiving``, ``replica-has-points``.
+            NoSpace: see ``Awaiting.accept``.
+        """
+        replica = self._own(peer, base.opening.vm)
+        _take_epoch(replica, base.opening.epoch)
+        _require_receiving(replica)
+        replica.awaiting.accept(base)
+        return next(point for point in replica.points() if point.point == base.opening.point)
+
+    def give_up_base(self, peer: HostId, vm: VmId) -> None:
+        """Await an exported point no longer, and remove what stands on it; harmless when none is awaited.
+
+        Raises:
+            Refused: ``not-your-replica``.
+        """
+        self._own(peer, vm).awaiting.give_up()
+
     def abandon(self, peer: HostId, vm: VmId, point: PointId) -> None:
         """Throw away a point under construction.
 
@@ -185,9 +208,11 @@ class Receiver:
         Raises:
             Refused: ``not-your-replica``.
             NotFound: ``point-unknown`` or ``disk-unknown``.
+            Conflict: ``base-awaited``: not before the export was imported.
             BadRequest, Corrupt, HypervisorError, TimedOut: see ``reading.hash_image``.
         """
         replica = self._own(peer, vm)
+        _require_base(replica, point)
         image = replica.image(point, target)
         hold = replica.hold(point, "fingerprint", "the primary compares its disks with it", lasting=False)
         try:
@@ -214,6 +239,17 @@ class Receiver:
                 "else protect it again: `vmreplica enable VM --to PEER`",
             )
         return replica
+
+
+def _require_base(replica: Replica, point: PointId) -> None:
+    """Require that a point can be read; one that is not known is somebody else's error."""
+    if any(known.point == point and known.waits_for for known in replica.points()):
+        raise Conflict(
+            "base-awaited",
+            f"point {point} of {replica.record.name} cannot be read yet: the export that it stands on is not imported",
+            hint="on the replica: vmreplica import DIR",
+            kind="transient",
+        )
 
 
 def _take_epoch(replica: Replica, epoch: int) -> None:

@@ -16,14 +16,16 @@ class Point:
 
     manifest: Manifest
     stored_bytes: int
+    #: False of a base that travels in an export: only its manifest is known.
+    here: bool = True
 
     @property
     def id(self) -> PointId:
         """Its id; sorts by time."""
         return self.manifest.point
 
-    def summary(self, holds: tuple[str, ...]) -> PointSummary:
-        """Describe it for lists."""
+    def summary(self, holds: tuple[str, ...], waits_for: PointId | None = None) -> PointSummary:
+        """Describe it for lists; ``waits_for`` is the base that it stands on and that is not here."""
         manifest = self.manifest
         return PointSummary(
             point=manifest.point,
@@ -38,6 +40,7 @@ class Point:
             wire_bytes=manifest.wire_bytes,
             stored_bytes=self.stored_bytes,
             holds=holds,
+            waits_for=waits_for,
         )
 
 
@@ -67,10 +70,10 @@ def next_step(points: Sequence[Point], keep: int, held: Callable[[PointId], bool
         held: tells whether a point must stay with everything it stands on.
 
     Returns:
-        None when there is nothing to do, or a hold forbids it.
+        None when there is nothing to do, a hold forbids it, or the base is not here yet.
     """
     seeded = len(points) > 1 and points[0].manifest.kind == "seed"
-    if len(points) <= max(1, keep) and not seeded:
+    if (len(points) <= max(1, keep) and not seeded) or not points[0].here:
         return None
     oldest, second = points[0], points[1]
     chain = [oldest.id]
@@ -83,8 +86,23 @@ def next_step(points: Sequence[Point], keep: int, held: Callable[[PointId], bool
     return Step(oldest, second if second.id in chain else None)
 
 
-def load_points(layout: Layout, vm: VmId) -> tuple[list[Point], list[str]]:
+def waiting_points(points: Sequence[Point]) -> set[PointId]:
+    """Tell which points stand on a base that is not here, itself included.
+
+    Args:
+        points: oldest first.
+    """
+    waiting = {point.id for point in points if not point.here}
+    for point in points:
+        if point.manifest.parent in waiting:
+            waiting.add(point.id)
+    return waiting
+
+
+def load_points(layout: Layout, vm: VmId, awaited: Point | None = None) -> tuple[list[Point], list[str]]:
     """Read all published points, oldest first, and complaints about those that are not readable.
+
+    A base that is awaited counts as one of them unless it has come.
 
     While a fold is past its commit, the older of its points is gone and the other one is readable at every step,
     though its manifest does not yet describe its files. So is a point whose base is being moved to a device.
@@ -93,7 +111,7 @@ def load_points(layout: Layout, vm: VmId) -> tuple[list[Point], list[str]]:
     switching = fold if fold is not None and fold.stage == "commit" else None
     landing = read_shape(layout.landing, LandingRecord) if layout.landing.exists() else None
     changing = {switching.point if switching else None, landing.point if landing else None}
-    points: dict[PointId, Point] = {}
+    points: dict[PointId, Point] = {awaited.id: awaited} if awaited else {}
     complaints: list[str] = []
     for directory in sorted(path for path in layout.points.iterdir() if not path.name.startswith(".")):
         name = directory.name
@@ -105,6 +123,7 @@ def load_points(layout: Layout, vm: VmId) -> tuple[list[Point], list[str]]:
             complaints.append(error.message)
             continue
         parent = point.manifest.parent
+        points.pop(point.id, None)
         if parent is None or parent in points or (switching and parent == switching.base):
             points[point.id] = point
         else:

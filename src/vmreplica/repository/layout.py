@@ -28,6 +28,9 @@ class Layout:
         self.record = root / "replica.json"
         self.points = root / "points"
         self.incoming = root / "incoming"
+        #: Like ``incoming``, for a base that is imported; there only while one is.
+        self.importing = root / "importing"
+        self.awaited = root / "awaited.json"
         self.holds = root / "holds"
         self.run = root / "run"
         self.fold = root / "fold.json"
@@ -65,6 +68,15 @@ def make_dir(path: Path) -> None:
     path.chmod(DIR_MODE)
 
 
+def remove_leftovers(root: Path) -> None:
+    """Remove what a crash left half written or half removed."""
+    for leftover in (*root.glob("**/.*.tmp"), *root.glob("**/.*.gone")):
+        if leftover.is_dir():
+            remove_tree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def write_shape(path: Path, shape: Shape) -> None:
     """Publish a record as JSON.
 
@@ -89,14 +101,6 @@ def read_shape(path: Path, kind: type[AnyShape]) -> AnyShape:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise Corrupt("record-damaged", f"{path} is damaged: {place}: {first['msg']}") from error
-
-
-def remove_leftover(path: Path) -> None:
-    """Remove a file or directory that a crash left."""
-    if path.is_dir():
-        remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

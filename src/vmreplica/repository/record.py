@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.errors import Problem
+from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
 from vmreplica.model.point import BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
@@ -65,6 +66,8 @@ class ReplicaRecord(Shape):
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     failover: FailoverRecord | None = None
+    #: The export that the first copy came in.
+    imported: ExportId | None = None
     trials: tuple[TrialRecord, ...] = ()
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
@@ -79,6 +82,15 @@ def seeding_of(record: ReplicaRecord, progress: Seeding) -> Seeding | None:
     if seed.stage == "failed":
         return Seeding(phase="reading the existing copy failed", failed=seed.problem)
     return progress
+
+
+class AwaitedRecord(Shape):
+    """``awaited.json``: the base travels in an export; points that come meanwhile stand on what is not here yet."""
+
+    base: AwaitedBase
+    since: AwareDatetime
+    #: The export is lost: what stands on it is being removed.
+    given_up: bool = False
 
 
 class Hold(Shape):

@@ -8,17 +8,20 @@ from typing import Any
 
 from vmreplica.fsio import free_bytes, remove_tree
 from vmreplica.model.errors import NoSpace, NotFound
+from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
 from vmreplica.model.units import format_size
 from vmreplica.repository import devices, folding, landing
+from vmreplica.repository.awaiting import Awaiting, Shared
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
-from vmreplica.repository.layout import Layout, read_shape, remove_leftover, store_errors, write_shape
+from vmreplica.repository.layout import Layout, read_shape, remove_leftovers, store_errors, write_shape
 from vmreplica.repository.record import ReplicaRecord, seeding_of
+from vmreplica.repository.shelf import Shelf
 
 Clock = Callable[[], dt.datetime]
 
@@ -45,9 +48,12 @@ class Replica:
         self._memory = threading.RLock()
         self._record = read_shape(self._layout.record, ReplicaRecord)
         self._holds = Holds(self._layout.holds)
-        self._points: list[Point] = []
-        self._complaints: list[str] = []
+        self._shelf = Shelf(self._layout, self._memory)
         self._inbox = Inbox(self._layout, min_free)
+        #: A base that travels in an export, until it is imported.
+        shared = Shared(self._receiving, self._folding, self._shelf, self._inbox)
+        self.awaiting = Awaiting(self._layout, min_free, shared, clock, self._imported)
+        self._complaints: list[str] = []
         #: How reading existing copies gets on, told by whoever reads them.
         self.seeding = Seeding(phase="waiting to read the existing copy")
         #: Called with the name of each step of a fold; for tests that end the agent there.
@@ -102,9 +108,9 @@ class Replica:
         """Tell the replica's truth about the relationship."""
         with self._memory:
             points, record, complaints = self.points(), self._record, list(self._complaints)
-            newest = self._points[-1].manifest if self._points else None
+            newest = self._shelf.latest()
             seeding = seeding_of(record, self.seeding)
-        complaints += devices.complaints(record, newest)
+        complaints += devices.complaints(record, newest.manifest if newest is not None else None)
         free, least = free_bytes(self.dir), self._min_free
         if free < least:
             complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
@@ -116,6 +122,7 @@ class Replica:
             incoming=self._inbox.held(),
             free_bytes=free,
             points=sum(point.bootable for point in points),
+            awaited=self.awaiting.base.opening.point if self.awaiting.base else None,
             complaints=tuple(complaints),
             seeding=seeding,
         )
@@ -123,7 +130,7 @@ class Replica:
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return [point.summary(self._holds.reasons(point.id)) for point in reversed(self._points)]
+            return self._shelf.summaries(self._holds.reasons)
 
     def point(self, point: PointId) -> Manifest:
         """Give a published point's manifest.
@@ -159,7 +166,7 @@ class Replica:
             Corrupt: ``base-device-changed``.
             NotFound: ``device-missing``.
         """
-        devices.verify_contents(self._manifests())
+        devices.verify_contents(self._shelf.manifests())
 
     # ---- receiving
 
@@ -175,10 +182,10 @@ class Replica:
             NoSpace: the store is full.
         """
         with self._receiving:
-            published = self._find(opening.point)
+            published = self._shelf.find(opening.point)
             if published is not None:
                 return all_held(published.manifest)
-            latest = self._latest()
+            latest = self._shelf.latest()
             check_opening(opening, latest.manifest if latest is not None else None)
             return self._inbox.open(opening)
 
@@ -206,11 +213,11 @@ class Replica:
             NoSpace: the store is full; the point can be completed later.
         """
         with self._receiving:
-            if self._find(point) is None:
+            if self._shelf.find(point) is None:
                 self._publish(self._inbox.require(self.record.name, point), closing)
             self._end_waiting()
             with self._memory:
-                return self._published(point).summary(self._holds.reasons(point))
+                return next(summary for summary in self.points() if summary.point == point)
 
     def abandon(self, point: PointId) -> None:
         """Throw away a point under construction, if it is this one."""
@@ -281,11 +288,12 @@ class Replica:
             VmReplicaError: not all of it could be done.
         """
         with self._receiving, self._folding, store_errors(self.dir):
-            for leftover in (*self.dir.glob("**/.*.tmp"), *self.dir.glob("**/.*.gone")):
-                remove_leftover(leftover)
+            remove_leftovers(self.dir)
             self._settle(pause=lambda: True)
             self._reload()
-            latest = self._latest()
+            self.awaiting.recover()
+            self._reload()
+            latest = self._shelf.latest()
             self._inbox.recover(latest.id if latest is not None else None)
         self._end_waiting()
 
@@ -294,48 +302,41 @@ class Replica:
         self._stop_fold.set()
         with self._receiving, self._folding, self._memory:
             self._inbox.retire()
+            self.awaiting.retire()
 
     # ---- helpers: points
 
     def _reload(self) -> None:
-        points, complaints = load_points(self._layout, self._record.vm)
+        points, complaints = load_points(self._layout, self._record.vm, self.awaiting.point())
         with self._memory:
-            self._points, self._complaints = points, complaints
-
-    def _manifests(self) -> list[Manifest]:
-        with self._memory:
-            return [point.manifest for point in self._points]
-
-    def _find(self, point: PointId) -> Point | None:
-        with self._memory:
-            return next((known for known in self._points if known.id == point), None)
+            self._shelf.set(points)
+            self._complaints = complaints
 
     def _published(self, point: PointId) -> Point:
-        found = self._find(point)
+        found = self._shelf.find(point)
         if found is None:
             name = self.record.name
             raise NotFound("point-unknown", f"{name} has no point {point}", hint=f"vmreplica points {name}")
         return found
 
-    def _latest(self) -> Point | None:
-        with self._memory:
-            return self._points[-1] if self._points else None
-
     # ---- helpers: receiving
 
     def _publish(self, incoming: Incoming, closing: PointClosing) -> None:
-        latest, epoch = self._latest(), self.record.epoch
+        latest, epoch = self._shelf.latest(), self.record.epoch
         parent = latest.manifest if latest is not None and incoming.opening.parent == latest.id else None
         manifest = self._inbox.publish(incoming, closing, parent, epoch=epoch, now=self._clock())
-        point = measured(self._layout, Point(manifest, 0))
-        with self._memory:
-            self._points.append(point)
+        self._shelf.add(measured(self._layout, Point(manifest, 0)))
 
     def _end_waiting(self) -> None:
         with self._memory:
-            bootable = any(point.manifest.kind != "seed" for point in self._points)
-            if bootable and self._record.state is State.WAITING:
+            bootable = any(manifest.kind != "seed" for manifest in self._shelf.manifests())
+            if bootable and self.awaiting.base is None and self._record.state is State.WAITING:
                 self.move(Event.PUBLISHED)
+
+    def _imported(self, export: ExportId) -> None:
+        self.update(imported=export)
+        if self._record.state is State.WAITING:
+            self.move(Event.PUBLISHED)
 
     # ---- helpers: retention
 
@@ -343,13 +344,12 @@ class Replica:
         if self._layout.fold.exists():
             return None  # it waits
         with self._memory:
-            return next_step(self._points, self._record.keep, self._holds.covers)
+            return next_step(self._shelf.all(), self._record.keep, self._holds.covers)
 
     def _take(self, step: Step) -> None:
         """Fold or delete the oldest point; the folding lock is held."""
         if step.into is None:
-            with self._memory:
-                self._points.remove(step.oldest)
+            self._shelf.remove(step.oldest)
             with store_errors(self._layout.points):
                 remove_tree(self._layout.point(step.oldest.id))
             return
@@ -362,36 +362,26 @@ class Replica:
                 before=self._hiding(step.oldest),
             )
         finally:
-            self._drop_if_gone(step.oldest)
-        self._replace(step.into.id, manifest)
+            self._shelf.remove_if_gone(step.oldest)
+        self._shelf.put(step.into.id, manifest)
 
     def _hiding(self, oldest: Point) -> folding.StepHook:
         def before(step: str) -> None:
             self.before_fold_step(step)
             if step == "hide":
-                with self._memory:
-                    self._points.remove(oldest)
+                self._shelf.remove(oldest)
 
         return before
 
-    def _drop_if_gone(self, oldest: Point) -> None:
-        """After a fold, whether it was finished, undone or interrupted, list what its files say."""
-        with self._memory:
-            if not self._layout.manifest(oldest.id).exists() and oldest in self._points:
-                self._points.remove(oldest)
-
-    def _replace(self, old: PointId, manifest: Manifest) -> None:
-        point = measured(self._layout, Point(manifest, 0))
-        with self._memory:
-            self._points = [point if known.id == old else known for known in self._points]
-
     def _land(self) -> None:
         """Move bases to their devices, as far as nobody holds a point; the folding lock is held."""
+        if self.awaiting.base is not None:
+            return
         stopped, before, bases = self._stop_fold.is_set, self.before_fold_step, self._record.base_devices
         for manifest in landing.land_all(
-            self._layout, self._manifests, bases, self._holds.covers, stopped=stopped, before=before
+            self._layout, self._shelf.manifests, bases, self._holds.covers, stopped=stopped, before=before
         ):
-            self._replace(manifest.point, manifest)
+            self._shelf.put(manifest.point, manifest)
 
     def _settle(self, pause: Callable[[], bool]) -> None:
         """Finish or undo what failed half-way, as far as it need not wait; the folding lock is held."""

@@ -4,7 +4,8 @@ Knows the spool and what a wire must be able to do. Knows neither HTTP nor TLS n
 again after an error is decided by its caller.
 """
 
+from vmreplica.ship.directory import DirectoryWire
 from vmreplica.ship.ship import ship_point
 from vmreplica.ship.wire import Wire
 
-__all__ = ["Wire", "ship_point"]
+__all__ = ["DirectoryWire", "Wire", "ship_point"]

@@ -1,0 +1,63 @@
+"""How a run of a cycle went, in words: for the journal, and for who waits for its point. Pure but for the clock."""
+
+import datetime as dt
+from typing import Final
+
+from vmreplica.agent.cycle import Outcome
+from vmreplica.agent.decide import BASE_AWAITED, Capture
+from vmreplica.agent.exporting import base_awaited
+from vmreplica.agent.meter import Meter
+from vmreplica.agent.protect import differed, vm_off
+from vmreplica.agent.relationship import Relationship
+from vmreplica.model.errors import VmReplicaError
+from vmreplica.model.point import PointKind, PointSummary
+from vmreplica.model.report import CycleReport
+
+#: What ended a cycle without anything being wrong.
+_INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
+
+
+def report_of(
+    rel: Relationship, meter: Meter, outcome: Outcome, *, started: dt.datetime, seconds: float
+) -> CycleReport | None:
+    """Describe a run for the journal; a run that only found the VM off is no event."""
+    published, step, error = outcome.published, outcome.step, outcome.error
+    if error is None and published is None:
+        return None
+    stopped = error is not None and error.code in _INTERRUPTIONS
+    kind = published.kind if published else (step.kind if step else _kind_expected(rel))
+    return CycleReport(
+        kind=kind,
+        point=published.point if published else None,
+        reason=_reason(rel, step, published),
+        started=started,
+        seconds=seconds,
+        outcome="published" if error is None else ("cancelled" if stopped else "failed"),
+        guest_bytes=outcome.guest_bytes,
+        wire_bytes=meter.wire_bytes(),
+        error_code=error.code if error else None,
+        error=error.message if error else None,
+        hint=error.hint if error else "",
+    )
+
+
+def _kind_expected(rel: Relationship) -> PointKind:
+    latest = rel.position.latest if rel.position is not None else None
+    return "delta" if latest is not None and latest.bootable else "initial"
+
+
+def _reason(rel: Relationship, step: Capture | None, published: PointSummary | None) -> str:
+    if step is None:
+        return "continued"
+    latest = rel.position.latest if rel.position is not None else None
+    seeded = published is not None and latest is not None and not latest.bootable
+    return f"{step.reason} ({differed(published)})" if published is not None and seeded else step.reason
+
+
+def waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
+    """Tell whoever waits for a point why there is none, when nothing failed."""
+    if outcome.waits is None or outcome.published is not None:
+        return None
+    if outcome.waits == BASE_AWAITED:
+        return base_awaited(rel.name)
+    return vm_off(rel.name, dt.datetime.now(dt.UTC))
