@@ -148,6 +148,10 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
             ("limit", "web", parse_limit(["sat 00:00-24:00 none", "1000000"])),
         ),
         (("limit", "web", "none"), ("limit", "web", NO_LIMIT)),
+        (("failover", "web", "--cancel", "--yes"), ("cancel_failover", "web", False)),
+        (("failover", "web", "--cancel", "--test", "--yes"), ("cancel_failover", "web", True)),
+        (("failover", "web", "--test", "--dry-run", "--network", "lab"), ("plan_test", "web", None, "lab")),
+        (("failover", "web", "--test", "--for", "2h"), ("test_failover", "web", None, None, 7200)),
         (
             ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
             ("enable", "db", "backup1", 300, (), 24, ExistingSeed(disks=(ExistingDisk(path="/srv/a,b.img"),))),
