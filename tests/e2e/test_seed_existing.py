@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device_kit import loop_device
 from job_kit import (
     Blank,
     NewBlank,
@@ -204,3 +205,23 @@ def test_a_copy_that_turns_out_damaged_is_told_and_given_up_for_the_network(lab:
     wait_healthy(a, vm.name)
     wait_healthy(b, vm.name)
     require_equal(lab, vm)
+
+
+@pytest.mark.slow
+def test_a_copy_on_a_block_device_seeds_a_base_on_another_one(lab: Lab, new_blank: NewBlank, lab_dir: Path) -> None:
+    a = lab.host("a")
+    vm = new_blank(a)
+    write_random(vm, "vda", 0, 8 * MiB)
+    with loop_device(lab_dir / "restored", 64 * MiB) as copy, loop_device(lab_dir / "base", 64 * MiB) as base:
+        qemu_img("convert", "-U", "-n", "-O", "raw", str(vm.images["vda"]), str(copy))
+        write_random(vm, "vda", 5 * MiB, 64 * KiB)
+        wish = ("--seed", f"existing:{copy}", "--base-device", f"vda={base}", "--keep", "1", "--yes")
+        result = enable(a, vm.name, *wish, every="24h")["result"]
+        assert result["wire_bytes"] <= 1.15 * 64 * KiB + OVERHEAD
+        require_equal(lab, vm)
+        for offset in (6 * MiB, 7 * MiB):
+            write_random(vm, "vda", offset, 4 * KiB)
+            a.ask("sync", vm.name, timeout=300)
+        assert until(lambda: len(points(a, vm.name)) == 1, 60), points(a, vm.name)
+        assert until(lambda: same_content(base, vm.images["vda"]), 60), "all is folded into the device"
+        a.ask("disable", vm.name, "--delete-copy", "--yes")

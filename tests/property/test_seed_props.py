@@ -72,6 +72,7 @@ def facts(seeding: Seeding | None, latest: PointSummary | None, *, tracked: bool
         epoch=0,
         position=position,
         running=True,
+        at_rest=False,
         disks={"vda": disk, "vdb": disk},
         checkpoints=(),
         spool=None,

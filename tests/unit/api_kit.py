@@ -12,11 +12,13 @@ from point_kit import make_summary
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
+from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
+    DoctorReport,
     FailoverPlan,
     FailoverReport,
     FailoverStep,
@@ -87,6 +89,7 @@ class SmallAgent:
         self.paired = {"backup1": PeerReport(name="backup1", host_id=PEER, addresses=("192.0.2.7:7432",), paired=NOW)}
         self.asked: list[tuple[object, ...]] = []
         self.error: Exception | None = None
+        self.findings: list[Finding] = [fine("peers", "backup1", "it answers")]
         #: What the polls of a task answer, one after the other; the last one for ever.
         self.progress = [
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
@@ -101,6 +104,22 @@ class SmallAgent:
         self._asked("status", vm)
         known = tuple(self.relations.values()) if vm is None else (self._known(vm),)
         return StatusReport(host="main", host_id=HOST, version="0.1.0", now=NOW, relationships=known)
+
+    def doctor(self, vm: str | None, trial: bool) -> DoctorReport:
+        """Find what ``findings`` says."""
+        self._asked("doctor", vm, trial)
+        name = None if vm is None else self._known(vm).name
+        found = arranged(self.findings)
+        return DoctorReport(
+            host="main",
+            vm=name,
+            version="0.1.0",
+            now=NOW,
+            seconds=0.5,
+            agent=True,
+            worst=worst(found),
+            findings=found,
+        )
 
     def points(self, vm: str) -> PointsReport:
         """List two points."""

@@ -12,6 +12,9 @@ from vmreplica import __version__
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
+from vmreplica.agent.doctor.doctor import Doctor
+from vmreplica.agent.doctor.host_exam import Parts
+from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
@@ -34,6 +37,7 @@ from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
     CycleReport,
+    DoctorReport,
     FailoverPlan,
     FailoverReport,
     Invitation,
@@ -48,7 +52,7 @@ from vmreplica.model.report import (
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.units import MiB
 from vmreplica.parcel import Secret
-from vmreplica.peer.book import Peer, PeerBook
+from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.pairing import join
@@ -83,31 +87,10 @@ class Agent:
         self._journal = Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
-        self._replicas = ReplicaSide(
-            repository=repository,
-            hypervisor=self._hypervisor,
-            clients=self._clients,
-            book=self.book,
-            seed_tools=_seed_tools(config),
-        )
-        stages = Stages(
-            hypervisor=self._hypervisor,
-            spool=Spool(paths.state_dir / "spool", limits.spool_cap),
-            spool_dir=paths.state_dir / "spool",
-            fingerprints=FingerprintStore(paths.state_dir / "fingerprints"),
-            rest=RestBook(paths.state_dir / "rest"),
-            limits=_transfer_limits(config),
-        )
+        self._replicas = self._replica_side(repository)
+        stages = _stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
-        self._runner = Runner(
-            stages=stages,
-            clients=self._clients,
-            journal=self._journal,
-            bandwidth=bandwidth,
-            keeper=Keeper(stages, limits.pause_hold),
-            concurrent=limits.concurrent_cycles,
-            slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
-        )
+        self._runner = self._make_runner(stages, bandwidth)
         self._primaries = PrimarySide(
             stages=stages,
             runner=self._runner,
@@ -116,6 +99,7 @@ class Agent:
             tasks=self._tasks,
             bandwidth=bandwidth,
         )
+        self._doctor = self._make_doctor(repository)
         self.receiver = Receiver(
             repository,
             hello=self.hello,
@@ -124,13 +108,49 @@ class Agent:
             seeds=self._replicas.seeder,
         )
 
+    def _make_runner(self, stages: Stages, bandwidth: Bandwidth) -> Runner:
+        limits = self.config.limits
+        return Runner(
+            stages=stages,
+            clients=self._clients,
+            journal=self._journal,
+            bandwidth=bandwidth,
+            keeper=Keeper(stages, limits.pause_hold),
+            concurrent=limits.concurrent_cycles,
+            slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
+        )
+
+    def _make_doctor(self, repository: Repository) -> Doctor:
+        parts = Parts(
+            config=self.config,
+            identity=self.identity,
+            book=self.book,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            journal=self._journal,
+            repository=repository,
+            trials=Trials(self.config.agent.state_dir / "trials", self._hypervisor),
+        )
+        return Doctor(parts)
+
+    def _replica_side(self, repository: Repository) -> ReplicaSide:
+        return ReplicaSide(
+            repository=repository,
+            hypervisor=self._hypervisor,
+            clients=self._clients,
+            book=self.book,
+            seed_tools=_seed_tools(self.config),
+        )
+
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
         self._replicas.start()
+        self._doctor.start()
         self._runner.start()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
+        self._doctor.stop()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -172,6 +192,10 @@ class Agent:
             now=dt.datetime.now(dt.UTC),
             relationships=tuple(sorted(rows, key=lambda row: (row.name, row.role))),
         )
+
+    def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
+        """Look for trouble, on this host or with one VM."""
+        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._replicas.find(vm), trial=trial)
 
     def points(self, vm: str) -> PointsReport:
         """List recovery points, held here or on the VM's replica."""
@@ -285,7 +309,7 @@ class Agent:
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List paired hosts."""
-        return tuple(_peer_report(peer) for peer in self.book.all())
+        return tuple(peer.report() for peer in self.book.all())
 
     def invite(self, for_name: str | None) -> Invitation:
         """Make a pairing token."""
@@ -293,7 +317,7 @@ class Agent:
 
     def join(self, token: str) -> PeerReport:
         """Pair with the host that made the token."""
-        return _peer_report(join(token, self.identity, self.book, self.config.agent.addresses()))
+        return join(token, self.identity, self.book, self.config.agent.addresses()).report()
 
     def remove_peer(self, name: str) -> None:
         """Forget a paired host.
@@ -330,6 +354,18 @@ class Agent:
         )
 
 
+def _stages(config: Config, hypervisor: Hypervisor) -> Stages:
+    state = config.agent.state_dir
+    return Stages(
+        hypervisor=hypervisor,
+        spool=Spool(state / "spool", config.limits.spool_cap),
+        spool_dir=state / "spool",
+        fingerprints=FingerprintStore(state / "fingerprints"),
+        rest=RestBook(state / "rest"),
+        limits=_transfer_limits(config),
+    )
+
+
 def _transfer_limits(config: Config) -> TransferLimits:
     limits = config.limits
     return TransferLimits(
@@ -349,10 +385,6 @@ def _seed_tools(config: Config) -> SeedTools:
     return SeedTools(
         rules=rules, spool=spool, sockets=config.agent.runtime_dir, workers=limits.workers, level=limits.level
     )
-
-
-def _peer_report(peer: Peer) -> PeerReport:
-    return PeerReport(name=peer.name, host_id=peer.host_id, addresses=peer.addresses, paired=peer.paired)
 
 
 def _make_dir(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import structlog
 
 from vmreplica.agent.decide import (
+    Adopt,
     Capture,
     Continue,
     Fenced,
@@ -191,10 +192,10 @@ class Cycle:
 
     def _act(self, step: Step) -> str | None:
         match step:
-            case Fenced():
-                raise self._fenced(step)
-            case SeedFailed():
-                raise seed_failed(self._facts.name, step.problem)
+            case Fenced() | SeedFailed():
+                raise self._refusal(step)
+            case Adopt():
+                self._adopt(step.epoch)
             case Wait():
                 return step.reason
             case Tidy():
@@ -212,7 +213,9 @@ class Cycle:
                 self._begin(step)
         return None
 
-    def _fenced(self, step: Fenced) -> VmReplicaError:
+    def _refusal(self, step: Fenced | SeedFailed) -> VmReplicaError:
+        if isinstance(step, SeedFailed):
+            return seed_failed(self._facts.name, step.problem)
         self._hypervisor.end_backup(self._vm)
         return Conflict(
             "failed-over-elsewhere",
@@ -220,13 +223,19 @@ class Cycle:
             hint="decide which side survives; this one is stale and ships nothing",
         )
 
+    def _adopt(self, epoch: int) -> None:
+        _log.info("a failover was taken back", vm=self._vm, epoch=epoch)
+        policy = (self._hypervisor.policy(self._vm) or self._policy).model_copy(update={"epoch": epoch})
+        self._hypervisor.set_policy(self._vm, policy)
+        self._policy = self._facts.policy = policy
+
     def _tidy(self, step: Tidy) -> None:
         _log.info("tidying", vm=self._vm, why=step.why, checkpoints=step.checkpoints, spool=step.discard_spool)
         point = self._stages.spool.point(self._vm) if step.discard_spool else None
-        if point is not None:
-            self._hypervisor.end_backup(self._vm)
-            if step.acknowledged:
-                self._holdings.learn(point)
+        # Without a point in the spool to go on with, a job of ours was left by whoever was killed in it.
+        self._hypervisor.end_backup(self._vm)
+        if point is not None and step.acknowledged:
+            self._holdings.learn(point)
         for name in step.checkpoints:
             self._hypervisor.delete_checkpoint(self._vm, name)
         if point is not None:

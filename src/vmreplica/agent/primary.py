@@ -2,7 +2,7 @@
 
 import contextlib
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -26,10 +26,10 @@ from vmreplica.agent.protect import (
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
-from vmreplica.hypervisor import DomainBrief
+from vmreplica.hypervisor import DiskView, DomainBrief
 from vmreplica.model.errors import NotFound, Refused, Unreachable
 from vmreplica.model.export import ExportSeed
-from vmreplica.model.ids import DiskTarget, HostId, VmId, is_our_checkpoint
+from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName, is_our_checkpoint
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.rates import NO_LIMIT, Limit
@@ -105,8 +105,7 @@ class PrimarySide:
             VmReplicaError: unknown VM, no eligible disk, or the replica refuses or does not answer.
         """
         brief = self._hypervisor.find(vm)
-        view = self._hypervisor.inspect(brief.vm)
-        disks = check_disks(view, excluded)
+        disks = check_disks(self._hypervisor.inspect(brief.vm), excluded)
         check_beginning(brief.name, begin_at, dt.datetime.now(dt.UTC))
         old = self._hypervisor.policy(brief.vm)
         policy = Policy(
@@ -120,18 +119,8 @@ class PrimarySide:
         )
         if old is not None and old.replica != to:
             raise already_protected(brief.name, self._peer_name(old.replica))
-        offer = ReplicaOffer(
-            name=brief.name,
-            interval=interval,
-            keep=keep,
-            epoch=policy.epoch,
-            disk_bytes=sum(disk.size for disk in disks),
-            base_devices=base_wishes(brief.name, disks, bases.devices),
-            erase=bases.erase,
-            seed=seed_disks(brief.name, seed, {disk.target: disk.size for disk in disks}),
-        )
         with self._other_way(brief, seed, old, give_up=give_up):
-            position = self._clients.to(to).offer(brief.vm, offer)
+            position = self._clients.to(to).offer(brief.vm, _offer(brief.name, policy, disks, bases, seed))
             check_not_begun(brief.name, begin_at, position)
             policy = self._with_seed(brief, policy, seed, old, position)
             self._hypervisor.set_policy(brief.vm, policy)
@@ -288,6 +277,26 @@ class PrimarySide:
             return self._book.by_id(host).name
         except NotFound:
             return None
+
+
+def _offer(
+    name: VmName, policy: Policy, disks: Sequence[DiskView], bases: Bases, seed: SeedRequest | None
+) -> ReplicaOffer:
+    """Say to the replica what it is asked to accept.
+
+    Raises:
+        BadRequest: a base or a copy is for a disk that is not replicated, or it is not clear for which.
+    """
+    return ReplicaOffer(
+        name=name,
+        interval=policy.interval,
+        keep=policy.keep,
+        epoch=policy.epoch,
+        disk_bytes=sum(disk.size for disk in disks),
+        base_devices=base_wishes(name, disks, bases.devices),
+        erase=bases.erase,
+        seed=seed_disks(name, seed, {disk.target: disk.size for disk in disks}),
+    )
 
 
 def _known_position(client: PeerClient, vm: VmId) -> Position | None:

@@ -96,6 +96,23 @@ def seed_progress(position: Position | None, *, prefix: str = "on the replica: "
     )
 
 
+def _facts(rel: Relationship, state: State, age: float | None) -> Facts:
+    failed = rel.last is not None and rel.last.outcome == "failed"
+    return Facts(
+        state=state,
+        interval=rel.policy.interval,
+        point_age=age,
+        vm_off=rel.waits == "vm-off",
+        last_error=rel.last.error if rel.last and failed else None,
+        last_error_code=rel.last.error_code if rel.last and failed else None,
+        last_error_hint=rel.last.hint if rel.last and failed else "",
+        last_duration=rel.last.seconds if rel.last and rel.last.kind == "delta" else None,
+        missed_in_a_row=rel.missed,
+        awaited=rel.position is not None and rel.position.awaited is not None,
+        complaints=rel.position.complaints if rel.position else (),
+    )
+
+
 def describe(
     rel: Relationship, *, peer: HostName | None, points: int, rate: InForce, now: dt.datetime, clock: float
 ) -> RelationshipReport:
@@ -112,20 +129,6 @@ def describe(
     latest = rel.position.latest if rel.position and rel.position.latest and rel.position.latest.bootable else None
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
     state = rel.state()
-    failed = rel.last is not None and rel.last.outcome == "failed"
-    facts = Facts(
-        state=state,
-        interval=rel.policy.interval,
-        point_age=age,
-        vm_off=rel.waits == "vm-off",
-        last_error=rel.last.error if rel.last and failed else None,
-        last_error_code=rel.last.error_code if rel.last and failed else None,
-        last_error_hint=rel.last.hint if rel.last and failed else "",
-        last_duration=rel.last.seconds if rel.last and rel.last.kind == "delta" else None,
-        missed_in_a_row=rel.missed,
-        awaited=rel.position is not None and rel.position.awaited is not None,
-        complaints=rel.position.complaints if rel.position else (),
-    )
     return RelationshipReport(
         vm=rel.vm,
         name=rel.name,
@@ -133,7 +136,7 @@ def describe(
         peer=peer,
         peer_id=rel.policy.replica,
         state=state,
-        health=judge(facts),
+        health=judge(_facts(rel, state, age)),
         interval=rel.policy.interval,
         keep=rel.policy.keep,
         epoch=rel.policy.epoch,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Final, TypeVar
 
 import structlog
@@ -23,6 +24,7 @@ from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship, seed_progress
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.tasks import Task
+from vmreplica.agent.turns import borrowed
 from vmreplica.hypervisor import DomainBrief
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmId
@@ -171,6 +173,10 @@ class Runner:
         with self._wake:
             rel.policy = policy
             self._wake.notify_all()
+
+    def turn(self, rel: Relationship, what: str, patience: float) -> AbstractContextManager[bool]:
+        """Take a VM's turn, so that no cycle of it runs meanwhile; see ``borrowed``."""
+        return borrowed(self._wake, rel, what, patience=patience, clock=self._clock)
 
     def each(self, view: Callable[[Relationship, float], _T]) -> list[_T]:
         """Look at every relationship, with the present time of the scheduler's clock; nothing moves meanwhile."""

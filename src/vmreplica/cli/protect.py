@@ -107,7 +107,12 @@ def enable(
         at=read_moment(at),
     )
     client = AgentClient(socket)
-    answer = _enabled(client, vm, body, as_json=as_json)
+    _show_beginning(client, vm, _enabled(client, vm, body, as_json=as_json), body, wait=wait, as_json=as_json)
+
+
+def _show_beginning(
+    client: AgentClient, vm: str, answer: bytes, body: "EnableRequest", *, wait: bool, as_json: bool
+) -> None:
     if body.at is not None and not as_json:
         moment = f"{body.at.astimezone():%Y-%m-%d %H:%M}"
         show_done(f"Initial replication of {vm} begins {moment}; vmreplica sync {vm} begins it now.", as_json=False)
