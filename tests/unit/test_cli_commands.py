@@ -18,6 +18,7 @@ from vmreplica.cli.main import make_app
 from vmreplica.cli.show import cycle_text
 from vmreplica.cli.watch import progress_text
 from vmreplica.model import errors
+from vmreplica.model.export import ExportSeed
 from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
     FailoverPlan,
@@ -134,6 +135,11 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
     ("args", "asked"),
     [
         (("enable", "db", "--to", "backup1", "--no-wait"), ("enable", "db", "backup1", 300, (), 24)),
+        (
+            ("enable", "db", "--to", "backup1", "--seed", "export:/mnt/../srv/db", "--yes", "--no-wait"),
+            ("enable", "db", "backup1", 300, (), 24, ExportSeed(directory="/srv/db"), True),
+        ),
+        (("import", "/mnt/usb/./db", "--no-wait"), ("import", "/mnt/usb/db", None, None)),
         (
             ("enable", "db", "--to", "backup1", "--every", "30s", "--exclude-disk", "vdb", "--exclude-disk", "vdc",
              "--keep", "3", "--no-wait"),
