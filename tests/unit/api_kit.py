@@ -243,28 +243,6 @@ class SmallAgent:
         self._asked("hand_over", vm, to)
         return self._known(vm)
 
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
-        """Plan a test."""
-        self._asked("plan_test", vm, point, network)
-        return self.plan_failover(vm, point).model_copy(update={"kind": "test"})
-
-    def test_failover(self, vm: str, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
-        """Do as planned."""
-        self._asked("test_failover", vm, point, network, seconds)
-        plan = self.plan_test(vm, point, network)
-        trial = TrialReport(
-            vm=VM_ID, name=f"{vm}-test", point=plan.point, network=network, since=NOW, until=None, running=True
-        )
-        return TrialStarted(plan=plan, trial=trial, seconds=1.25)
-
-    def cancel_failover(self, vm: str, tests_only: bool) -> CancelReport:
-        """Take all of it back."""
-        self._asked("cancel_failover", vm, tests_only)
-        kind = "test" if tests_only else "unplanned"
-        return CancelReport.model_validate(
-            {"vm": VM_ID, "name": self._known(vm).name, "kind": kind, "removed": (vm,), "state": State.REPLICATING}
-        )
-
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Remember a map."""
         self._asked("map_networks", vm, mapping)
