@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from vmreplica import __version__
 from vmreplica.cli import watch
 from vmreplica.cli.main import make_app
+from vmreplica.cli.show import cycle_text
+from vmreplica.cli.watch import progress_text
 from vmreplica.model import errors
 from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
@@ -26,6 +28,7 @@ from vmreplica.model.report import (
     PeersReport,
     PeerTest,
     PointsReport,
+    Progress,
     RelationshipReport,
     StatusReport,
     TaskReport,
@@ -197,6 +200,14 @@ def test_a_cycle_that_was_not_published_is_a_failure(program: Program, agent: Sm
     assert (ran.code, ran.document["error"]["code"]) == (1, "task-failed")
 
 
+def test_what_is_not_known_of_a_cycle_is_not_told() -> None:
+    begun = Progress(phase="preparing", done_bytes=0, total_bytes=0, wire_bytes=0, rate=0.0, seconds_left=None)
+    assert progress_text(begun) == "preparing"
+    assert progress_text(begun.model_copy(update={"wire_bytes": 2048})) == "preparing, 2.0 KiB sent"
+    failed = cycle("failed").model_copy(update={"point": None})
+    assert cycle_text("web", failed) == "web: failed (delta) after 2s"
+
+
 def test_progress_is_told_in_lines_on_standard_error_when_it_is_no_terminal(program: Program) -> None:
     ran = program("enable", "db", "--to", "backup1")
     assert ran.code == 0
@@ -281,8 +292,8 @@ def test_json_of_an_answer_that_is_not_json_is_an_error_document(tmp_path: Path)
     ("args", "code"),
     [
         (("enable", "web", "--to", "backup1", "--every", "soon"), "interval-invalid"),
-        (("enable", "web", "--to", "backup1", "--every", "4s"), "request-invalid"),
-        (("enable", "web", "--to", "backup1", "--every", "2d"), "request-invalid"),
+        (("enable", "web", "--to", "backup1", "--every", "4s"), "interval-invalid"),
+        (("enable", "web", "--to", "backup1", "--every", "2d"), "interval-invalid"),
         (("enable", "web", "--to", "../x"), "request-invalid"),
         (("enable", "web", "--to", "backup1", "--exclude-disk", "/dev/sda"), "request-invalid"),
         (("failover", "web", "--point", "yesterday", "--yes"), "request-invalid"),

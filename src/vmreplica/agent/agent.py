@@ -259,14 +259,17 @@ class Agent:
 
     def pause(self, vm: str) -> None:
         """Begin no cycle until resumed."""
+        self._require_primary(vm)
         self._primaries.pause(vm)
 
     def resume(self, vm: str) -> None:
         """Go on after a pause."""
+        self._require_primary(vm)
         self._primaries.resume(vm)
 
     def sync(self, vm: str) -> TaskReport:
         """Run a cycle now."""
+        self._require_primary(vm)
         return self._primaries.sync(vm).report()
 
     def task(self, task_id: str, /) -> TaskReport:
@@ -275,6 +278,7 @@ class Agent:
 
     def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
         """List the last cycles of a VM, newest first."""
+        self._require_primary(vm)
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
 
     def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
@@ -339,6 +343,16 @@ class Agent:
     def test_peer(self, name: str) -> PeerTest:
         """Measure the connection to a paired host."""
         return self._clients.to(self.book.by_name(name).host_id).measure()
+
+    def _require_primary(self, vm: str) -> None:
+        """Refuse what only the primary of a VM can do, when this is its replica.
+
+        Raises:
+            NotFound: ``not-protected``.
+        """
+        replica = self._replicas.find(vm)
+        if replica is not None and self._primaries.find(vm) is None:
+            raise self._replicas.copy_only(replica)
 
     def _explain_missing(self, vm: str) -> None:
         """Raise the most telling error for a VM that has no relationship here.

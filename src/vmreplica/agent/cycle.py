@@ -33,7 +33,7 @@ from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.keeper import give_up
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import seed_failed
-from vmreplica.agent.transfer import FrozenView, Transfer
+from vmreplica.agent.transfer import PATIENCE, FrozenView, Transfer
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, CheckpointBroken
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
@@ -52,7 +52,7 @@ from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace
 from vmreplica.ship import DirectoryWire, Wire
-from vmreplica.spool import PATIENCE, SpoolPoint
+from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
