@@ -18,6 +18,7 @@ from vmreplica.cli.main import make_app
 from vmreplica.cli.show import cycle_text
 from vmreplica.cli.watch import progress_text
 from vmreplica.model import errors
+from vmreplica.model.export import ExportSeed
 from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
     FailoverPlan,
@@ -135,6 +136,11 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
     [
         (("enable", "db", "--to", "backup1", "--no-wait"), ("enable", "db", "backup1", 300, (), 24)),
         (
+            ("enable", "db", "--to", "backup1", "--seed", "export:/mnt/../srv/db", "--yes", "--no-wait"),
+            ("enable", "db", "backup1", 300, (), 24, ExportSeed(directory="/srv/db"), True),
+        ),
+        (("import", "/mnt/usb/./db", "--no-wait"), ("import", "/mnt/usb/db", None, None)),
+        (
             ("enable", "db", "--to", "backup1", "--every", "30s", "--exclude-disk", "vdb", "--exclude-disk", "vdc",
              "--keep", "3", "--no-wait"),
             ("enable", "db", "backup1", 30, ("vdb", "vdc"), 3),
@@ -148,6 +154,10 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
             ("limit", "web", parse_limit(["sat 00:00-24:00 none", "1000000"])),
         ),
         (("limit", "web", "none"), ("limit", "web", NO_LIMIT)),
+        (("failover", "web", "--cancel", "--yes"), ("cancel_failover", "web", False)),
+        (("failover", "web", "--cancel", "--test", "--yes"), ("cancel_failover", "web", True)),
+        (("failover", "web", "--test", "--dry-run", "--network", "lab"), ("plan_test", "web", None, "lab")),
+        (("failover", "web", "--test", "--for", "2h"), ("test_failover", "web", None, None, 7200)),
         (
             ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
             ("enable", "db", "backup1", 300, (), 24, ExistingSeed(disks=(ExistingDisk(path="/srv/a,b.img"),))),

@@ -61,7 +61,7 @@ def points_view(report: PointsReport) -> RenderableType:
             format_size(point.guest_bytes),
             format_size(point.wire_bytes),
             format_size(point.stored_bytes),
-            printable(", ".join(point.holds)),
+            "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
         )
     return table
 
