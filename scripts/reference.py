@@ -1,7 +1,8 @@
 # ruff: noqa: INP001 - a script belongs to no package
-"""Write docs/reference from the code: commands, configuration, errors; ``--check`` only tells whether it is current."""
+"""Write docs/reference from the code; ``--check`` only tells whether it is current."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from pydantic_core import PydanticUndefined
 from vmreplica.agent.config import Config
 from vmreplica.cli.main import make_app
 from vmreplica.model import errors
+from vmreplica.model.findings import CATALOGUE, GROUPS
 from vmreplica.model.rates import NO_LIMIT, Limit, format_limit
 from vmreplica.model.units import MiB, format_size
 
+_FIELD: Final = re.compile(r"\{(\w+)\}")
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
 SOURCES: Final = ROOT / "src" / "vmreplica"
@@ -26,8 +29,8 @@ _NOTE: Final = "Made from the code by `scripts/reference.py`; do not edit.\n"
 _COMMANDS_INTRO: Final = (
     "Every command that talks to the agent takes `--json` (one JSON document on standard output; errors as "
     '`{"error": {"code": ..., "kind": ..., "status": ..., "message": ..., "hint": ...}}`) and `--socket PATH` (or '
-    "`VMREPLICA_SOCKET`). Exit codes: [errors](errors.md); 130 when Ctrl-C ended the watching of a task, which "
-    "itself goes on.\n"
+    "`VMREPLICA_SOCKET`). Exit codes: [errors](errors.md); 11 when `vmreplica doctor` found a "
+    "[problem](findings.md); 130 when Ctrl-C ended the watching of a task, which itself goes on.\n"
 )
 _CONFIGURATION_INTRO: Final = (
     "One TOML file, by default `/etc/vmreplica/agent.toml`. Every key has a default: an empty file is valid. An "
@@ -38,6 +41,11 @@ _ERRORS_INTRO: Final = (
     "Each error has a stable code, a message and a hint. `transient` errors pass by themselves or with another "
     "try, `operator` ones need a person, `permanent` ones a different request. `...` stands for a name, path or "
     "number.\n"
+)
+_FINDINGS_INTRO: Final = (
+    "What `vmreplica doctor` can find. A `problem` keeps replication or a failover from working, and makes the exit "
+    "code 11; a `warning` will do so when something else happens, too; an `info` is good to know. What is in order has "
+    "the severity `ok` and the code of its group, such as `peers-ok`. Names in capitals stand for what was found.\n"
 )
 _FAMILIES: Final = {family.__name__: family for family in errors.VmReplicaError.__subclasses__()}
 #: Errors that tell more than their family; the wire and the exit code know the family only.
@@ -51,6 +59,7 @@ def main() -> int:
         "commands.md": commands_page(),
         "configuration.md": configuration_page(),
         "errors.md": errors_page(SOURCES),
+        "findings.md": findings_page(),
     }
     stale = [name for name, text in pages.items() if not _is(REFERENCE / name, text)]
     for name in stale:
@@ -160,6 +169,29 @@ def _default(item: FieldInfo) -> str:
     if isinstance(value, tuple):
         return f"`[{', '.join(repr(part) for part in value)}]`"
     return f"`{value}`" if isinstance(value, int) else f'`"{value}"`'
+
+
+# Findings
+
+
+def findings_page() -> str:
+    """Render what doctor can find, by group."""
+    parts = ["# Findings of doctor\n", _NOTE, _FINDINGS_INTRO]
+    for group in GROUPS:
+        rows = [
+            (f"`{code}`", entry.severity, entry.meaning, _remedy(entry.remedy))
+            for code, entry in CATALOGUE.items()
+            if entry.group == group
+        ]
+        if rows:
+            parts += [f"## {group}\n", _table(("code", "severity", "meaning", "what to do"), rows)]
+    return "\n".join(parts)
+
+
+def _remedy(template: str) -> str:
+    if template in {"{hint}", "{remedy}"}:
+        return "what the finding says"
+    return _FIELD.sub(lambda name: name[1].upper(), template)
 
 
 # Errors

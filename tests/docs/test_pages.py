@@ -16,7 +16,7 @@ pytestmark = pytest.mark.main_job
 
 PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in pages()]
 #: Those that a person reads when something is wrong.
-HELP = [page for page in PAGES if "runbooks" in str(page.id) or "guide" in str(page.id)]
+HELP = [page for page in PAGES if any(part in str(page.id) for part in ("runbooks", "guide", "doctor"))]
 _CODE = re.compile(r"`([a-z]+(?:-[a-z]+)+)`")
 #: Words of other programs that look like codes of ours.
 _FOREIGN = {"in-use", "host-passthrough"}
@@ -65,7 +65,8 @@ def test_every_code_that_a_page_for_bad_days_names_is_one_of_ours(page: Path) ->
     late = Facts(state=State.REPLICATING, interval=5, point_age=99, last_duration=99, complaints=("x",))
     judged = (judge(late), *(judge(Facts(state=state, interval=5, point_age=1)) for state in State))
     known = {reason.code for one in judged for reason in one.reasons} | {*State, *Event} | _FOREIGN
-    known |= set(_CODE.findall((ROOT / "docs/reference/errors.md").read_text()))
+    for reference in ("errors.md", "findings.md"):
+        known |= set(_CODE.findall((ROOT / "docs/reference" / reference).read_text()))
     assert set(_CODE.findall(prose(page.read_text()))) - known == set()
 
 

@@ -119,7 +119,7 @@ def small_spool(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     a = lab.host("a")
     usual = a.layout.agent_config.read_text()
     more = getattr(request, "param", "")
-    a.layout.agent_config.write_text(f"{usual}\n[limits]\nspool_cap = {12 * MiB}\n{more}\n")
+    a.layout.agent_config.write_text(f"{usual}\n[limits]\nspool_cap = {12 * MiB}\nscratch_cap = {64 * MiB}\n{more}\n")
     a.stop_agent()
     a.start_agent()
     yield lab
@@ -206,6 +206,22 @@ def test_a_kept_job_is_given_up_after_its_time_and_the_copy_begins_anew(small_sp
     ask(vm, "resume")
     assert wait_published(vm, 1)[0]["reason"] == "no point yet"
     require_equal(small_spool, vm)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_vm_that_is_given_up_while_its_job_is_kept(small_spool: Lab, new_blank: NewBlank) -> None:
+    vm = new_blank(small_spool.host("a"))
+    fill(vm, 56 * MiB)
+    begin(vm, "6M")
+    assert until(lambda: sent(vm) > 12 * MiB, 60)
+    ask(vm, "pause")
+    assert job(vm)
+    vm.host.ask("disable", vm.name, "--delete-copy", "--yes")
+    assert not job(vm)
+    assert vm.host.virsh("checkpoint-list", vm.name, "--name").stdout.split() == []
+    left = [path for path in vm.host.layout.runtime_dir.rglob(f"*{vm.uuid}*/*") if not path.is_dir()]
+    assert left == []
+    assert not (vm.host.layout.state_dir / "spool" / vm.uuid).exists()
 
 
 def test_of_two_first_copies_one_waits_for_its_turn_and_deltas_go_on(lab: Lab, new_blank: NewBlank) -> None:

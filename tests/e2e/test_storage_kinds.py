@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from device_kit import loop_device
-from job_kit import NewBlank, enable, images, points, qemu_img, same_content
+from job_kit import Blank, NewBlank, enable, images, points, qemu_img, same_content
 
-from vmreplica.lab import Lab
+from vmreplica.hypervisor.backup_xml import checkpoint_disks
+from vmreplica.lab import Host, Lab
 from vmreplica.model.units import KiB, MiB
 
 pytestmark = pytest.mark.seeding
@@ -90,7 +91,7 @@ def test_every_kind_of_storage_is_copied_followed_and_started_on_the_replica(
             vm.write(target, "512", "512", number + 100)
         cycle = a.ask("sync", vm.name)["result"]
         assert cycle["kind"] == "delta"
-        assert set(b_tracked(lab, vm.name)) == set(TRACKED)
+        assert tracked(a, vm) == set(TRACKED)
 
         copies = images(b, vm.uuid, points(a, vm.name)[-1]["point"])
         assert [copy.stem for copy in copies] == sorted(sources)
@@ -102,8 +103,7 @@ def test_every_kind_of_storage_is_copied_followed_and_started_on_the_replica(
         assert len(b.disk_paths(vm.name)) == len(sources)
 
 
-def b_tracked(lab: Lab, name: str) -> list[str]:
-    """Name the disks that the newest checkpoint of a VM on host a has bitmaps on."""
-    (checkpoint,) = lab.host("a").virsh("checkpoint-list", name, "--name").stdout.split()
-    shown = lab.host("a").virsh("checkpoint-dumpxml", name, checkpoint).stdout
-    return [line.split("name='")[1][:3] for line in shown.splitlines() if "checkpoint='bitmap'" in line]
+def tracked(host: Host, vm: Blank) -> frozenset[str]:
+    """Name the disks that have a bitmap for the next delta."""
+    (kept,) = (host.layout.state_dir / "checkpoints" / vm.uuid).glob("*.xml")
+    return checkpoint_disks(kept.read_text())

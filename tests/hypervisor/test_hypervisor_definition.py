@@ -10,6 +10,7 @@ from libvirt_kit import Guest, PrivateLibvirtd, disk_xml, loop_device, make_imag
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import build
 from vmreplica.hypervisor.definition_site import Site
+from vmreplica.hypervisor.probe import usable_domain_type
 from vmreplica.model.errors import Refused
 from vmreplica.model.ids import VmId
 from vmreplica.model.units import MiB
@@ -152,4 +153,4 @@ def test_the_host_tells_its_machines_and_the_cpu_models_that_run(hypervisor: Hyp
     assert {"pc", "q35"} <= set(abilities["machines"])
     assert "qemu64" in abilities["cpu_models"] or abilities["domain_type"] == "kvm"
     assert "vnc" in abilities["graphics"]
-    assert abilities["domain_type"] == hypervisor.usable_domain_type()
+    assert abilities["domain_type"] == usable_domain_type()

@@ -11,6 +11,7 @@ from libvirt_kit import Guest, PrivateLibvirtd, disk_xml, make_image
 
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.disks import parse_disks
+from vmreplica.hypervisor.probe import usable_domain_type
 from vmreplica.model.errors import Conflict, Corrupt, NotFound
 from vmreplica.model.policy import Policy
 
@@ -35,7 +36,7 @@ def test_a_vm_is_found_by_name_and_by_uuid_and_close_names_are_offered(
 
 def test_an_unknown_uuid_is_vm_unknown_everywhere(hypervisor: Hypervisor) -> None:
     nobody = str(uuid.uuid4())
-    for act in (hypervisor.inspect, hypervisor.policy, hypervisor.checkpoints, hypervisor.start, hypervisor.sweep):
+    for act in (hypervisor.inspect, hypervisor.policy, hypervisor.checkpoints, hypervisor.start, hypervisor.end_backup):
         with pytest.raises(NotFound) as caught:
             act(nobody)
         assert caught.value.code == "vm-unknown"
@@ -233,8 +234,8 @@ def test_a_vm_on_a_storage_pool_shows_the_path_of_its_volume(
     libvirtd.virsh("pool-destroy", home.name)
 
 
-def test_the_domain_type_is_one_under_which_firmware_really_runs(hypervisor: Hypervisor) -> None:
-    kind = hypervisor.usable_domain_type()
+def test_the_domain_type_is_one_under_which_firmware_really_runs() -> None:
+    kind = usable_domain_type()
     accelerator = {"kvm": "kvm", "qemu": "tcg"}[kind]
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         subprocess.run(

@@ -12,11 +12,14 @@ from point_kit import make_summary
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
+from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
+    CancelReport,
     CycleReport,
+    DoctorReport,
     FailoverPlan,
     FailoverReport,
     FailoverStep,
@@ -28,6 +31,8 @@ from vmreplica.model.report import (
     RelationshipReport,
     StatusReport,
     TaskReport,
+    TrialReport,
+    TrialStarted,
 )
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.states import State
@@ -87,6 +92,7 @@ class SmallAgent:
         self.paired = {"backup1": PeerReport(name="backup1", host_id=PEER, addresses=("192.0.2.7:7432",), paired=NOW)}
         self.asked: list[tuple[object, ...]] = []
         self.error: Exception | None = None
+        self.findings: list[Finding] = [fine("peers", "backup1", "it answers")]
         #: What the polls of a task answer, one after the other; the last one for ever.
         self.progress = [
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
@@ -101,6 +107,22 @@ class SmallAgent:
         self._asked("status", vm)
         known = tuple(self.relations.values()) if vm is None else (self._known(vm),)
         return StatusReport(host="main", host_id=HOST, version="0.1.0", now=NOW, relationships=known)
+
+    def doctor(self, vm: str | None, trial: bool) -> DoctorReport:
+        """Find what ``findings`` says."""
+        self._asked("doctor", vm, trial)
+        name = None if vm is None else self._known(vm).name
+        found = arranged(self.findings)
+        return DoctorReport(
+            host="main",
+            vm=name,
+            version="0.1.0",
+            now=NOW,
+            seconds=0.5,
+            agent=True,
+            worst=worst(found),
+            findings=found,
+        )
 
     def points(self, vm: str) -> PointsReport:
         """List two points."""
@@ -175,6 +197,9 @@ class SmallAgent:
     def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
         """Plan."""
         self._asked("plan_failover", vm, point)
+        return self._plan(vm, point)
+
+    def _plan(self, vm: str, point: str | None) -> FailoverPlan:
         return FailoverPlan(
             vm=VM_ID,
             name=self._known(vm).name,
@@ -192,6 +217,26 @@ class SmallAgent:
         plan = self.plan_failover(vm, point)
         self._asked("failover", vm, point)
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
+
+    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+        """Plan a trial."""
+        self._asked("plan_test", vm, point, network)
+        return self._plan(vm, point).model_copy(update={"kind": "test", "warnings": ()})
+
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+        """Start a trial."""
+        self._asked("test_failover", vm, point, network, seconds)
+        until = NOW + dt.timedelta(seconds=seconds) if seconds else None
+        trial = TrialReport(
+            vm=VM_ID, name=f"{vm}-test", point=point or NEW, network=network, since=NOW, until=until, running=True
+        )
+        return TrialStarted(plan=self._plan(vm, point), trial=trial, seconds=1.25)
+
+    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
+        """Take it back."""
+        self._asked("cancel_failover", vm, tests_only)
+        kind = "test" if tests_only else "unplanned"
+        return CancelReport(vm=VM_ID, name=self._known(vm).name, kind=kind, removed=(vm,), state=State.REPLICATING)
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take points from elsewhere."""

@@ -7,6 +7,7 @@ import pytest
 from point_kit import make_summary
 
 from vmreplica.agent.journal import Journal
+from vmreplica.agent.keeper import harmless
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.tasks import Tasks
@@ -15,6 +16,7 @@ from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
 from vmreplica.model.states import State
+from vmreplica.model.units import GiB
 
 pytestmark = pytest.mark.main_job
 
@@ -107,3 +109,19 @@ def test_a_resynchronisation_under_way_is_a_state_of_its_own(sending: PointKind 
     policy = Policy(replica="ab" * 16)
     rel = Relationship(vm=VM, name="web", policy=policy, due=0.0, position=position, sending=sending)
     assert rel.state() is state
+
+
+@pytest.mark.parametrize(
+    ("used", "free", "left"), [(0, 9 * GiB, True), (0, 8 * GiB, False), (7 * GiB, 2 * GiB, True), (9 * GiB, GiB, True)]
+)
+def test_a_job_is_left_unwatched_only_where_its_scratch_may_grow_to_its_cap(used: int, free: int, left: bool) -> None:
+    assert harmless(used, free, cap=8 * GiB, min_free=GiB) is left
+
+
+def test_what_sending_waits_for_is_shown_until_the_next_bytes_are_sent() -> None:
+    meter = Meter()
+    meter.phase("exporting to /mnt/usb")
+    meter.obstacle("the medium is full")
+    assert meter.progress().phase == "exporting to /mnt/usb (waiting: the medium is full)"
+    meter.sent(4096)
+    assert meter.progress().phase == "exporting to /mnt/usb"

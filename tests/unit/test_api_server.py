@@ -93,6 +93,7 @@ def test_status_of_one_vm_asks_the_agent_for_that_vm(socket: Path, agent: SmallA
             ("enable", "web", "backup1", 30, ("vdb",), 3),
             202,
         ),
+        ("POST", "doctor", {"trial": False}, ("doctor", "web", False), 200),
         ("POST", "disable", None, ("disable", "web", False), 204),
         ("POST", "disable", {"delete_copy": True}, ("disable", "web", True), 204),
         ("POST", "pause", None, ("pause", "web"), 204),
@@ -122,6 +123,7 @@ def test_each_act_on_a_vm_reaches_the_agent_as_it_was_sent(
         ("POST", "/v1/peers/backup1/test", None, ("test_peer", "backup1"), 200),
         ("DELETE", "/v1/peers/backup1", None, ("remove_peer", "backup1"), 204),
         ("GET", "/v1/tasks/t1", None, ("task", "t1"), 200),
+        ("POST", "/v1/doctor", None, ("doctor", None, True), 200),
     ],
 )
 def test_each_act_on_hosts_and_tasks_reaches_the_agent(

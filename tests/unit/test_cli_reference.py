@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "reference.py"
 
 
-@pytest.fixture(scope="module", params=["commands.md", "configuration.md", "errors.md"])
+@pytest.fixture(scope="module", params=["commands.md", "configuration.md", "errors.md", "findings.md"])
 def page(request: pytest.FixtureRequest) -> str:
     return (ROOT / "docs" / "reference" / str(request.param)).read_text(encoding="utf-8")
 

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import structlog
 
 from vmreplica.agent.decide import (
+    Adopt,
     Capture,
     Continue,
     Fenced,
@@ -32,7 +33,7 @@ from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.keeper import give_up
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import seed_failed
-from vmreplica.agent.transfer import FrozenView, Transfer
+from vmreplica.agent.transfer import PATIENCE, FrozenView, Transfer
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, CheckpointBroken
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
@@ -51,7 +52,7 @@ from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace
 from vmreplica.ship import DirectoryWire, Wire
-from vmreplica.spool import PATIENCE, SpoolPoint
+from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -191,10 +192,10 @@ class Cycle:
 
     def _act(self, step: Step) -> str | None:
         match step:
-            case Fenced():
-                raise self._fenced(step)
-            case SeedFailed():
-                raise seed_failed(self._facts.name, step.problem)
+            case Fenced() | SeedFailed():
+                raise self._refusal(step)
+            case Adopt():
+                self._adopt(step.epoch)
             case Wait():
                 return step.reason
             case Tidy():
@@ -212,7 +213,9 @@ class Cycle:
                 self._begin(step)
         return None
 
-    def _fenced(self, step: Fenced) -> VmReplicaError:
+    def _refusal(self, step: Fenced | SeedFailed) -> VmReplicaError:
+        if isinstance(step, SeedFailed):
+            return seed_failed(self._facts.name, step.problem)
         self._hypervisor.end_backup(self._vm)
         return Conflict(
             "failed-over-elsewhere",
@@ -220,13 +223,19 @@ class Cycle:
             hint="decide which side survives; this one is stale and ships nothing",
         )
 
+    def _adopt(self, epoch: int) -> None:
+        _log.info("a failover was taken back", vm=self._vm, epoch=epoch)
+        policy = (self._hypervisor.policy(self._vm) or self._policy).model_copy(update={"epoch": epoch})
+        self._hypervisor.set_policy(self._vm, policy)
+        self._policy = self._facts.policy = policy
+
     def _tidy(self, step: Tidy) -> None:
         _log.info("tidying", vm=self._vm, why=step.why, checkpoints=step.checkpoints, spool=step.discard_spool)
         point = self._stages.spool.point(self._vm) if step.discard_spool else None
-        if point is not None:
-            self._hypervisor.end_backup(self._vm)
-            if step.acknowledged:
-                self._holdings.learn(point)
+        # Without a point in the spool to go on with, a job of ours was left by whoever was killed in it.
+        self._hypervisor.end_backup(self._vm)
+        if point is not None and step.acknowledged:
+            self._holdings.learn(point)
         for name in step.checkpoints:
             self._hypervisor.delete_checkpoint(self._vm, name)
         if point is not None:

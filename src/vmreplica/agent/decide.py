@@ -11,6 +11,7 @@ from typing import Final
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, PointId, is_our_checkpoint
 from vmreplica.model.point import DiskMode, PointKind, PointOpening, PointSummary, Position, Seeding
+from vmreplica.model.states import RECEIVING
 
 #: Why a cycle waits while the replica makes its first point from an existing copy.
 WAITS_FOR_SEED = "seeding"
@@ -64,6 +65,13 @@ class CycleFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fenced:
     """The replica has moved on without us: nothing may be shipped."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """A failover was taken back and the replica takes points again: go on under the epoch that it left behind."""
 
     epoch: int
 
@@ -134,13 +142,14 @@ class SeedFailed:
     problem: Problem
 
 
-Step = Fenced | SeedFailed | Tidy | Ship | Continue | Fetch | Capture | Wait
+Step = Fenced | Adopt | SeedFailed | Tidy | Ship | Continue | Fetch | Capture | Wait
 
 
 def decide(facts: CycleFacts) -> Step:
     """Choose the next step."""
     if facts.position.epoch > facts.epoch:
-        return Fenced(epoch=facts.position.epoch)
+        taken_back = facts.position.state in RECEIVING
+        return Adopt(epoch=facts.position.epoch) if taken_back else Fenced(epoch=facts.position.epoch)
     if facts.position.seeding is not None:
         return _with_seeding(facts, facts.position.seeding)
     if facts.spool is not None:

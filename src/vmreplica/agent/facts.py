@@ -58,7 +58,7 @@ class FactFinder:
         self._rest = stages.rest
         self._client = client
         self._vm = vm
-        self._policy = policy
+        self.policy = policy
         self._seen = seen
         self._holdings = Holdings(stages.fingerprints, client, vm)
         self._view: DomainView | None = None
@@ -83,8 +83,8 @@ class FactFinder:
         view = self._hypervisor.inspect(self._vm)
         self._view = view
         return CycleFacts(
-            replica=self._policy.replica,
-            epoch=self._policy.epoch,
+            replica=self.policy.replica,
+            epoch=self.policy.epoch,
             position=position,
             running=view.active,
             at_rest=position.latest is not None and self.at_rest(position.latest.point),
@@ -126,7 +126,7 @@ class FactFinder:
 
     def disks(self) -> dict[DiskTarget, DiskView]:
         """Choose the disks that are replicated now."""
-        chosen = (d for d in self.view.disks if d.reason_ineligible is None and d.target not in self._policy.excluded)
+        chosen = (d for d in self.view.disks if d.reason_ineligible is None and d.target not in self.policy.excluded)
         return {disk.target: disk for disk in chosen}
 
     def _disk(self, disk: DiskView, position: Position) -> DiskFacts:

@@ -14,6 +14,7 @@ import structlog
 
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.transfer import WATCH, scratch_trouble
+from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import BackupJob
 from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.ids import VmId
@@ -52,11 +53,13 @@ class Keeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the watch; the jobs run on, for the next start."""
+        """End the watch; a job runs on for the next start, if it can do no harm without being watched."""
         with self._news:
             self._stopping = True
             self._news.notify_all()
         self._thread.join()
+        for vm, held in self._held.items():
+            self._leave(vm, held)
 
     def hold(self, vm: VmId) -> None:
         """Look after what the cycle of a VM left, if it left a job; harmless when it did not."""
@@ -79,6 +82,17 @@ class Keeper:
         with self._news:
             self._held.pop(vm, None)
 
+    def _leave(self, vm: VmId, held: _Held) -> None:
+        limits = self._stages.limits
+        free = free_bytes(limits.scratch_dir)
+        if harmless(held.job.scratch_bytes(), free, limits.scratch_cap, limits.min_free):
+            return
+        _log.warning("too little scratch space to leave a backup job alone: it is given up", vm=vm)
+        try:
+            give_up(self._stages, held.point)
+        except VmReplicaError as error:
+            _log.warning("cannot give up a backup job now", vm=vm, why=error.message)
+
     def _loop(self) -> None:
         with self._news:
             while not self._stopping:
@@ -98,6 +112,11 @@ class Keeper:
             _log.warning("cannot give up a backup job now", vm=vm, why=error.message)
             return
         del self._held[vm]
+
+
+def harmless(used: int, free: int, cap: int, min_free: int) -> bool:
+    """Tell whether a job's scratch may grow to its cap without filling the file system; all in bytes."""
+    return free - max(0, cap - used) >= min_free
 
 
 def give_up(stages: Stages, point: SpoolPoint) -> None:

@@ -45,6 +45,8 @@ _HOPELESS: Final = frozenset(
         "segment-differs",
     }
 )
+#: Seconds that reading waits for the line: at the lowest rate, shared by others, a segment takes that long.
+PATIENCE: Final = 3600.0
 #: Part of the cap at which the job is given up, so that the guest never meets a full scratch file.
 _SCRATCH_ALARM: Final = 0.7
 

@@ -15,6 +15,7 @@ from vmreplica.api.metrics import render_metrics
 from vmreplica.api.requests import (
     CancelRequest,
     DisableRequest,
+    DoctorRequest,
     EnableRequest,
     FailoverRequest,
     HandOverRequest,
@@ -63,6 +64,8 @@ class _Vms:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/tasks/{task}", self._task),
+            web.post("/v1/doctor", self._doctor),
+            web.post(f"{_VM}/doctor", self._doctor),
             web.post("/v1/imports", self._import),
             web.get(f"{_VM}/points", self._points),
             web.get(f"{_VM}/history", self._history),
@@ -88,6 +91,11 @@ class _Vms:
 
     async def _task(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.task, request.match_info["task"])))
+
+    async def _doctor(self, request: web.Request) -> web.Response:
+        vm = _vm(request) if "vm" in request.match_info else None
+        body = await read_body(request, DoctorRequest)
+        return answer(await self._run(partial(self._agent.doctor, vm, trial=body.trial)))
 
     async def _import(self, request: web.Request) -> web.Response:
         body = await read_body(request, ImportRequest)

@@ -8,6 +8,7 @@ from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
     CycleReport,
+    DoctorReport,
     FailoverPlan,
     FailoverReport,
     Invitation,
@@ -27,6 +28,9 @@ class AgentFacade(Protocol):
 
     def status(self, vm: str | None) -> StatusReport:
         """Report the host, with all its relationships or one VM's."""
+
+    def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
+        """Look for trouble: on this host, or with one VM, then with a real backup job unless ``trial`` is false."""
 
     def points(self, vm: str) -> PointsReport:
         """List recovery points, here or on the VM's replica."""

@@ -57,6 +57,13 @@ class DisableRequest(Shape):
     delete_copy: bool = False
 
 
+class DoctorRequest(Shape):
+    """Look for trouble."""
+
+    #: Whether to begin and end a real backup job on the VM.
+    trial: bool = True
+
+
 class FailoverRequest(Shape):
     """Start a VM on its replica; without a point from the newest one."""
 

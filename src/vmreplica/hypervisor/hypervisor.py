@@ -17,6 +17,7 @@ from vmreplica.hypervisor.bases import Plan
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connection
 from vmreplica.hypervisor.events import Watcher, Watchers
+from vmreplica.hypervisor.examine import Examiner
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.hypervisor.networks import network_leads_out
@@ -84,6 +85,10 @@ class Hypervisor:
         return self._connection.call(
             f"inspect {self._label(vm)}", lambda raw: inspect(raw.lookupByUUIDString(vm)), repeatable=True
         )
+
+    def examiner(self) -> Examiner:
+        """Give the means of a doctor's look at libvirt and its VMs."""
+        return Examiner(self._connection, self._files)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""
@@ -317,10 +322,6 @@ class Hypervisor:
             )
 
         return self._connection.call("ask what this host offers", ask, repeatable=True)
-
-    def usable_domain_type(self) -> str:
-        """Tell ``kvm`` or, where /dev/kvm is missing or does not really work, ``qemu``."""
-        return usable_domain_type()
 
     def network_leads_out(self, name: str) -> bool:
         """Tell whether a libvirt network reaches other networks: it forwards, or is a bridge that others use.

@@ -6,6 +6,7 @@ from pydantic import AwareDatetime
 
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import ImportReport
+from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.point import PointKind, PointSummary
@@ -220,3 +221,20 @@ class TaskReport(Shape):
     hint: str = ""
     #: The whole error, so that whoever waits can end with the exit code of its family.
     problem: Problem | None = None
+
+
+class DoctorReport(Shape):
+    """What was looked at on a host or of one VM, and what was found."""
+
+    #: None when no agent answers and the configuration cannot be read.
+    host: HostName | None
+    #: The VM's name; None: the host was looked at.
+    vm: str | None
+    version: str
+    now: AwareDatetime
+    seconds: float
+    #: Whether the agent looked, or the command line without it.
+    agent: bool
+    #: The worst severity of all findings.
+    worst: Severity
+    findings: tuple[Finding, ...]

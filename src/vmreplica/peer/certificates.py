@@ -165,6 +165,18 @@ def expiry_of(leaf_der: bytes) -> dt.datetime:
         raise Refused("peer-certificate-unexpected", f"the peer's certificate is damaged: {error}") from error
 
 
+def ca_expiry(pem: str) -> dt.datetime:
+    """Tell when a CA certificate that was read before ends.
+
+    Raises:
+        Refused: it is damaged since.
+    """
+    try:
+        return x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc
+    except ValueError as error:
+        raise Refused("peer-certificate-unexpected", f"a stored CA certificate is damaged: {error}") from error
+
+
 def _require_ca(certificate: x509.Certificate, now: dt.datetime) -> None:
     if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
         raise ValueError("it is no CA")

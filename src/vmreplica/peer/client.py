@@ -21,7 +21,7 @@ from vmreplica.peer.book import Peer
 from vmreplica.peer.hashes import Hashes, unpack_hashes
 from vmreplica.peer.identity import Identity, trusting_only
 from vmreplica.peer.line import Line
-from vmreplica.peer.measuring import measure
+from vmreplica.peer.measuring import Greeting, greet, measure
 from vmreplica.peer.transport import Answer, Buffer, Connections
 from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, RunsHere
 
@@ -182,6 +182,10 @@ class PeerClient:
     def measure(self) -> PeerTest:
         """Test the connection: certificate, clocks, round trip, throughput, room. Takes some seconds."""
         return measure(self.peer, self._ask_hello, self._sink)
+
+    def greet(self) -> Greeting:
+        """Ask who the peer is, and look at its certificate and clock; moves next to nothing."""
+        return greet(self._ask_hello)
 
     def _ask_hello(self) -> tuple[Hello, Answer]:
         answer = self._exchange("GET", "/hello")

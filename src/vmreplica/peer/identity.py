@@ -69,6 +69,11 @@ class Identity:
         """When the leaf certificate expires."""
         return self._leaf_ends
 
+    @property
+    def ca_ends(self) -> dt.datetime:
+        """When the CA expires, and with it this host's identity."""
+        return self._ca.not_valid_after_utc
+
     def refresh(self) -> bool:
         """Replace the leaf when less than 60 days of it are left; tell whether it was."""
         with self._lock:

@@ -5,6 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import vmreplica
@@ -24,6 +25,37 @@ _MIN_CERTIFICATE_LIFE: Final = dt.timedelta(days=30)
 _MIN_RATE: Final = MiB
 _MIN_ROOM: Final = 10 * GiB
 _MAX_ROUND_TRIP_MS: Final = 500.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeting:
+    """What a peer says of itself, and how the connection to it looks."""
+
+    hello: Hello
+    address: str
+    certificate_expires: dt.datetime
+    round_trip: float
+    #: Seconds that its clock is ahead of ours, wrong by half a round trip at most.
+    clock_ahead: float
+
+
+def greet(ask_hello: Callable[[], tuple[Hello, Answer]]) -> Greeting:
+    """Look at a connection without loading it.
+
+    Args:
+        ask_hello: asks the peer once.
+    """
+    ask_hello()  # opens the connection: not a round trip
+    asked, started = dt.datetime.now(dt.UTC), time.monotonic()
+    hello, answer = ask_hello()
+    seconds = time.monotonic() - started
+    return Greeting(
+        hello=hello,
+        address=answer.address,
+        certificate_expires=expiry_of(answer.leaf),
+        round_trip=seconds,
+        clock_ahead=(hello.now - asked).total_seconds() - seconds / 2,
+    )
 
 
 def measure(

@@ -57,6 +57,23 @@ def image_info(path: Path) -> dict[str, Any]:
     return info
 
 
+def chain_info(path: Path, form: str) -> list[dict[str, Any]]:
+    """Tell what qemu-img tells of an image and of all its backing files, the image first.
+
+    Args:
+        path: of the image; its owner may have it open.
+        form: its format: ``qcow2``, ``raw``...
+
+    Raises:
+        HypervisorError: ``qemu-img-failed``: one of them is missing or damaged.
+        TimedOut: ``qemu-img-timeout``.
+    """
+    run = _run(["info", "-U", "--backing-chain", "--output=json", "-f", form, str(path.absolute())], _QUICK)
+    _must_succeed(run, f"info {path}")
+    chain: list[dict[str, Any]] = json.loads(run.stdout)
+    return chain
+
+
 def _run(arguments: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, timeout=seconds, check=False)

@@ -6,9 +6,9 @@ then discarded: the replica and the checkpoints know where to go on). Knows the 
 neither where segments come from nor where they go: no NBD, no libvirt, no peers.
 """
 
-from vmreplica.spool.disk import PATIENCE, SpoolDisk
+from vmreplica.spool.disk import SpoolDisk
 from vmreplica.spool.point import SpoolPoint
 from vmreplica.spool.room import cancelled
 from vmreplica.spool.spool import Spool
 
-__all__ = ["PATIENCE", "Spool", "SpoolDisk", "SpoolPoint", "cancelled"]
+__all__ = ["Spool", "SpoolDisk", "SpoolPoint", "cancelled"]
