@@ -4,7 +4,19 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from job_kit import Blank, Document, NewBlank, cycles, enable, images, points, qemu_img, same_content, wait_cycles
+from job_kit import (
+    Blank,
+    Document,
+    NewBlank,
+    cycles,
+    enable,
+    images,
+    points,
+    qemu_img,
+    same_content,
+    wait_cycles,
+    wait_reason,
+)
 
 from vmreplica.lab import Lab
 
@@ -32,6 +44,13 @@ def last_cycle(vm: Blank, count: int) -> Document:
 def count(vm: Blank) -> int:
     """Tell how many cycles were published."""
     return len(cycles(vm.host, vm.name))
+
+
+def stop_and_rest(vm: Blank) -> int:
+    """Switch it off and wait for its last point; tells how many cycles were published then."""
+    vm.stop()
+    wait_reason(vm.host, vm.name, "vm-off")
+    return count(vm)
 
 
 def newest(lab: Lab, vm: Blank) -> dict[str, Path]:

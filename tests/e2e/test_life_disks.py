@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from job_kit import NewBlank, disk_xml, points, qemu_img
-from life_kit import last_cycle, newest, protected, require_equal, sync
+from life_kit import last_cycle, newest, protected, require_equal, stop_and_rest, sync
 
 from vmreplica.lab import Lab
 from vmreplica.model.units import KiB, MiB
@@ -86,11 +86,10 @@ def test_an_older_copy_put_in_place_is_compared(lab: Lab, new_blank: NewBlank) -
     vm.start()
     vm.write("vda", "2M", "64k", 7)
     sync(vm)
-    vm.stop()
-    last_cycle(vm, 4)
+    done = stop_and_rest(vm)
     copy.replace(image)
     vm.start()
-    cycle = last_cycle(vm, 5)
+    cycle = last_cycle(vm, done + 1)
     assert cycle["kind"] == "resync"
     assert "vda" in cycle["reason"]
     assert cycle["wire_bytes"] <= OVERHEAD, "the fingerprint knows what differs"

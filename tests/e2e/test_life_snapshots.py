@@ -2,7 +2,7 @@
 
 import pytest
 from job_kit import NewBlank, wait_cycles
-from life_kit import count, last_cycle, protected, require_equal, sync
+from life_kit import last_cycle, protected, require_equal, stop_and_rest, sync
 
 from vmreplica.lab import Lab
 from vmreplica.model.units import KiB
@@ -65,12 +65,11 @@ def test_a_snapshot_reverted_while_the_vm_is_off_is_sent_from_its_stopped_disks(
     vm.start()
     wait_cycles(vm.host, vm.name, 3)
     vm.write("vda", "1M", "64k", 2)
-    vm.stop()
-    done = count(vm)
-    assert last_cycle(vm, max(done, 4))["guest_bytes"] <= 64 * KiB
+    done = stop_and_rest(vm)
+    assert last_cycle(vm, done)["guest_bytes"] <= 64 * KiB
     vm.host.vmreplica("pause", vm.name, "--release")
     vm.host.exec(["qemu-img", "snapshot", "-a", "one", str(vm.images["vda"])])
     vm.host.vmreplica("resume", vm.name)
-    cycle = last_cycle(vm, max(done, 4) + 1)
+    cycle = last_cycle(vm, done + 1)
     assert cycle["kind"] == "resync"
     require_equal(lab, vm)
