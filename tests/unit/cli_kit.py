@@ -1,4 +1,4 @@
-"""The command line against a real API, as a script runs it."""
+"""Runs of the command line in this process, against a real API."""
 
 import json
 from dataclasses import dataclass

@@ -29,11 +29,13 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture
 def agent() -> SmallAgent:
+    """What the command line talks to."""
     return SmallAgent()
 
 
 @pytest.fixture
 def program(agent: SmallAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    """The command line, bound to the agent."""
     monkeypatch.setattr(watch, "_POLL", 0.01)
     with serving(agent, tmp_path / "agent.sock"):
         yield Program(tmp_path / "agent.sock")
