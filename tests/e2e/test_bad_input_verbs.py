@@ -47,8 +47,8 @@ def test_an_unknown_peer_is_refused_with_the_known_ones(lab: Lab, new_blank: New
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (("--every", "4s"), "request-invalid"),
-        (("--every", "25h"), "request-invalid"),
+        (("--every", "4s"), "interval-invalid"),
+        (("--every", "25h"), "interval-invalid"),
         (("--every", "often"), "interval-invalid"),
         (("--keep", "0"), "request-invalid"),
         (("--exclude-disk", "vdz"), "disk-unknown"),

@@ -32,6 +32,9 @@ _PLACES: Final = {
     "PeerClient": "vmreplica.peer.client",
     "Replica": "vmreplica.repository.replica",
     "publish": "vmreplica.repository.publish",
+    "Awaiting": "vmreplica.repository.awaiting",
+    "Parcel": "vmreplica.parcel.parcel",
+    "Place": "vmreplica.parcel.place",
     "folding": "vmreplica.repository.folding",
 }
 

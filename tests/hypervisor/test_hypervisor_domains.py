@@ -36,7 +36,7 @@ def test_a_vm_is_found_by_name_and_by_uuid_and_close_names_are_offered(
 
 def test_an_unknown_uuid_is_vm_unknown_everywhere(hypervisor: Hypervisor) -> None:
     nobody = str(uuid.uuid4())
-    for act in (hypervisor.inspect, hypervisor.policy, hypervisor.checkpoints, hypervisor.start, hypervisor.sweep):
+    for act in (hypervisor.inspect, hypervisor.policy, hypervisor.checkpoints, hypervisor.start, hypervisor.end_backup):
         with pytest.raises(NotFound) as caught:
             act(nobody)
         assert caught.value.code == "vm-unknown"

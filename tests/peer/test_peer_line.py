@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from peer_kit import CLOSING, OFFER, POINT, VM, Host, KeepingService
+from peer_kit import CLOSING, OFFER, POINT, Host, KeepingService
+from point_kit import VM
 
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.point import PointClosing, PointSummary
@@ -53,9 +54,8 @@ class Slices:
 
 
 @pytest.fixture
-def alpha(tmp_path: Path) -> Iterator[Host]:
-    with Host(tmp_path / "alpha", "alpha", SlowService).serve() as host:
-        yield host
+def service() -> type[KeepingService]:
+    return SlowService
 
 
 @pytest.fixture

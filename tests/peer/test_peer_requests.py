@@ -18,6 +18,7 @@ from peer_kit import CLOSING, OFFER, OPENING, POINT, SUMMARY, Host, KeepingServi
 from point_kit import OTHER_VM, VM
 
 from vmreplica.model.errors import BadRequest, Conflict, Corrupt, Internal, NoSpace, VmReplicaError
+from vmreplica.model.export import AwaitedBase
 from vmreplica.model.units import MiB
 from vmreplica.peer.bodies import MAX_BODIES, MAX_BODIES_OF_ONE
 from vmreplica.peer.client import PeerClient
@@ -88,6 +89,10 @@ def test_every_request_reaches_the_service_with_the_caller_s_id(alpha: Host, bet
     assert client.open_point(OPENING).held[0].ranges == ((0, 1),)
     assert client.complete(VM, POINT, CLOSING) == SUMMARY
     assert alpha.service.closed == [(me, VM, POINT, CLOSING)]
+    base = AwaitedBase(export="0" * 16, opening=OPENING, closing=CLOSING, checksums="1" * 64)
+    assert client.await_base(base) == SUMMARY
+    client.give_up_base(VM)
+    assert (alpha.service.awaited, alpha.service.given_up) == ([(me, base)], [(me, VM)])
     client.abandon(VM, POINT)
     client.remove(VM, delete_copy=False)
     client.remove(VM, delete_copy=True)

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from point_kit import VM, make_opening, make_summary
 
 from vmreplica.agent.decide import (
+    BASE_AWAITED,
+    MAX_WAITING,
     Adopt,
     Capture,
     Continue,
@@ -21,7 +23,8 @@ from vmreplica.agent.decide import (
     Wait,
     decide,
 )
-from vmreplica.model.ids import checkpoint_name, new_point_id
+from vmreplica.agent.exporting import spacing
+from vmreplica.model.ids import checkpoint_name, new_point_id, point_instant
 from vmreplica.model.point import PointOpening, PointSummary, Position
 
 pytestmark = pytest.mark.main_job
@@ -78,6 +81,8 @@ def facts(draw: st.DrawFn) -> CycleFacts:
         latest=latest,
         incoming=None,
         free_bytes=1,
+        points=draw(st.sampled_from([0, MAX_WAITING, MAX_WAITING + 1])),
+        awaited=draw(st.none() | st.just(latest.point)) if latest is not None else None,
     )
     return CycleFacts(
         replica=REPLICA,
@@ -191,6 +196,8 @@ def test_only_a_vm_at_rest_waits(known: CycleFacts) -> None:
     if known.spool is None:
         resting = known.at_rest and not known.running
         step = decide(known)
+        if step == Wait(reason=BASE_AWAITED):
+            return
         assert isinstance(step, Wait) <= resting
         assert isinstance(step, Capture) <= (not resting)
 
@@ -208,3 +215,17 @@ def test_a_disk_that_became_smaller_is_sent_whole_and_alone(known: CycleFacts) -
             assert f"{target}: it became smaller" in step.reason
         elif disk.fingerprint_good and target in sizes:
             assert mode != "whole"
+
+
+@given(facts())
+def test_no_more_points_than_agreed_wait_for_an_export(known: CycleFacts) -> None:
+    if known.position.awaited is not None and known.position.points > MAX_WAITING:
+        assert not isinstance(decide(known), Capture)
+
+
+@given(st.integers(5, 86400), st.integers(0, 30 * 86400))
+def test_cycles_become_rarer_while_an_export_travels_and_never_more_frequent(interval: int, age: int) -> None:
+    base = POINTS[0]
+    waits = spacing(interval, base, point_instant(base) + dt.timedelta(seconds=age))
+    assert waits == max(interval, age / 8)
+    assert spacing(interval, None, dt.datetime.now(dt.UTC)) == interval

@@ -17,6 +17,7 @@ from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
+    CancelReport,
     CycleReport,
     DoctorReport,
     FailoverPlan,
@@ -30,6 +31,8 @@ from vmreplica.model.report import (
     RelationshipReport,
     StatusReport,
     TaskReport,
+    TrialReport,
+    TrialStarted,
 )
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.states import State
@@ -194,6 +197,9 @@ class SmallAgent:
     def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
         """Plan."""
         self._asked("plan_failover", vm, point)
+        return self._plan(vm, point)
+
+    def _plan(self, vm: str, point: str | None) -> FailoverPlan:
         return FailoverPlan(
             vm=VM_ID,
             name=self._known(vm).name,
@@ -211,6 +217,26 @@ class SmallAgent:
         plan = self.plan_failover(vm, point)
         self._asked("failover", vm, point)
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
+
+    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+        """Plan a trial."""
+        self._asked("plan_test", vm, point, network)
+        return self._plan(vm, point).model_copy(update={"kind": "test", "warnings": ()})
+
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+        """Start a trial."""
+        self._asked("test_failover", vm, point, network, seconds)
+        until = NOW + dt.timedelta(seconds=seconds) if seconds else None
+        trial = TrialReport(
+            vm=VM_ID, name=f"{vm}-test", point=point or NEW, network=network, since=NOW, until=until, running=True
+        )
+        return TrialStarted(plan=self._plan(vm, point), trial=trial, seconds=1.25)
+
+    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
+        """Take it back."""
+        self._asked("cancel_failover", vm, tests_only)
+        kind = "test" if tests_only else "unplanned"
+        return CancelReport(vm=VM_ID, name=self._known(vm).name, kind=kind, removed=(vm,), state=State.REPLICATING)
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take points from elsewhere."""

@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 from vmreplica import __version__
 from vmreplica.cli import watch
 from vmreplica.cli.main import make_app
+from vmreplica.cli.show import cycle_text
+from vmreplica.cli.watch import progress_text
 from vmreplica.model import errors
+from vmreplica.model.export import ExportSeed
 from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
     FailoverPlan,
@@ -26,6 +29,7 @@ from vmreplica.model.report import (
     PeersReport,
     PeerTest,
     PointsReport,
+    Progress,
     RelationshipReport,
     StatusReport,
     TaskReport,
@@ -132,6 +136,11 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
     [
         (("enable", "db", "--to", "backup1", "--no-wait"), ("enable", "db", "backup1", 300, (), 24)),
         (
+            ("enable", "db", "--to", "backup1", "--seed", "export:/mnt/../srv/db", "--yes", "--no-wait"),
+            ("enable", "db", "backup1", 300, (), 24, ExportSeed(directory="/srv/db"), True),
+        ),
+        (("import", "/mnt/usb/./db", "--no-wait"), ("import", "/mnt/usb/db", None, None)),
+        (
             ("enable", "db", "--to", "backup1", "--every", "30s", "--exclude-disk", "vdb", "--exclude-disk", "vdc",
              "--keep", "3", "--no-wait"),
             ("enable", "db", "backup1", 30, ("vdb", "vdc"), 3),
@@ -145,6 +154,10 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
             ("limit", "web", parse_limit(["sat 00:00-24:00 none", "1000000"])),
         ),
         (("limit", "web", "none"), ("limit", "web", NO_LIMIT)),
+        (("failover", "web", "--cancel", "--yes"), ("cancel_failover", "web", False)),
+        (("failover", "web", "--cancel", "--test", "--yes"), ("cancel_failover", "web", True)),
+        (("failover", "web", "--test", "--dry-run", "--network", "lab"), ("plan_test", "web", None, "lab")),
+        (("failover", "web", "--test", "--for", "2h"), ("test_failover", "web", None, None, 7200)),
         (
             ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
             ("enable", "db", "backup1", 300, (), 24, ExistingSeed(disks=(ExistingDisk(path="/srv/a,b.img"),))),
@@ -195,6 +208,14 @@ def test_a_cycle_that_was_not_published_is_a_failure(program: Program, agent: Sm
     agent.progress[1:] = [TaskReport(id="t1", what="sync", done=True, result=cycle("cancelled"))]
     ran = program("sync", "web", "--json")
     assert (ran.code, ran.document["error"]["code"]) == (1, "task-failed")
+
+
+def test_what_is_not_known_of_a_cycle_is_not_told() -> None:
+    begun = Progress(phase="preparing", done_bytes=0, total_bytes=0, wire_bytes=0, rate=0.0, seconds_left=None)
+    assert progress_text(begun) == "preparing"
+    assert progress_text(begun.model_copy(update={"wire_bytes": 2048})) == "preparing, 2.0 KiB sent"
+    failed = cycle("failed").model_copy(update={"point": None})
+    assert cycle_text("web", failed) == "web: failed (delta) after 2s"
 
 
 def test_progress_is_told_in_lines_on_standard_error_when_it_is_no_terminal(program: Program) -> None:
@@ -281,8 +302,8 @@ def test_json_of_an_answer_that_is_not_json_is_an_error_document(tmp_path: Path)
     ("args", "code"),
     [
         (("enable", "web", "--to", "backup1", "--every", "soon"), "interval-invalid"),
-        (("enable", "web", "--to", "backup1", "--every", "4s"), "request-invalid"),
-        (("enable", "web", "--to", "backup1", "--every", "2d"), "request-invalid"),
+        (("enable", "web", "--to", "backup1", "--every", "4s"), "interval-invalid"),
+        (("enable", "web", "--to", "backup1", "--every", "2d"), "interval-invalid"),
         (("enable", "web", "--to", "../x"), "request-invalid"),
         (("enable", "web", "--to", "backup1", "--exclude-disk", "/dev/sda"), "request-invalid"),
         (("failover", "web", "--point", "yesterday", "--yes"), "request-invalid"),

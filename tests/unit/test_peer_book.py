@@ -49,6 +49,19 @@ def test_two_peers_cannot_have_one_name(tmp_path: Path) -> None:
     assert book.all() == (_peer("beta", "b"),)
 
 
+def test_an_unknown_name_is_answered_with_the_known_ones_or_with_how_to_pair(tmp_path: Path) -> None:
+    book = PeerBook(tmp_path / "peers.json")
+    assert "vmreplica peer invite on beta" in _hint(book, "beta")
+    book.add(_peer("backup-host", "b"))
+    assert _hint(book, "zulu") == "paired with this host: backup-host"
+
+
+def _hint(book: PeerBook, name: str) -> str:
+    with pytest.raises(NotFound) as refusal:
+        book.by_name(name)
+    return refusal.value.hint
+
+
 def test_an_unknown_name_is_answered_with_close_ones(tmp_path: Path) -> None:
     book = PeerBook(tmp_path / "peers.json")
     book.add(_peer("backup-host", "b"))

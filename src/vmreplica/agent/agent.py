@@ -1,15 +1,14 @@
 """The whole agent behind its API: two sides, peers, history. Everything is put together here and nowhere else."""
 
 import datetime as dt
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 import structlog
 
 from vmreplica import __version__
 from vmreplica.agent.bandwidth import Bandwidth
+from vmreplica.agent.building import make_dir, make_stages, seed_tools
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
 from vmreplica.agent.doctor.doctor import Doctor
@@ -21,17 +20,12 @@ from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
-from vmreplica.agent.rest import RestBook
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
-from vmreplica.agent.seed_source import SeedRules
-from vmreplica.agent.seeding import SeedTools
 from vmreplica.agent.tasks import Tasks
-from vmreplica.agent.transfer import TransferLimits
-from vmreplica.fingerprint import FingerprintStore
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
+from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -50,7 +44,6 @@ from vmreplica.model.report import (
     TrialStarted,
 )
 from vmreplica.model.seed import SeedRequest
-from vmreplica.model.units import MiB
 from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
@@ -59,12 +52,8 @@ from vmreplica.peer.pairing import join
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
 from vmreplica.repository import Repository
-from vmreplica.spool import Spool
 
 _log: Final = structlog.get_logger(__name__)
-
-#: Bytes between reading an existing copy and storing it: both are quick, so little waits.
-_SEED_SPOOL: Final = 64 * MiB
 
 
 class Agent:
@@ -78,7 +67,7 @@ class Agent:
         self.config = config
         paths, limits = config.agent, config.limits
         for directory in (paths.state_dir, paths.store, paths.runtime_dir):
-            _make_dir(directory)
+            make_dir(directory)
         self.identity = Identity.load_or_create(paths.state_dir / "pki", paths.name)
         self.book = PeerBook(paths.state_dir / "peers.json")
         self.invitations = Invitations(paths.state_dir / "invitations.json")
@@ -88,7 +77,7 @@ class Agent:
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
-        stages = _stages(config, self._hypervisor)
+        stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
         self._primaries = PrimarySide(
@@ -139,7 +128,7 @@ class Agent:
             hypervisor=self._hypervisor,
             clients=self._clients,
             book=self.book,
-            seed_tools=_seed_tools(self.config),
+            seed_tools=seed_tools(self.config),
         )
 
     def start(self) -> None:
@@ -259,14 +248,17 @@ class Agent:
 
     def pause(self, vm: str) -> None:
         """Begin no cycle until resumed."""
+        self._require_primary(vm)
         self._primaries.pause(vm)
 
     def resume(self, vm: str) -> None:
         """Go on after a pause."""
+        self._require_primary(vm)
         self._primaries.resume(vm)
 
     def sync(self, vm: str) -> TaskReport:
         """Run a cycle now."""
+        self._require_primary(vm)
         return self._primaries.sync(vm).report()
 
     def task(self, task_id: str, /) -> TaskReport:
@@ -275,6 +267,7 @@ class Agent:
 
     def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
         """List the last cycles of a VM, newest first."""
+        self._require_primary(vm)
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
 
     def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
@@ -340,6 +333,16 @@ class Agent:
         """Measure the connection to a paired host."""
         return self._clients.to(self.book.by_name(name).host_id).measure()
 
+    def _require_primary(self, vm: str) -> None:
+        """Refuse what only the primary of a VM can do, when this is its replica.
+
+        Raises:
+            NotFound: ``not-protected``.
+        """
+        replica = self._replicas.find(vm)
+        if replica is not None and self._primaries.find(vm) is None:
+            raise self._replicas.copy_only(replica)
+
     def _explain_missing(self, vm: str) -> None:
         """Raise the most telling error for a VM that has no relationship here.
 
@@ -352,49 +355,3 @@ class Agent:
             f"{brief.name} is not protected on this host",
             hint=f"vmreplica enable {brief.name} --to PEER",
         )
-
-
-def _stages(config: Config, hypervisor: Hypervisor) -> Stages:
-    state = config.agent.state_dir
-    return Stages(
-        hypervisor=hypervisor,
-        spool=Spool(state / "spool", config.limits.spool_cap),
-        spool_dir=state / "spool",
-        fingerprints=FingerprintStore(state / "fingerprints"),
-        rest=RestBook(state / "rest"),
-        limits=_transfer_limits(config),
-    )
-
-
-def _transfer_limits(config: Config) -> TransferLimits:
-    limits = config.limits
-    return TransferLimits(
-        workers=limits.workers,
-        connections=limits.connections,
-        level=limits.level,
-        scratch_dir=config.agent.runtime_dir,
-        scratch_cap=limits.scratch_cap,
-        min_free=limits.min_free,
-    )
-
-
-def _seed_tools(config: Config) -> SeedTools:
-    spool = Spool(config.agent.state_dir / "seeding", _SEED_SPOOL)
-    rules = SeedRules(dirs=config.replica.seed_dirs, devices=config.replica.seed_devices)
-    limits = config.limits
-    return SeedTools(
-        rules=rules, spool=spool, sockets=config.agent.runtime_dir, workers=limits.workers, level=limits.level
-    )
-
-
-def _make_dir(path: Path) -> None:
-    """Make a directory that QEMU, running as another user, may pass through but not list."""
-    try:
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
-    except OSError as error:
-        raise VmReplicaError(
-            "directory-unusable",
-            f"cannot make the directory {path}: {os.strerror(error.errno or 0)}",
-            hint="correct the path in the configuration, or the rights on its parent",
-            kind="operator",
-        ) from error

@@ -291,6 +291,15 @@ class ReplicaSide:
             progress=seed_progress(position, prefix=""),
         )
 
+    def copy_only(self, replica: Replica) -> NotFound:
+        """Say that this host has only the copy of a VM."""
+        name, primary = replica.record.name, self._peer_name(replica.record.owner) or "its primary"
+        return NotFound(
+            "not-protected",
+            f"this host only holds the copy of {name}, which {primary} sends",
+            hint=f"run the same command on {primary}",
+        )
+
     def reports(self) -> list[RelationshipReport]:
         """Report every replica held here."""
         return [self.describe(replica) for replica in self._repository.replicas()]

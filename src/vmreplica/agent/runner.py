@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
@@ -20,6 +21,7 @@ from vmreplica.agent.exporting import spacing
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.lost_policy import put_policy_back
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship, seed_progress
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
@@ -351,7 +353,7 @@ class Runner:
             self._retiring &= set(policies)
             retiring = frozenset(self._retiring)
         for rel in gone:
-            if not (rel.vm in briefs and self._put_policy_back(rel)):
+            if not (rel.vm in briefs and put_policy_back(self._hypervisor, rel, partial(self._is_known, rel))):
                 with self._wake:
                     self._known.pop(rel.vm, None)
         for vm, policy in policies.items():
@@ -362,19 +364,9 @@ class Runner:
                     # Its cycle may not begin for long, for example because it is paused.
                     self._keeper.hold(vm)
 
-    def _put_policy_back(self, rel: Relationship) -> bool:
-        """Whoever defines a VM anew without our metadata did not mean to end its protection: ``disable`` does that."""
-        try:
-            if self._hypervisor.policy(rel.vm) is None:
-                with self._wake:
-                    if self._known.get(rel.vm) is not rel:
-                        return False
-                self._hypervisor.set_policy(rel.vm, rel.policy)
-                _log.warning("a policy was lost with the VM's definition and is put back", vm=rel.vm, name=rel.name)
-        except VmReplicaError as error:
-            _log.warning("a VM is no longer protected: its policy is gone", vm=rel.vm, why=error.message)
-            return False
-        return True
+    def _is_known(self, rel: Relationship) -> bool:
+        with self._wake:
+            return self._known.get(rel.vm) is rel
 
 
 def _is_occasion(event: str, rel: Relationship) -> bool:

@@ -219,13 +219,17 @@ def _enabled(client: AgentClient, vm: str, body: "EnableRequest", *, as_json: bo
 
 def _seconds(every: str) -> int:
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+    from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL  # noqa: PLC0415 - slow to import
 
+    hint = "--every 30s, --every 5m, --every 12h"
     try:
-        return parse_duration(every)
+        seconds = parse_duration(every)
     except ValueError as error:
-        raise BadRequest(
-            "interval-invalid", f"--every: {error}", hint="--every 30s, --every 5m, --every 12h"
-        ) from error
+        raise BadRequest("interval-invalid", f"--every: {error}", hint=hint) from error
+    if not MIN_INTERVAL <= seconds <= MAX_INTERVAL:
+        text = f"--every: an interval is from {MIN_INTERVAL}s to {MAX_INTERVAL // 3600}h, not {every}"
+        raise BadRequest("interval-invalid", text, hint=hint)
+    return seconds
 
 
 def parse_devices(pairs: list[str]) -> dict[str, str]:

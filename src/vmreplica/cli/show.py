@@ -61,7 +61,7 @@ def points_view(report: PointsReport) -> RenderableType:
             format_size(point.guest_bytes),
             format_size(point.wire_bytes),
             format_size(point.stored_bytes),
-            printable(", ".join(point.holds)),
+            "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
         )
     return table
 
@@ -125,10 +125,12 @@ def test_view(test: PeerTest) -> RenderableType:
 
 def cycle_text(vm: str, cycle: CycleReport) -> str:
     """Say in a line how a cycle went."""
+    took = format_duration(cycle.seconds)
+    if cycle.point is None:
+        return f"{printable(vm)}: {cycle.outcome} ({cycle.kind}) after {took}"
     return (
         f"{printable(vm)}: point {cycle.point} {cycle.outcome} ({cycle.kind}): "
-        f"{format_size(cycle.guest_bytes)} of the guest, {format_size(cycle.wire_bytes)} sent, "
-        f"{format_duration(cycle.seconds)}"
+        f"{format_size(cycle.guest_bytes)} of the guest, {format_size(cycle.wire_bytes)} sent, {took}"
     )
 
 
@@ -160,10 +162,9 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         ("its age", _age(relation)),
         ("points", str(relation.points)),
         ("epoch", str(relation.epoch)),
-        ("next cycle", _due(relation, now)),
     ]
     if relation.role == "primary":
-        pairs.append(("rate limit", limit_text(relation)))
+        pairs += [("next cycle", _due(relation, now)), ("rate limit", limit_text(relation))]
     if relation.excluded:
         pairs.append(("not replicated", " ".join(relation.excluded)))
     pairs += [("test failover", _trial(trial)) for trial in relation.trials]

@@ -140,7 +140,10 @@ class _Bar:
 
 
 def progress_text(progress: Progress) -> str:
-    """Spell progress: phase, bytes, rate, time left."""
+    """Spell progress: phase, bytes, rate, time left; of what is not known yet only what is."""
+    if not progress.total_bytes:
+        sent = f", {format_size(progress.wire_bytes)} sent" if progress.wire_bytes else ""
+        return f"{printable(progress.phase)}{sent}"
     text = (
         f"{printable(progress.phase)} {format_size(progress.done_bytes)} of {format_size(progress.total_bytes)}, "
         f"{format_size(progress.rate)}/s, {format_size(progress.wire_bytes)} sent"

@@ -136,7 +136,8 @@ def _of_age(facts: Facts) -> list[Reason]:
     text = (
         f"the newest point is {format_duration(facts.point_age)} old, the interval is {format_duration(facts.interval)}"
     )
-    return [Reason(code="rpo-exceeded", level=level, text=text, hint="vmreplica status VM names the last error")]
+    hint = "on the primary, vmreplica status VM names the last error"
+    return [Reason(code="rpo-exceeded", level=level, text=text, hint=hint)]
 
 
 def _of_pace(facts: Facts) -> list[Reason]:

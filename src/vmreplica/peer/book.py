@@ -134,8 +134,13 @@ def name_taken(name: str) -> Conflict:
 
 def _unknown(wanted: str, names: tuple[str, ...]) -> NotFound:
     close = difflib.get_close_matches(wanted, names, n=3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return NotFound("peer-unknown", f"no paired host is known as {wanted}", hint=f"{hint}vmreplica peer list")
+    if close:
+        hint = f"did you mean {' or '.join(close)}? vmreplica peer list"
+    elif names:
+        hint = f"paired with this host: {', '.join(names)}"
+    else:
+        hint = f"pair the hosts first: vmreplica peer invite on {wanted}, vmreplica peer join TOKEN here"
+    return NotFound("peer-unknown", f"no paired host is known as {wanted}", hint=hint)
 
 
 def _load(path: Path) -> _Stored:
