@@ -45,6 +45,7 @@ def test_a_vm_that_goes_off_sends_its_last_point_at_once_and_then_rests(lab: Lab
     assert count(vm) == 2, "one last point is enough"
 
 
+@pytest.mark.slow
 def test_a_vm_that_starts_again_goes_on_by_what_changed_since_its_last_point(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     vm.stop()
@@ -57,6 +58,7 @@ def test_a_vm_that_starts_again_goes_on_by_what_changed_since_its_last_point(lab
     require_equal(lab, vm)
 
 
+@pytest.mark.slow
 def test_a_vm_that_is_off_is_protected_from_its_stopped_disks(lab: Lab, new_blank: NewBlank) -> None:
     vm = new_blank(lab.host("a"))
     vm.write("vda", "3M", "1M", 4)
@@ -70,6 +72,7 @@ def test_a_vm_that_is_off_is_protected_from_its_stopped_disks(lab: Lab, new_blan
     require_equal(lab, vm)
 
 
+@pytest.mark.slow
 def test_a_killed_vm_has_its_last_point_compared(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     vm.stop()
@@ -87,6 +90,7 @@ def test_a_killed_vm_has_its_last_point_compared(lab: Lab, new_blank: NewBlank) 
     assert sync(vm)["kind"] == "delta", "the last point put sound bitmaps in its images"
 
 
+@pytest.mark.slow
 def test_a_raw_disk_of_a_vm_that_is_off_is_compared(lab: Lab, new_blank: NewBlank) -> None:
     raw = lab.host("a").layout.images / "stopped.raw"
     qemu_img("create", "-q", "-f", "raw", str(raw), "64M")
@@ -135,6 +139,7 @@ def test_a_vm_started_while_its_stopped_disks_are_read_starts_and_gets_no_torn_p
     raw.unlink()
 
 
+@pytest.mark.slow
 def test_a_vm_switched_off_in_the_middle_of_a_cycle_ends_it_and_its_last_point_has_everything(
     lab: Lab, new_blank: NewBlank
 ) -> None:
@@ -149,6 +154,7 @@ def test_a_vm_switched_off_in_the_middle_of_a_cycle_ends_it_and_its_last_point_h
     require_equal(lab, vm)
 
 
+@pytest.mark.slow
 def test_a_vm_reset_in_the_middle_of_a_cycle_does_not_disturb_it(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     write_noise(vm, "vda", 0, 24 * MiB)
@@ -161,6 +167,7 @@ def test_a_vm_reset_in_the_middle_of_a_cycle_does_not_disturb_it(lab: Lab, new_b
     require_equal(lab, vm)
 
 
+@pytest.mark.slow
 def test_a_real_guest_that_is_switched_off_loses_no_record_in_a_failover(lab: Lab, new_guest: NewGuest) -> None:
     a, b = lab.host("a"), lab.host("b")
     guest = new_guest(a, disks=2)

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.seeding
 OVERHEAD = 8 * KiB
 
 
+@pytest.mark.slow
 def test_an_external_snapshot_and_its_merge_are_followed(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     base = vm.images["vda"]
@@ -55,6 +56,7 @@ def test_an_internal_snapshot_is_reverted_after_a_release_and_compared(lab: Lab,
     require_equal(lab, vm)
 
 
+@pytest.mark.slow
 def test_a_snapshot_reverted_while_the_vm_is_off_is_sent_from_its_stopped_disks(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     vm.stop()
