@@ -1,5 +1,6 @@
 """What tests of a VM's life ask: a cycle now, its reason, and whether the newest point is what the VM has."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def sync(vm: Blank) -> Document:
 
 
 def last_cycle(vm: Blank, count: int) -> Document:
-    """Wait until so many cycles were published; gives the last one."""
-    return wait_cycles(vm.host, vm.name, count)[-1]
+    """Wait until so many cycles were published; gives the last one of these."""
+    return wait_cycles(vm.host, vm.name, count)[count - 1]
 
 
 def count(vm: Blank) -> int:
@@ -48,3 +49,14 @@ def require_equal(lab: Lab, vm: Blank, sources: Mapping[str, Path] | None = None
     assert set(held) == set(wanted)
     for target, source in wanted.items():
         assert same_content(held[target], source), f"{target} differs"
+
+
+def write_noise(vm: Blank, target: str, offset: int, size: int) -> None:
+    """Let the guest's device write bytes that do not compress."""
+    source = vm.host.layout.images / f"{vm.name}.bytes"
+    source.write_bytes(os.urandom(size))
+    device = f"/machine/peripheral/virtio-disk{ord(target[-1]) - ord('a')}/virtio-backend"
+    for act in (f"write -s {source} {offset} {size}", "flush"):
+        said = vm.host.virsh("qemu-monitor-command", vm.name, "--hmp", f'qemu-io -d {device} "{act}"').stdout
+        assert "rror" not in said, said
+    source.unlink()

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.seeding
 OVERHEAD = 8 * KiB
 
 
+@pytest.mark.slow
 def test_a_disk_that_was_plugged_in_is_followed_and_seeded_alone(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     vm.attach("vdb")
@@ -28,6 +29,7 @@ def test_a_disk_that_was_plugged_in_is_followed_and_seeded_alone(lab: Lab, new_b
     assert sync(vm)["reason"] == "interval"
 
 
+@pytest.mark.slow
 def test_a_removed_disk_stays_in_older_points_only(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank, disks=("vda", "vdb"))
     vm.stop()
@@ -44,6 +46,7 @@ def test_a_removed_disk_stays_in_older_points_only(lab: Lab, new_blank: NewBlank
     require_equal(lab, vm)
 
 
+@pytest.mark.slow
 def test_a_disk_grown_live_is_followed_incrementally(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     vm.host.virsh("blockresize", vm.name, "vda", "96M")
@@ -94,6 +97,7 @@ def test_an_older_copy_put_in_place_is_compared(lab: Lab, new_blank: NewBlank) -
     require_equal(lab, vm)
 
 
+@pytest.mark.slow
 def test_a_copy_from_after_the_latest_point_goes_on_by_its_own_bitmap(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     vm.host.stop_agent()
@@ -114,6 +118,7 @@ def test_a_copy_from_after_the_latest_point_goes_on_by_its_own_bitmap(lab: Lab, 
     require_equal(lab, vm)
 
 
+@pytest.mark.slow
 def test_another_image_put_in_place_of_a_resting_one_is_sent_while_the_vm_is_off(lab: Lab, new_blank: NewBlank) -> None:
     raw = lab.host("a").layout.images / "replaced.raw"
     qemu_img("create", "-q", "-f", "raw", str(raw), "16M")

@@ -225,3 +225,17 @@ def test_a_copy_on_a_block_device_seeds_a_base_on_another_one(lab: Lab, new_blan
         assert until(lambda: len(points(a, vm.name)) == 1, 60), points(a, vm.name)
         assert until(lambda: same_content(base, vm.images["vda"]), 60), "all is folded into the device"
         a.ask("disable", vm.name, "--delete-copy", "--yes")
+
+
+@pytest.mark.slow
+def test_a_vm_that_is_off_is_seeded_too(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    write_random(vm, "vda", 0, 8 * MiB)
+    copy = backup(vm.images["vda"], b, "vhd")
+    write_random(vm, "vda", 2 * MiB, 16 * KiB)
+    vm.stop()
+    result = enable(a, vm.name, "--seed", f"existing:{copy}", every="24h")["result"]
+    assert result["reason"].startswith("vda: seeded from an existing copy")
+    assert result["wire_bytes"] <= 1.15 * 16 * KiB + OVERHEAD
+    require_equal(lab, vm)

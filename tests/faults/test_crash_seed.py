@@ -32,13 +32,13 @@ def copy(unprotected: Patient, filled: Blank) -> Iterator[Path]:
     kills(
         quick=[
             ("b", "Replica.put_segment:after:2"),
-            ("b", "Replica.complete:after"),
             ("a", "PeerClient.fingerprint:after"),
         ],
         thorough=[
             ("b", "Spool.create:after"),
             ("b", "SpoolDisk.append:after:2"),
             ("b", "Replica.open_point:after"),
+            ("b", "Replica.complete:after"),
             ("b", "SpoolPoint.finish:after"),
             ("b", "publish._finish:after"),
             ("a", "PeerClient.offer:after"),

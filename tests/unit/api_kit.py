@@ -171,6 +171,11 @@ class SmallAgent:
         self._asked("disable", vm, delete_copy)
         del self.relations[self._known(vm).name]
 
+    def release(self, vm: str) -> None:
+        """Pause and release."""
+        self._asked("release", vm)
+        self.relations[vm] = relation(self._known(vm).name, state=State.PAUSED)
+
     def pause(self, vm: str) -> None:
         """Pause."""
         self._asked("pause", vm)

@@ -5,7 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from api_kit import SmallAgent, serving
+from cli_kit import Program
 from device_kit import loop_device
+
+from vmreplica.cli import watch
 
 
 @pytest.fixture
@@ -21,3 +25,17 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             return stack.enter_context(loop_device(backing, size, sector=sector, fill=fill))
 
         yield make
+
+
+@pytest.fixture
+def agent() -> SmallAgent:
+    """What the command line talks to."""
+    return SmallAgent()
+
+
+@pytest.fixture
+def program(agent: SmallAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    """The command line, bound to the agent."""
+    monkeypatch.setattr(watch, "_POLL", 0.01)
+    with serving(agent, tmp_path / "agent.sock"):
+        yield Program(tmp_path / "agent.sock")

@@ -116,3 +116,12 @@ def test_a_resynchronisation_under_way_is_a_state_of_its_own(sending: PointKind 
 )
 def test_a_job_is_left_unwatched_only_where_its_scratch_may_grow_to_its_cap(used: int, free: int, left: bool) -> None:
     assert harmless(used, free, cap=8 * GiB, min_free=GiB) is left
+
+
+def test_what_sending_waits_for_is_shown_until_the_next_bytes_are_sent() -> None:
+    meter = Meter()
+    meter.phase("exporting to /mnt/usb")
+    meter.obstacle("the medium is full")
+    assert meter.progress().phase == "exporting to /mnt/usb (waiting: the medium is full)"
+    meter.sent(4096)
+    assert meter.progress().phase == "exporting to /mnt/usb"

@@ -97,6 +97,7 @@ def test_status_of_one_vm_asks_the_agent_for_that_vm(socket: Path, agent: SmallA
         ("POST", "disable", None, ("disable", "web", False), 204),
         ("POST", "disable", {"delete_copy": True}, ("disable", "web", True), 204),
         ("POST", "pause", None, ("pause", "web"), 204),
+        ("POST", "release", None, ("release", "web"), 204),
         ("POST", "sync", None, ("sync", "web"), 202),
         ("GET", "failover-plan", None, ("plan_failover", "web", None), 200),
         ("GET", f"failover-plan?point={OLD}", None, ("plan_failover", "web", OLD), 200),

@@ -288,3 +288,23 @@ def test_a_whole_copy_takes_the_device_only_when_the_old_base_is_gone(tmp_path: 
     replica.apply_retention()
     assert check_all(replica, primary) == sorted(primary.expected)[-2:]
     assert on_device(replica, sorted(primary.expected)[-2]) == {"vda"}
+
+
+def test_a_disk_that_shrank_leaves_its_device_and_takes_it_again(tmp_path: Path, device: MakeDevice) -> None:
+    loop, half = device(4 * MiB), 20 * CLUSTER
+    replica, primary = new_replica(tmp_path, {"vda": (loop, SIZE)}, keep=1), Primary({"vda": SIZE})
+    fill(replica, primary, 1)
+    replica.apply_retention()
+    primary.sizes["vda"] = half
+    primary.disks["vda"] = {3: noise(3)}
+    opening = primary.opening().model_copy(update={"modes": {"vda": "whole"}})
+    primary.send(replica, {"vda": {3: noise(3)}}, opening=opening)
+    replica.apply_retention()
+    assert check_all(replica, primary) == [primary.latest]
+    assert on_device(replica, str(primary.latest)) == {"vda"}
+    assert raw_bytes(loop, half) == primary.expected[str(primary.latest)]["vda"], "no old byte is left"
+    primary.sizes["vda"] = SIZE
+    primary.send(replica, {"vda": {}})
+    replica.apply_retention()
+    assert raw_bytes(loop, SIZE) == primary.expected[str(primary.latest)]["vda"], "none comes back when it grows"
+    assert check_all(replica, primary) == [primary.latest]

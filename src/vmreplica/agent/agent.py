@@ -246,6 +246,10 @@ class Agent:
         else:
             self._primaries.disable(vm, delete_copy=delete_copy)
 
+    def release(self, vm: str) -> None:
+        """Pause, and take our bitmaps out of the VM's images."""
+        self._primaries.release(vm)
+
     def pause(self, vm: str) -> None:
         """Begin no cycle until resumed."""
         self._require_primary(vm)

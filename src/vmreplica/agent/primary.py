@@ -158,6 +158,16 @@ class PrimarySide:
         rel = self._set_paused(vm, paused=True)
         self._runner.halt(rel)
 
+    def release(self, vm: str) -> None:
+        """Pause, and leave no bitmap of ours in the images: QEMU reverts no snapshot below one.
+
+        The cycle after the pause compares. Killed in between, the rest is done by asking again, or by that cycle.
+        """
+        self.pause(vm)
+        rel = self._find(vm)
+        self._hypervisor.end_backup(rel.vm)
+        self._delete_checkpoints(rel.vm, rel.policy.replica)
+
     def resume(self, vm: str) -> None:
         """Go on after a pause, at once."""
         self._set_paused(vm, paused=False)
@@ -253,14 +263,17 @@ class PrimarySide:
 
     def _sweep(self, vm: VmId, replica: HostId) -> None:
         self._hypervisor.end_backup(vm)
-        for name in self._hypervisor.checkpoints(vm):
-            if is_our_checkpoint(name, replica):
-                self._hypervisor.delete_checkpoint(vm, name)
+        self._delete_checkpoints(vm, replica)
         point = self._stages.spool.point(vm)
         if point is not None:
             point.discard()
         self._stages.fingerprints.remove(vm)
         self._stages.rest.forget(vm)
+
+    def _delete_checkpoints(self, vm: VmId, replica: HostId) -> None:
+        for name in self._hypervisor.checkpoints(vm):
+            if is_our_checkpoint(name, replica):
+                self._hypervisor.delete_checkpoint(vm, name)
 
     def _find(self, vm: str) -> Relationship:
         rel = self._runner.find(vm)

@@ -30,6 +30,8 @@ class Relationship:
     position: Position | None = None
     last: CycleReport | None = None
     waits: str | None = None
+    #: The VM went off or came back while its cycle ran: another one is due at once.
+    news: bool = False
     fenced: bool = False
     #: Set while a cycle runs.
     meter: Meter | None = None
@@ -64,6 +66,12 @@ class Relationship:
         """
         begins = self.begins
         return self.due if begins is None else begin_due(self.due, clock, (begins - now).total_seconds())
+
+    def takes_notice(self, event: str) -> bool:
+        """Tell whether a cycle is due at once: a VM that went off has a last point, one that is back has news."""
+        if event in {"stopped", "crashed"}:
+            return True
+        return event in {"started", "resumed"} and (self.waits is not None or (self.running and event == "started"))
 
     def state(self) -> State:
         """Derive the state from facts."""

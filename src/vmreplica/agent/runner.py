@@ -213,7 +213,7 @@ class Runner:
         _show_seeding(rel)
         rel.idle.clear()
         rel.halt.clear()
-        rel.answering, rel.waiting = rel.waiting, []
+        rel.answering, rel.waiting, rel.news = rel.waiting, [], False
         for task in rel.answering:
             task.meter = rel.meter
         self._pool.submit(self._run, rel, rel.meter)
@@ -292,7 +292,7 @@ class Runner:
                 self._plan_next(rel, outcome, started, now)
                 if outcome.waits == WAITS_FOR_SEED:
                     rel.due = now + _SEED_GLANCE
-                elif rel.waiting:
+                elif rel.waiting or rel.news:
                     rel.due = now
             answered, rel.answering = rel.answering, []
             rel.idle.set()
@@ -333,8 +333,8 @@ class Runner:
     def _on_event(self, vm: VmId, event: str) -> None:
         with self._wake:
             rel = self._known.get(vm)
-            if rel is not None and _is_occasion(event, rel):
-                rel.due = min(rel.due, self._clock())
+            if rel is not None and rel.takes_notice(event):
+                rel.due, rel.news = min(rel.due, self._clock()), rel.running
             self._refresh_at = 0.0
             self._wake.notify_all()
 
@@ -367,11 +367,6 @@ class Runner:
     def _is_known(self, rel: Relationship) -> bool:
         with self._wake:
             return self._known.get(rel.vm) is rel
-
-
-def _is_occasion(event: str, rel: Relationship) -> bool:
-    """Tell whether a cycle is due at once: a VM that went off has a last point, one that is back has news."""
-    return event in {"stopped", "crashed"} or (event in {"started", "resumed"} and rel.waits is not None)
 
 
 def _show_seeding(rel: Relationship) -> None:

@@ -72,6 +72,7 @@ class _Vms:
             web.post(f"{_VM}/enable", self._enable),
             web.post(f"{_VM}/disable", self._disable),
             web.post(f"{_VM}/pause", self._pause),
+            web.post(f"{_VM}/release", self._release),
             web.post(f"{_VM}/resume", self._resume),
             web.post(f"{_VM}/sync", self._sync),
             web.put(f"{_VM}/limit", self._limit),
@@ -138,6 +139,9 @@ class _Vms:
 
     async def _pause(self, request: web.Request) -> web.Response:
         return await self._done(partial(self._agent.pause, _vm(request)))
+
+    async def _release(self, request: web.Request) -> web.Response:
+        return await self._done(partial(self._agent.release, _vm(request)))
 
     async def _resume(self, request: web.Request) -> web.Response:
         return await self._done(partial(self._agent.resume, _vm(request)))

@@ -64,6 +64,10 @@ class AgentFacade(Protocol):
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""
 
+    def release(self, vm: str) -> None:
+        """Pause, and take what we track changes with out of the VM's images."""
+        ...
+
     def pause(self, vm: str) -> None:
         """Begin no cycle until resumed."""
 

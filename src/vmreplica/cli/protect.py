@@ -56,7 +56,8 @@ def register(app: typer.Typer) -> None:
         "vmreplica disable web",
         "vmreplica disable web --delete-copy --yes",
     )
-    add_command(app, pause, "Begin no replication cycle of a VM until it is resumed.", "vmreplica pause web")
+    add_command(app, pause, "Begin no replication cycle of a VM until it is resumed.",
+                "vmreplica pause web", "vmreplica pause web --release")  # fmt: skip
     add_command(app, resume, "Go on replicating a paused VM.", "vmreplica resume web")
     add_command(app, sync, "Run a replication cycle now.", "vmreplica sync web", "vmreplica sync web --no-wait --json")
     add_command(
@@ -142,9 +143,18 @@ def disable(
     show_done(f"{vm} is no longer protected.", as_json=as_json, vm=vm)
 
 
-def pause(vm: VmArgument, *, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
+def pause(
+    vm: VmArgument,
+    *,
+    release: Annotated[
+        bool,
+        typer.Option("--release", help="Take our bitmaps out of its images, too: QEMU reverts no snapshot below one."),
+    ] = False,
+    as_json: AsJson = False,
+    socket: SocketPath = DEFAULT_SOCKET,
+) -> None:
     """Pause a VM's replication."""
-    AgentClient(socket).send("POST", vm_path(vm, "pause"))
+    AgentClient(socket).send("POST", vm_path(vm, "release" if release else "pause"), timeout=LONG)
     show_done(f"{vm} is paused: its newest recovery point grows old until vmreplica resume.", as_json=as_json, vm=vm)
 
 

@@ -28,6 +28,7 @@ from vmreplica.hypervisor.disks import DiskElement, qcow2_head, reason_untracked
 from vmreplica.hypervisor.images import Image, bitmap_trouble, has_writer, identity, qemu_img, read_chain
 from vmreplica.hypervisor.inspection import disks_of, guest_size
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.room import require_room
 from vmreplica.model.errors import BadRequest, Conflict, HypervisorError, VmReplicaError
 
 _log: Final = structlog.get_logger(__name__)
@@ -157,7 +158,7 @@ def begin(
 ) -> StoppedView:
     """Serve the disks of a VM that is off, and begin a bitmap for the next point.
 
-    An image that takes no bitmap now (no room, for example) is compared the next time.
+    An image that takes no bitmap now is compared the next time.
 
     Args:
         domain: the VM.
@@ -171,6 +172,7 @@ def begin(
         BadRequest: ``disk-unknown``.
         CheckpointBroken: a base's bitmap is not to be had of some disks (``checkpoint-broken``).
         HypervisorError: ``stopped-image-unreadable``, ``qemu-nbd-failed``.
+        NoSpace: no room beside an image for a bitmap.
     """
     disks = _disks(domain, plan)
     chains = {target: read_chain(str(disk.path), disk.format) for target, disk in disks.items()}
@@ -270,6 +272,7 @@ def _anchor(domain: libvirt.virDomain, plan: Plan, disks: Mapping[str, DiskEleme
     if not tracked:
         return
     definition = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    require_room(plan.name, tracked)
     document = render_known_checkpoint(plan.checkpoint, [disk.target for disk in tracked], definition)
     shelf.keep(plan.vm, plan.checkpoint, document)
     for disk in tracked:

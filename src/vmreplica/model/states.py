@@ -93,6 +93,15 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     },
 }
 
+#: What a person does for an event; the others happen by themselves.
+_COMMANDS: Final = {
+    _E.PAUSE: "vmreplica pause {vm}",
+    _E.RESUME: "vmreplica resume {vm}",
+    _E.FAIL_OVER: "vmreplica failover {vm}",
+    _E.CANCEL: "vmreplica failover {vm} --cancel",
+    _E.REMOVE: "vmreplica disable {vm}",
+}
+
 #: States in which a replica takes segments from its primary.
 RECEIVING: Final = frozenset({_S.WAITING, _S.REPLICATING})
 
@@ -106,9 +115,9 @@ def transition(vm: str, state: State, event: Event) -> State:
     try:
         return TRANSITIONS[state, event]
     except KeyError:
-        allowed = sorted(str(e) for s, e in TRANSITIONS if s is state)
+        allowed = [command.format(vm=vm) for e, command in _COMMANDS.items() if (state, e) in TRANSITIONS]
         raise Conflict(
             "state-forbids",
             f"{vm} is {state}: it cannot {event} now",
-            hint=f"possible from here: {', '.join(allowed) or 'nothing, wait for the running act'}",
+            hint=f"possible from here: {', '.join(allowed) or 'nothing, the running act comes first'}",
         ) from None

@@ -167,7 +167,7 @@ def complaints(record: ReplicaRecord, newest: Manifest | None) -> list[str]:
         try:
             verify(device, sizes.get(target, 0))
         except VmReplicaError as error:
-            found.append(f"base of disk {target}: {error.message}")
+            found.append(f"base of disk {target}: {error.message} ({error.hint})")
     return found
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from vmreplica.fsio import fsync_dir, remove_tree, require_free
 from vmreplica.model.errors import Conflict, NotFound, Refused, VmReplicaError
 from vmreplica.model.ids import DiskTarget, HostId, VmId
@@ -18,6 +20,7 @@ from vmreplica.repository.layout import Layout, make_dir, store_errors, write_sh
 from vmreplica.repository.record import ReplicaRecord
 from vmreplica.repository.replica import Clock, Replica
 
+_log: Final = structlog.get_logger(__name__)
 _VM: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -118,6 +121,8 @@ class Repository:
                 replica.move(Event.REMOVE)
             del self._replicas[vm]
         replica.retire()
+        for device in replica.record.base_devices.values():
+            _log.warning("a base's device keeps its content: wipe it", vm=vm, device=device.path)
         with store_errors(self.store):
             remove_tree(replica.dir)
             fsync_dir(self.store)
