@@ -297,11 +297,11 @@ def test_no_bitmap_is_begun_in_an_image_on_a_file_system_that_is_nearly_full(lab
 
 @pytest.mark.slow
 def test_a_migrated_vm_is_replicated_from_its_new_host_once_its_replica_is_handed_over(lab_dir: Path) -> None:
-    lab = Lab.up(lab_dir / "lab", hosts=3)
+    lab = Lab.up(lab_dir, hosts=3)
     a, b, c = lab.hosts
     lab.pair("a", "b")
     lab.pair("c", "b")
-    vm = _on_shared_storage(Blank(a, "mover"), lab_dir)
+    vm = _on_shared_storage(Blank(a, "mover"), lab_dir / "shared")
     vm.start()
     protect(vm, every="5s")
     code, error = refusal(b, "hand-over", vm.name, "--to", "c", "--yes")
@@ -338,6 +338,7 @@ def _migrate(vm: Blank, here: Host, there: Host) -> None:
 
 def _on_shared_storage(vm: Blank, shared: Path) -> Blank:
     """Put the images where all hosts see them under the same path."""
+    shared.mkdir()
     for target, image in vm.images.items():
         vm.images[target] = shared / image.name
         image.rename(shared / image.name)

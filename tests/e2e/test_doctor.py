@@ -29,6 +29,7 @@ def examine(host: Host, *words: str, leftovers: str = "") -> tuple[int, dict[str
     """
     done = host.vmreplica("doctor", *words, "--json", check=False)
     report = json.loads(done.stdout)
+    assert "findings" in report, done.stdout
     bad = [finding for finding in report["findings"] if finding["severity"] != "ok"]
     for finding in bad:
         assert finding["remedy"] or finding["severity"] == "info", finding

@@ -97,7 +97,6 @@ def test_a_passphrase_a_relative_directory_and_the_words_for_people(lab: Lab, ne
     words = ["enable", vm.name, "--to", "b", "--every", "24h", "--seed", f"export:{usb.name}"]
     there = ["sh", "-c", f'cd {usb.parent} && exec "$@"', "sh", *VMREPLICA]
     said = a.exec([*there, *words, "--passphrase-file", str(secret)], timeout=300)
-    assert f"exporting to {usb}" in said.stderr
     assert f"vmreplica import {usb}" in said.stdout
     header = json.loads((usb / "vmreplica-export.json").read_text())
     assert (header["name"], header["protection"]) == (vm.name, "passphrase")

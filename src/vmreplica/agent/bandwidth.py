@@ -53,6 +53,11 @@ class Bandwidth:
         self._senders: dict[VmId, _Sender] = {}
         self._looked = float("-inf")
 
+    @property
+    def unlimited(self) -> bool:
+        """Whether there is no common limit, at no time."""
+        return self._limit.unlimited
+
     def in_force(self, own: Limit) -> InForce:
         """Tell the rate that a VM with such a limit can have now, and until when."""
         now = self._wall()
@@ -123,7 +128,8 @@ class Throttle:
         while True:
             if halt.is_set():
                 raise stopped()
-            granted, wait = self._bandwidth.take(self._vm, self._limit, most)
+            free = self._bandwidth.unlimited and self._limit().unlimited
+            granted, wait = (most, 0.0) if free else self._bandwidth.take(self._vm, self._limit, most)
             if granted:
                 self._sent(granted)
                 return granted

@@ -23,7 +23,7 @@ JobOwner = Literal["ours", "foreign"]
 GuestAgent = Literal["absent", "silent", "answers"]
 
 #: Seconds that a look at libvirt may take: a person waits.
-LOOK_LIMIT: Final = 12.0
+LOOK_LIMIT: Final = 20.0
 _GUEST_LIMIT: Final = 6.0
 _AGENT_CHANNEL: Final = "org.qemu.guest_agent.0"
 

@@ -71,6 +71,11 @@ class Limit(Shape):
     rate: ByteRate | None = None
     windows: Annotated[tuple[Window, ...], Field(max_length=MAX_WINDOWS)] = ()
 
+    @property
+    def unlimited(self) -> bool:
+        """Whether there is no limit at any time."""
+        return self.rate is None and not self.windows
+
 
 class InForce(NamedTuple):
     """The rate of a moment, and when another one follows; None: never."""

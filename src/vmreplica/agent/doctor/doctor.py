@@ -10,11 +10,11 @@ from typing import Final
 
 from vmreplica import __version__
 from vmreplica.agent.doctor.host_exam import Parts, host_probes
-from vmreplica.agent.doctor.probing import run_probes
+from vmreplica.agent.doctor.probing import failed, run_probes
 from vmreplica.agent.doctor.system import HOST_LIMIT, look_at_libvirt, system_probes
 from vmreplica.agent.doctor.vm_exam import VM_LIMIT, VmExam, replica_findings
 from vmreplica.hypervisor.examine import DomainLook, HostLook
-from vmreplica.model.errors import Conflict
+from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, worst
 from vmreplica.model.ids import HostName
 from vmreplica.model.report import DoctorReport
@@ -83,12 +83,19 @@ class Doctor:
             # Its error has names that are close.
             self._parts.hypervisor.find(vm)
         if domain is not None:
-            findings += VmExam(self._parts, domain.vm).findings(trial=trial)
+            findings += self._examine(domain, trial=trial)
         if replica is not None and look is not None:
             looks = {"replica": partial(replica_findings, self._parts, replica)}
             findings += run_probes(looks, limit=VM_LIMIT)
         name = domain.name if domain else replica.record.name if replica else vm
         return make_report(self._parts.identity.name, name, findings, began)
+
+    def _examine(self, domain: DomainLook, *, trial: bool) -> list[Finding]:
+        try:
+            exam = VmExam(self._parts, domain.vm)
+        except VmReplicaError as error:
+            return [failed(domain.name, error)]
+        return exam.findings(trial=trial)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ HOST_LIMIT: Final = 25.0
 
 
 def look_at_libvirt(hypervisor: Hypervisor, uri: str) -> tuple[HostLook | None, list[Finding]]:
-    """Look at libvirt, in 12 seconds at most; without an answer there is no look, and the finding says why."""
+    """Look at libvirt, for a limited time; without an answer there is no look, and the finding says why."""
     try:
         look = hypervisor.examiner().host()
     except (Unreachable, TimedOut) as error:
