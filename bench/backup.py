@@ -1,12 +1,15 @@
 """libvirt's own backup calls, without vmreplica: the frozen view for the peer, and the floor of a cycle."""
 
+import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import libvirt
+import libvirt_qemu
 
 from bench.hosts import Host, virsh
 
@@ -78,6 +81,28 @@ def checkpoint(host: Host, guest: str, target: str) -> Iterator[str]:
             made.delete(0)
     finally:
         connection.close()
+
+
+def lose_bitmaps(host: Host, guest: str) -> int:
+    """Take every dirty bitmap from a running guest's disks, behind libvirt's back; tell how many there were."""
+    connection = libvirt.open(host.libvirt_uri)
+    try:
+        domain = named_domain(connection, guest)
+        nodes = _qmp(domain, "query-named-block-nodes", flat=True)
+        found = [(node["node-name"], bitmap["name"]) for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
+        for node, bitmap in found:
+            _qmp(domain, "block-dirty-bitmap-remove", node=node, name=bitmap)
+        return len(found)
+    finally:
+        connection.close()
+
+
+def _qmp(domain: libvirt.virDomain, command: str, **arguments: object) -> Any:
+    question = json.dumps({"execute": command, "arguments": arguments})
+    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, question, 0))
+    if "error" in answer:
+        raise RuntimeError(f"{command}: {answer['error']}")
+    return answer["return"]
 
 
 class Floor:

@@ -1,5 +1,6 @@
 """A disk compared with its fingerprint after its bitmap was lost, beside reading the same extents and no more."""
 
+from bench.backup import lose_bitmaps
 from bench.content import system_disk
 from bench.hosts import peak_memory, virsh
 from bench.lab import BenchLab, Cycled
@@ -34,8 +35,7 @@ def run(lab: BenchLab, *, quick: bool) -> Measure:
 
 
 def _compare(lab: BenchLab) -> Cycled:
-    for name in virsh(lab.primary, "checkpoint-list", _GUEST, "--name").split():
-        virsh(lab.primary, "checkpoint-delete", _GUEST, name)
+    lose_bitmaps(lab.primary, _GUEST)
     cycle = lab.cycle(_GUEST, "resync")
     lab.require_equal(_GUEST, "vdb", cycle.point)
     return cycle
