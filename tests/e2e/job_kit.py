@@ -194,6 +194,12 @@ class Blank:
         return f"virtio-disk{ord(target[-1]) - ord('a')}"
 
 
+def switch_off(vm: Blank) -> None:
+    """Switch a protected VM off and wait until its last point is on its replica, so that no other one comes."""
+    vm.stop()
+    assert until(lambda: relation(vm.host, vm.name)["waits"] == "vm-off", 90), vm.host.ask("history", vm.name)
+
+
 def disk_xml(target: str, image: Path, kind: str = "qcow2") -> str:
     """Describe a disk to libvirt."""
     return (
