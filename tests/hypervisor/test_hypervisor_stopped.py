@@ -38,7 +38,9 @@ def written(image: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["kill", pid.read_text().strip()], check=True, timeout=30)
+        number = pid.read_text().strip()
+        subprocess.run(["kill", number], check=True, timeout=30)
+        subprocess.run(["tail", f"--pid={number}", "-f", "/dev/null"], check=True, timeout=30)
 
 
 def test_a_stopped_vm_tells_what_changed_and_its_next_point_builds_on_this_one(
