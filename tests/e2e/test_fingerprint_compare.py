@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_kit import Blank, Document, disk_xml, enable, images, points, qemu_img, same_content
+from job_kit import Blank, Document, cycles, disk_xml, enable, images, points, qemu_img, same_content
 
 from vmreplica.lab import Lab
+from vmreplica.lab.waiting import until
 from vmreplica.model.units import KiB, MiB
 
 pytestmark = pytest.mark.seeding
@@ -94,14 +95,16 @@ def test_a_killed_guest_is_compared_and_only_differences_travel(lab: Lab, new_bl
     write_random(vm, "vda", 2 * MiB, os.urandom(32 * KiB))
     # With the host's power gone QEMU never writes its bitmaps down.
     vm.host.exec(["pkill", "-KILL", "-f", f"guest={vm.name},"])
+    assert until(lambda: "shut off" in vm.host.virsh("domstate", vm.name).stdout, 30), "libvirt has noticed"
     vm.start()
-    cycle = sync(vm)
-    assert cycle["kind"] == "resync"
+    sync(vm)
+    # Taken from the stopped images, when the agent was faster than the start, else from the running VM.
+    (cycle,) = [cycle for cycle in cycles(vm.host, vm.name) if cycle["kind"] == "resync"]
     assert "vda" in cycle["reason"]
     assert cycle["wire_bytes"] <= 1.15 * 32 * KiB + OVERHEAD
     for image, source in zip(newest(lab, vm), vm.images.values(), strict=True):
         assert same_content(image, source)
-    assert len(points(vm.host, vm.name)) == 2
+    assert len(points(vm.host, vm.name)) >= 2
     assert sync(vm)["kind"] == "delta"
 
 
