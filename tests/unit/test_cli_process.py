@@ -94,8 +94,15 @@ class Terminal:
 
 def _on_terminal(command: list[str], env: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
     ours, theirs = pty.openpty()
+    # Tests that run in the background of a shell have inherited that Ctrl-C is ignored.
     process = subprocess.Popen(
-        command, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, close_fds=True
+        ["env", "--default-signal=INT", *command],
+        env=env,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        close_fds=True,
     )
     os.close(theirs)
     return process, ours
