@@ -64,7 +64,9 @@ def test_several_points_can_be_tested_at_once_and_are_held_and_not_written(
     older = enable(a, vm.name, "--keep", "1", every="24h")["result"]["point"]
     kept = tmp_path / "older"
     kept.write_bytes(_image(b, vm, older).read_bytes())
-    first = b.ask("failover", vm.name, "--test", "--point", older, "--network", "isolated")["trial"]
+    onto = ("failover", vm.name, "--test", "--point", older, "--network", "isolated")
+    assert refusal(b, *onto)[1]["code"] == "confirmation-needed", "that network is a bridge which others may use"
+    first = b.ask(*onto, "--yes")["trial"]
     vm.write("vda", "1M", "64k", 2)
     a.ask("sync", vm.name)
     second = b.ask("failover", vm.name, "--test", "--for", "2h")["trial"]

@@ -149,7 +149,7 @@ class Trials:
         self._before("define")
         site = Site(disks=disks, network_map=EveryNetwork(trial.network), **self._hypervisor.abilities())
         built = build(replica.definition(trial.point), site)
-        self._hypervisor.define(as_trial(built, vm=trial.vm, name=trial.name).xml)
+        self._hypervisor.define(as_trial(built, vm=trial.vm, name=trial.name, network=trial.network).xml)
         self._before("start")
         self._hypervisor.start(trial.vm)
         self._before("started")

@@ -31,10 +31,17 @@ class EveryNetwork(Mapping[str, str]):
         return 0
 
 
-def as_trial(built: BuiltDefinition, *, vm: VmId, name: VmName) -> BuiltDefinition:
-    """Give a definition that ``definition.build`` made another identity, and unplug what would reach the outside.
+def as_trial(built: BuiltDefinition, *, vm: VmId, name: VmName, network: str | None) -> BuiltDefinition:
+    """Give a definition that ``definition.build`` made another identity, and let no interface reach the outside.
 
-    QEMU's user network, which an interface of the VM may have, leads out through this host: it is unplugged too.
+    QEMU's user network, which an interface of the VM may have, leads out through this host: that interface goes where
+    all the others go.
+
+    Args:
+        built: with ``EveryNetwork(network)`` as its network map.
+        vm: its new id.
+        name: its new name.
+        network: where its interfaces are plugged in; None: nowhere.
     """
     root = ET.fromstring(built.xml)  # noqa: S314 - our own document
     for tag, value in (("name", name), ("uuid", vm)):
@@ -42,8 +49,16 @@ def as_trial(built: BuiltDefinition, *, vm: VmId, name: VmName) -> BuiltDefiniti
         if element is not None:
             element.text = value
     for interface in root.iterfind("devices/interface[@type='user']"):
-        link = interface.find("link")
-        if link is None:
-            link = ET.SubElement(interface, "link")
-        link.set("state", "down")
+        _isolate(interface, network)
     return replace(built, vm=vm, name=name, xml=ET.tostring(root, encoding="unicode"))
+
+
+def _isolate(interface: ET.Element, network: str | None) -> None:
+    if network is not None:
+        interface.set("type", "network")
+        interface.insert(0, ET.Element("source", network=network))
+        return
+    link = interface.find("link")
+    if link is None:
+        link = ET.SubElement(interface, "link")
+    link.set("state", "down")
