@@ -29,8 +29,8 @@ from vmreplica.lab.waiting import until
 
 pytestmark = pytest.mark.failover
 
-#: A guest's clock has whole seconds and may be one off.
-_CLOCK_SLACK = 2.0
+#: A guest's clock has whole seconds, and under emulation it lags when the host is busy.
+_CLOCK_SLACK = 4.0
 
 
 def test_when_the_primary_dies_its_copy_goes_on_and_the_old_one_is_told(lab: Lab, new_guest: NewGuest) -> None:
