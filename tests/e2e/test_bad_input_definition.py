@@ -83,7 +83,7 @@ def test_a_definition_that_is_no_honest_one_is_refused_and_the_failover_undone(l
         assert (exit_code, error["code"]) == (2, code)
         assert relation(b, vm.name)["state"] == "replicating"
         assert vm.name not in b.guest_names()
-        assert not any(found["holds"] for found in points(b, vm.name))
+        assert [found["holds"] for found in points(b, vm.name)] == [[], []], "the first point and the last"
 
     definition.write_text(honest)
     assert b.ask("failover", vm.name, "--yes")["started"]

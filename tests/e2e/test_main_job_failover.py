@@ -29,8 +29,8 @@ from vmreplica.lab.waiting import until
 
 pytestmark = pytest.mark.failover
 
-#: A guest's clock has whole seconds, and under emulation it lags when the host is busy.
-_CLOCK_SLACK = 4.0
+#: A guest's clock has whole seconds and may be one off.
+_CLOCK_SLACK = 2.0
 
 
 def test_when_the_primary_dies_its_copy_goes_on_and_the_old_one_is_told(lab: Lab, new_guest: NewGuest) -> None:
@@ -204,7 +204,7 @@ def test_a_failover_killed_at_any_step_is_undone_or_finished(lab: Lab, new_blank
         assert until(lambda: relation(b, vm.name)["state"] == "replicating", 30), step
         assert vm.name not in b.guest_names(), step
         assert not inside(b, b.layout.store / vm.uuid / "run").exists(), step
-        assert not any(found["holds"] for found in points(b, vm.name)), step
+        assert [found["holds"] for found in points(b, vm.name)] == [[], []], step
         assert relation(b, vm.name)["epoch"] == 0
 
     vm.start()

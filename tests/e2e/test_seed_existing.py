@@ -35,8 +35,8 @@ pytestmark = pytest.mark.seeding
 
 #: What a cycle may cost besides data: heads, records, frames' own headers.
 OVERHEAD = 4 * KiB
-#: A guest's clock has whole seconds, and under emulation it lags when the host is busy.
-CLOCK_SLACK = 4.0
+#: A guest's clock has whole seconds and may be one off.
+CLOCK_SLACK = 2.0
 #: QEMU's name of each format by the ending that tells it.
 KINDS = {"qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk", "vdi": "vdi", "vhd": "vpc", "raw": "raw"}
 
