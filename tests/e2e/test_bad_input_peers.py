@@ -29,8 +29,8 @@ def test_a_token_that_has_expired_is_refused_by_the_host_that_made_it(lab: Lab) 
     a.stop_agent()
     kept = a.layout.state_dir / "invitations.json"
     stored = json.loads(kept.read_text())
-    newest = max(stored["invitations"], key=lambda invitation: str(invitation["expires"]))
-    newest["expires"] = (dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1)).isoformat()
+    for invitation in stored["invitations"]:
+        invitation["expires"] = (dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1)).isoformat()
     kept.write_text(json.dumps(stored))
     a.start_agent()
     code, error = refusal(b, "peer", "join", token)
