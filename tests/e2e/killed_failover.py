@@ -1,6 +1,6 @@
 """The real agent, which kills itself with SIGKILL just before a named step of a failover, a test failover included.
 
-``killed_failover.py STEP --config FILE``; the steps are those that ``failover.execute`` and ``failover.trial`` tell
+``killed_failover.py STEP --config FILE``; the steps are those that ``failover.execute`` and ``failover.tests`` tell
 their observers.
 """
 
@@ -22,7 +22,7 @@ def main() -> None:
         if step == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    vars(replica)["Trials"] = functools.partial(vars(replica)["Trials"], before=before)
+    vars(replica)["FailoverTests"] = functools.partial(vars(replica)["FailoverTests"], before=before)
     vars(replica)["execute"] = functools.partial(vars(replica)["execute"], before=before)
     run(Path(config))
 

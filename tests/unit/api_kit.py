@@ -23,16 +23,16 @@ from vmreplica.model.report import (
     FailoverPlan,
     FailoverReport,
     FailoverStep,
+    FailoverTest,
     Invitation,
     PeerReport,
     PeerTest,
     PointsReport,
     Progress,
     RelationshipReport,
+    StartedTest,
     StatusReport,
     TaskReport,
-    TrialReport,
-    TrialStarted,
 )
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.states import State
@@ -224,18 +224,18 @@ class SmallAgent:
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
 
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
-        """Plan a trial."""
+        """Plan a test failover."""
         self._asked("plan_test", vm, point, network)
         return self._plan(vm, point).model_copy(update={"kind": "test", "warnings": ()})
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
-        """Start a trial."""
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
+        """Start a test failover."""
         self._asked("test_failover", vm, point, network, seconds)
         until = NOW + dt.timedelta(seconds=seconds) if seconds else None
-        trial = TrialReport(
+        test = FailoverTest(
             vm=VM_ID, name=f"{vm}-test", point=point or NEW, network=network, since=NOW, until=until, running=True
         )
-        return TrialStarted(plan=self._plan(vm, point), trial=trial, seconds=1.25)
+        return StartedTest(plan=self._plan(vm, point), test=test, seconds=1.25)
 
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take it back."""

@@ -39,9 +39,9 @@ from vmreplica.model.report import (
     PeerTest,
     PointsReport,
     RelationshipReport,
+    StartedTest,
     StatusReport,
     TaskReport,
-    TrialStarted,
 )
 from vmreplica.model.seed import SeedRequest
 from vmreplica.parcel import Secret
@@ -286,7 +286,7 @@ class Agent:
         """Tell what a test failover would do; changes nothing."""
         return self._replicas.plan_test(vm, point, network)
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM."""
         return self._replicas.test(vm, point=point, network=network, seconds=seconds)
 

@@ -18,7 +18,7 @@ from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
-from vmreplica.failover.trial import Trials
+from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.health import Facts, judge
@@ -30,7 +30,7 @@ from vmreplica.model.report import (
     FailoverReport,
     PointsReport,
     RelationshipReport,
-    TrialStarted,
+    StartedTest,
 )
 from vmreplica.model.states import RECEIVING, Event, State
 from vmreplica.peer.book import PeerBook
@@ -41,7 +41,7 @@ _log: Final = structlog.get_logger(__name__)
 #: Seconds a primary has to say whether the VM runs there; on the worst day it is gone and nobody wants to wait.
 _ASK_LIMIT: Final = 1.0
 #: Seconds between looks whether the time of a test failover is over.
-_TRIAL_CHECK: Final = 10.0
+_TEST_CHECK: Final = 10.0
 
 
 class ReplicaSide:
@@ -70,7 +70,7 @@ class ReplicaSide:
         self._hypervisor = hypervisor
         self._clients = clients
         self._book = book
-        self._trials = Trials(hypervisor)
+        self._tests = FailoverTests(hypervisor)
         self._failing_over = threading.Lock()
         self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
@@ -83,7 +83,7 @@ class ReplicaSide:
         for replica in self._repository.replicas():
             try:
                 recover(replica, self._hypervisor)
-                self._trials.recover(replica)
+                self._tests.recover(replica)
             except VmReplicaError as error:
                 _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
             self._upkeep.put(replica.record.vm)
@@ -167,7 +167,7 @@ class ReplicaSide:
         leads_out = network is not None and self._hypervisor.network_leads_out(network)
         return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
 
-    def test(self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None) -> TrialStarted:
+    def test(self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM here, beside the VM itself.
 
         Args:
@@ -182,9 +182,9 @@ class ReplicaSide:
         replica, began = self.get(vm), time.monotonic()
         plan = self.plan_test(vm, point, network)
         until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-        trial, notes = self._trials.start(replica, plan, network=network, until=until)
+        test, notes = self._tests.start(replica, plan, network=network, until=until)
         shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
-        return TrialStarted(plan=shown, trial=trial, seconds=time.monotonic() - began)
+        return StartedTest(plan=shown, test=test, seconds=time.monotonic() - began)
 
     def cancel(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover in effect; when there is none, or it is asked for, the test failovers.
@@ -198,7 +198,7 @@ class ReplicaSide:
             with self._failing_over:
                 undo(replica, self._hypervisor)
             return self._cancelled(replica, "unplanned", (record.name,))
-        removed = self._trials.end(replica)
+        removed = self._tests.end(replica)
         if not removed:
             raise Conflict(
                 "nothing-to-cancel",
@@ -238,7 +238,7 @@ class ReplicaSide:
             Conflict: the VM is defined here on the replica's files.
         """
         record = replica.record
-        if record.trials and delete_copy:
+        if record.tests and delete_copy:
             raise Conflict(
                 "replica-in-use",
                 f"a test failover of {record.name} runs on the files of its replica",
@@ -287,7 +287,7 @@ class ReplicaSide:
             latest=latest,
             point_age=age,
             points=len(points),
-            trials=self._trials.reports(replica),
+            tests=self._tests.reports(replica),
             progress=seed_progress(position, prefix=""),
         )
 
@@ -336,19 +336,19 @@ class ReplicaSide:
     def _keep_chains(self) -> None:
         while True:
             try:
-                vm = self._upkeep.get(timeout=_TRIAL_CHECK)
+                vm = self._upkeep.get(timeout=_TEST_CHECK)
             except queue.Empty:
-                self._expire_trials()
+                self._expire_tests()
                 continue
             if vm is None:
                 return
             self._keep_chain(vm)
 
-    def _expire_trials(self) -> None:
+    def _expire_tests(self) -> None:
         now = dt.datetime.now(dt.UTC)
         for replica in self._repository.replicas():
             try:
-                self._trials.expire(replica, now)
+                self._tests.expire(replica, now)
             except VmReplicaError as error:
                 _log.warning("a test failover cannot be removed", vm=replica.record.vm, why=error.message)
 

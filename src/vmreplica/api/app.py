@@ -18,13 +18,13 @@ from vmreplica.api.requests import (
     DoctorRequest,
     EnableRequest,
     FailoverRequest,
+    FailoverTestRequest,
     HandOverRequest,
     ImportRequest,
     InviteRequest,
     JoinRequest,
     LimitRequest,
     NetworksRequest,
-    TrialRequest,
 )
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
@@ -162,7 +162,7 @@ class _Vms:
         return answer(await self._run(partial(self._agent.plan_test, vm, point, network)))
 
     async def _test(self, request: web.Request) -> web.Response:
-        vm, body = _vm(request), await read_body(request, TrialRequest)
+        vm, body = _vm(request), await read_body(request, FailoverTestRequest)
         call = partial(self._agent.test_failover, vm, point=body.point, network=body.network, seconds=body.seconds)
         return answer(await self._run(call), status=201)
 

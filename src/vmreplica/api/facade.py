@@ -16,9 +16,9 @@ from vmreplica.model.report import (
     PeerTest,
     PointsReport,
     RelationshipReport,
+    StartedTest,
     StatusReport,
     TaskReport,
-    TrialStarted,
 )
 from vmreplica.model.seed import SeedRequest
 
@@ -89,7 +89,7 @@ class AgentFacade(Protocol):
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> TrialStarted:
+    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM, isolated unless a network is named."""
 
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:

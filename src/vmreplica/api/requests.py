@@ -70,7 +70,7 @@ class FailoverRequest(Shape):
     point: PointId | None = None
 
 
-class TrialRequest(Shape):
+class FailoverTestRequest(Shape):
     """Start a copy beside the VM; without a point from the newest one, without a network unplugged."""
 
     point: PointId | None = None

@@ -110,11 +110,11 @@ def _test(
     client: AgentClient, vm: str, point: str | None, network: str | None, lifetime: str | None, *, yes: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from vmreplica.api.requests import TrialRequest  # noqa: PLC0415 - slow to import
-    from vmreplica.cli.show_failover import plan_view, trial_view  # noqa: PLC0415 - slow to import
-    from vmreplica.model.report import FailoverPlan, TrialStarted  # noqa: PLC0415 - slow to import
+    from vmreplica.api.requests import FailoverTestRequest  # noqa: PLC0415 - slow to import
+    from vmreplica.cli.show_failover import plan_view, test_view  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import FailoverPlan, StartedTest  # noqa: PLC0415 - slow to import
 
-    body = make_request(TrialRequest, point=point, network=network, seconds=_seconds(lifetime))
+    body = make_request(FailoverTestRequest, point=point, network=network, seconds=_seconds(lifetime))
     plan = read_report(FailoverPlan, client.get(vm_path(vm, "test-plan"), point=point, network=network))
     if plan.warnings and not yes:
         # A test that disturbs nothing needs no question; this one may.
@@ -125,7 +125,7 @@ def _test(
     if as_json:
         show_answer(answer)
     else:
-        show(trial_view(read_report(TrialStarted, answer)))
+        show(test_view(read_report(StartedTest, answer)))
 
 
 def _cancel(client: AgentClient, vm: str, *, tests_only: bool, yes: bool, as_json: bool) -> None:

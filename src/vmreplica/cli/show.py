@@ -13,6 +13,7 @@ from vmreplica.cli.output import printable
 from vmreplica.model.health import Level
 from vmreplica.model.report import (
     CycleReport,
+    FailoverTest,
     HistoryReport,
     PeerReport,
     PeersReport,
@@ -20,7 +21,6 @@ from vmreplica.model.report import (
     PointsReport,
     RelationshipReport,
     StatusReport,
-    TrialReport,
 )
 from vmreplica.model.units import format_duration, format_size
 
@@ -167,7 +167,7 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         pairs += [("next cycle", _due(relation, now)), ("rate limit", limit_text(relation))]
     if relation.excluded:
         pairs.append(("not replicated", " ".join(relation.excluded)))
-    pairs += [("test failover", _trial(trial)) for trial in relation.trials]
+    pairs += [("test failover", _test(test)) for test in relation.tests]
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:
@@ -175,12 +175,12 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     return pairs
 
 
-def _trial(trial: TrialReport) -> str:
+def _test(test: FailoverTest) -> str:
     """Say in a line how a test stands."""
-    life = {True: "runs", False: "is shut off", None: "is not told about by libvirt"}[trial.running]
-    place = f"on network {printable(trial.network)}" if trial.network else "unplugged"
-    end = f", removed at {clock_text(trial.until)}" if trial.until else ""
-    return f"{printable(trial.name)} {life}, {place}, from point {trial.point}{end}"
+    life = {True: "runs", False: "is shut off", None: "is not told about by libvirt"}[test.running]
+    place = f"on network {printable(test.network)}" if test.network else "unplugged"
+    end = f", removed at {clock_text(test.until)}" if test.until else ""
+    return f"{printable(test.name)} {life}, {place}, from point {test.point}{end}"
 
 
 def _remarks(relations: Iterable[RelationshipReport]) -> list[Text]:

@@ -5,7 +5,7 @@ from rich.text import Text
 
 from vmreplica.cli.output import printable
 from vmreplica.cli.show import clock_text
-from vmreplica.model.report import CancelReport, FailoverPlan, FailoverReport, TrialStarted
+from vmreplica.model.report import CancelReport, FailoverPlan, FailoverReport, StartedTest
 from vmreplica.model.units import format_duration
 
 
@@ -44,16 +44,16 @@ def failover_view(report: FailoverReport) -> RenderableType:
     )
 
 
-def trial_view(started: TrialStarted) -> RenderableType:
+def test_view(started: StartedTest) -> RenderableType:
     """Show what a test failover did."""
-    trial, name = started.trial, printable(started.plan.name)
-    place = f"plugged in to {printable(trial.network)}" if trial.network else "with all its network cables unplugged"
-    until = f", until {clock_text(trial.until)}" if trial.until else ""
+    test, name = started.test, printable(started.plan.name)
+    place = f"plugged in to {printable(test.network)}" if test.network else "with all its network cables unplugged"
+    until = f", until {clock_text(test.until)}" if test.until else ""
     return Group(
         Text(
-            f"{printable(trial.name)} runs here from point {trial.point} after {started.seconds:.1f} s, {place}{until}."
+            f"{printable(test.name)} runs here from point {test.point} after {started.seconds:.1f} s, {place}{until}."
         ),
-        Text(f"  virsh console {printable(trial.name)}   (look at it; replication of {name} goes on)"),
+        Text(f"  virsh console {printable(test.name)}   (look at it; replication of {name} goes on)"),
         Text(f"  vmreplica failover {name} --test --cancel   (remove it with every trace)"),
         *_warnings(started.plan),
     )

@@ -44,7 +44,7 @@ class CycleReport(Shape):
     hint: str = ""
 
 
-class TrialReport(Shape):
+class FailoverTest(Shape):
     """A test failover: a copy that runs beside the VM."""
 
     #: The copy's own id and name in libvirt.
@@ -91,7 +91,7 @@ class RelationshipReport(Shape):
     rate: int | None = None
     rate_until: AwareDatetime | None = None
     #: Test failovers, on the replica.
-    trials: tuple[TrialReport, ...] = ()
+    tests: tuple[FailoverTest, ...] = ()
 
 
 class StatusReport(Shape):
@@ -187,11 +187,11 @@ class FailoverReport(Shape):
     seconds: float
 
 
-class TrialStarted(Shape):
+class StartedTest(Shape):
     """What a test failover did."""
 
     plan: FailoverPlan
-    trial: TrialReport
+    test: FailoverTest
     seconds: float
 
 

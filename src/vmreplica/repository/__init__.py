@@ -5,8 +5,8 @@ Knows files, points, chains, holds and retention. Knows nothing of peers and who
 after a crash, and a point that is listed is readable.
 """
 
-from vmreplica.repository.record import FailoverRecord, Hold, ReplicaRecord, SeedRecord, TrialRecord
+from vmreplica.repository.record import FailoverRecord, FailoverTestRecord, Hold, ReplicaRecord, SeedRecord
 from vmreplica.repository.replica import Replica
 from vmreplica.repository.store import Repository
 
-__all__ = ["FailoverRecord", "Hold", "Replica", "ReplicaRecord", "Repository", "SeedRecord", "TrialRecord"]
+__all__ = ["FailoverRecord", "FailoverTestRecord", "Hold", "Replica", "ReplicaRecord", "Repository", "SeedRecord"]

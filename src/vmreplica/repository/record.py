@@ -24,7 +24,7 @@ class FailoverRecord(Shape):
     started: bool
 
 
-class TrialRecord(Shape):
+class FailoverTestRecord(Shape):
     """A test failover, as much as is needed to remove it after a crash."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}$")]
@@ -68,7 +68,7 @@ class ReplicaRecord(Shape):
     failover: FailoverRecord | None = None
     #: The export that the first copy came in.
     imported: ExportId | None = None
-    trials: tuple[TrialRecord, ...] = ()
+    tests: tuple[FailoverTestRecord, ...] = ()
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None

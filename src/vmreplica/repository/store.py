@@ -105,7 +105,7 @@ class Repository:
             replica = self._replicas.get(vm)
             if replica is None:
                 return
-            if replica.record.trials:
+            if replica.record.tests:
                 raise Conflict(
                     "replica-in-use",
                     f"a test failover of {replica.record.name} runs on the files of its replica",

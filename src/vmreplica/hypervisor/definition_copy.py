@@ -31,7 +31,7 @@ class EveryNetwork(Mapping[str, str]):
         return 0
 
 
-def as_trial(built: BuiltDefinition, *, vm: VmId, name: VmName, network: str | None) -> BuiltDefinition:
+def as_test_copy(built: BuiltDefinition, *, vm: VmId, name: VmName, network: str | None) -> BuiltDefinition:
     """Give a definition that ``definition.build`` made another identity, and let no interface reach the outside.
 
     QEMU's user network, which an interface of the VM may have, leads out through this host: that interface goes where

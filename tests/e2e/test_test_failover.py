@@ -33,10 +33,10 @@ def test_a_copy_boots_beside_the_running_vm_and_replication_goes_on(lab: Lab, ne
     wait_cycles(a, guest.name, 2)
 
     tested = b.ask("failover", guest.name, "--test")
-    name = tested["trial"]["name"]
+    name = tested["test"]["name"]
     before = points(b, guest.name)[-1]["point"]
     assert name == f"{guest.name}-test"
-    assert tested["trial"]["vm"] != guest.uuid
+    assert tested["test"]["vm"] != guest.uuid
     assert b.wait_domain_alive(name) > 0, "it boots and goes on writing"
     assert guest.name not in b.guest_names(), "only the copy is here"
     assert "user" in b.virsh("domiflist", name).stdout
@@ -45,7 +45,7 @@ def test_a_copy_boots_beside_the_running_vm_and_replication_goes_on(lab: Lab, ne
     assert points(b, guest.name)[-1]["point"] > before, "points went on coming while it booted"
     shown = relation(b, guest.name)
     assert shown["state"] == "replicating"
-    assert [trial["running"] for trial in shown["trials"]] == [True]
+    assert [test["running"] for test in shown["tests"]] == [True]
     assert name in b.vmreplica("status", guest.name).stdout
 
     told = b.ask("failover", guest.name, "--cancel", "--yes")
@@ -66,10 +66,10 @@ def test_several_points_can_be_tested_at_once_and_are_held_and_not_written(
     kept.write_bytes(_image(b, vm, older).read_bytes())
     onto = ("failover", vm.name, "--test", "--point", older, "--network", "isolated")
     assert refusal(b, *onto)[1]["code"] == "confirmation-needed", "that network is a bridge which others may use"
-    first = b.ask(*onto, "--yes")["trial"]
+    first = b.ask(*onto, "--yes")["test"]
     vm.write("vda", "1M", "64k", 2)
     a.ask("sync", vm.name)
-    second = b.ask("failover", vm.name, "--test", "--for", "2h")["trial"]
+    second = b.ask("failover", vm.name, "--test", "--for", "2h")["test"]
 
     assert [first["name"], second["name"]] == [f"{vm.name}-test", f"{vm.name}-test2"]
     assert second["until"] > dt.datetime.now(dt.UTC).isoformat()
@@ -79,7 +79,7 @@ def test_several_points_can_be_tested_at_once_and_are_held_and_not_written(
     assert not same_content(*b.disk_paths(first["name"]), *b.disk_paths(second["name"]))
     assert [len(point["holds"]) for point in points(b, vm.name)] == [1, 1], "more than --keep, while they are tested"
     b.virsh("destroy", second["name"])
-    assert {trial["running"] for trial in relation(b, vm.name)["trials"]} == {True, False}
+    assert {test["running"] for test in relation(b, vm.name)["tests"]} == {True, False}
     code, error = refusal(a, "disable", vm.name, "--delete-copy", "--yes")
     assert (code, error["code"]) == (5, "replica-in-use")
 
@@ -119,9 +119,9 @@ def test_a_test_killed_at_any_step_leaves_nothing_or_runs(lab: Lab, new_blank: N
         b.start_agent([sys.executable, str(Path(__file__).with_name("killed_failover.py")), step])
         assert b.vmreplica("failover", vm.name, "--test", check=False).returncode == 8, "the agent died in it"
         b.start_agent()
-        assert until(lambda: relation(b, vm.name)["trials"] == [], 30), step
+        assert until(lambda: relation(b, vm.name)["tests"] == [], 30), step
         _expect_no_trace(b, vm.uuid, vm.name, f"{vm.name}-test")
-    assert b.ask("failover", vm.name, "--test")["trial"]["running"]
+    assert b.ask("failover", vm.name, "--test")["test"]["running"]
     b.ask("failover", vm.name, "--test", "--cancel")
 
 
@@ -167,6 +167,6 @@ def _expect_no_trace(b: Host, vm: str, name: str, *copies: str) -> None:
     assert not set(copies) & set(b.guest_names())
     assert not list((store / "tests").glob("*"))
     assert not list((store / "holds").glob("*"))
-    assert relation(b, name)["trials"] == []
+    assert relation(b, name)["tests"] == []
     holds: list[Any] = [point["holds"] for point in points(b, name)]
     assert not any(holds)

@@ -18,22 +18,22 @@ from vmreplica.failover.plan import StepHook, no_hook
 from vmreplica.fsio import remove_tree
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import build
+from vmreplica.hypervisor.definition_copy import EveryNetwork, as_test_copy
 from vmreplica.hypervisor.definition_site import Site
-from vmreplica.hypervisor.definition_trial import EveryNetwork, as_trial
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmName
-from vmreplica.model.report import FailoverPlan, TrialReport
-from vmreplica.repository import Replica, TrialRecord
+from vmreplica.model.report import FailoverPlan, FailoverTest
+from vmreplica.repository import FailoverTestRecord, Replica
 
 _log: Final = structlog.get_logger(__name__)
 
 #: Where their layers stand in a replica's directory, each in one of its own.
 _DIRECTORY: Final = "tests"
 #: Tests of one VM at once.
-MAX_TRIALS: Final = 8
+MAX_TESTS: Final = 8
 
 
-class Trials:
+class FailoverTests:
     """The tests of all replicas here. Thread-safe.
 
     Args:
@@ -50,7 +50,7 @@ class Trials:
 
     def start(
         self, replica: Replica, plan: FailoverPlan, *, network: str | None, until: dt.datetime | None
-    ) -> tuple[TrialReport, tuple[str, ...]]:
+    ) -> tuple[FailoverTest, tuple[str, ...]]:
         """Start a copy from the plan's point.
 
         Args:
@@ -67,32 +67,32 @@ class Trials:
         """
         with self._lock:
             replica.verify_devices()
-            trial = self._record(replica, plan, network, until)
+            test = self._record(replica, plan, network, until)
             self._before("record")
-            self._hold(replica, trial)
+            self._hold(replica, test)
             try:
-                replica.update(trials=(*replica.record.trials, trial))
-                notes = self._run(replica, trial)
+                replica.update(tests=(*replica.record.tests, test))
+                notes = self._run(replica, test)
             except BaseException:
-                self._remove(replica, trial)
+                self._remove(replica, test)
                 raise
-        _log.info("test failover started", vm=replica.record.vm, name=trial.name, point=trial.point)
-        return self._report(trial.model_copy(update={"started": True})), notes
+        _log.info("test failover started", vm=replica.record.vm, name=test.name, point=test.point)
+        return self._report(test.model_copy(update={"started": True})), notes
 
     def end(self, replica: Replica) -> tuple[VmName, ...]:
         """Remove all tests of a VM with every trace; tells their names."""
         with self._lock:
-            trials = replica.record.trials
-            for trial in trials:
-                self._remove(replica, trial)
-        return tuple(trial.name for trial in trials)
+            tests = replica.record.tests
+            for test in tests:
+                self._remove(replica, test)
+        return tuple(test.name for test in tests)
 
     def expire(self, replica: Replica, now: dt.datetime) -> None:
         """Remove the tests whose time is over."""
         with self._lock:
-            for trial in replica.record.trials:
-                if trial.until is not None and trial.until <= now:
-                    self._remove(replica, trial)
+            for test in replica.record.tests:
+                if test.until is not None and test.until <= now:
+                    self._remove(replica, test)
 
     def recover(self, replica: Replica) -> None:
         """At the agent's start: hold again what runs, remove what a crash left half done.
@@ -101,29 +101,29 @@ class Trials:
             VmReplicaError: not all of it could be done.
         """
         with self._lock:
-            for trial in replica.record.trials:
-                if trial.started and self._hypervisor.exists(trial.vm):
-                    self._hold(replica, trial)
+            for test in replica.record.tests:
+                if test.started and self._hypervisor.exists(test.vm):
+                    self._hold(replica, test)
                 else:
-                    self._remove(replica, trial)
+                    self._remove(replica, test)
 
-    def reports(self, replica: Replica) -> tuple[TrialReport, ...]:
+    def reports(self, replica: Replica) -> tuple[FailoverTest, ...]:
         """Tell the tests of a VM."""
-        return tuple(self._report(trial) for trial in replica.record.trials)
+        return tuple(self._report(test) for test in replica.record.tests)
 
     # ---- helpers
 
     def _record(
         self, replica: Replica, plan: FailoverPlan, network: str | None, until: dt.datetime | None
-    ) -> TrialRecord:
-        others = replica.record.trials
-        if len(others) >= MAX_TRIALS:
+    ) -> FailoverTestRecord:
+        others = replica.record.tests
+        if len(others) >= MAX_TESTS:
             raise Conflict(
                 "too-many-tests",
                 f"{len(others)} test failovers of {plan.name} exist already",
                 hint=f"vmreplica failover {plan.name} --test --cancel",
             )
-        return TrialRecord(
+        return FailoverTestRecord(
             id=secrets.token_hex(4),
             vm=str(uuid.uuid4()),
             name=self._free_name(plan.name),
@@ -139,52 +139,52 @@ class Trials:
         names = (f"{name[:200]}-test{number if number > 1 else ''}" for number in range(1, len(taken) + 2))
         return next(candidate for candidate in names if candidate not in taken)
 
-    def _hold(self, replica: Replica, trial: TrialRecord) -> None:
-        reason = f"{trial.name} runs from this point"
-        self._holds[trial.id] = replica.hold(trial.point, "test failover", reason, lasting=False)
+    def _hold(self, replica: Replica, test: FailoverTestRecord) -> None:
+        reason = f"{test.name} runs from this point"
+        self._holds[test.id] = replica.hold(test.point, "test failover", reason, lasting=False)
 
-    def _run(self, replica: Replica, trial: TrialRecord) -> tuple[str, ...]:
+    def _run(self, replica: Replica, test: FailoverTestRecord) -> tuple[str, ...]:
         self._before("layer")
-        disks = make_layer(replica, trial.point, _directory(replica, trial), "../../points")
+        disks = make_layer(replica, test.point, _directory(replica, test), "../../points")
         self._before("define")
-        site = Site(disks=disks, network_map=EveryNetwork(trial.network), **self._hypervisor.abilities())
-        built = build(replica.definition(trial.point), site)
-        self._hypervisor.define(as_trial(built, vm=trial.vm, name=trial.name, network=trial.network).xml)
+        site = Site(disks=disks, network_map=EveryNetwork(test.network), **self._hypervisor.abilities())
+        built = build(replica.definition(test.point), site)
+        self._hypervisor.define(as_test_copy(built, vm=test.vm, name=test.name, network=test.network).xml)
         self._before("start")
-        self._hypervisor.start(trial.vm)
+        self._hypervisor.start(test.vm)
         self._before("started")
-        self._keep(replica, trial.model_copy(update={"started": True}))
+        self._keep(replica, test.model_copy(update={"started": True}))
         return built.notes
 
-    def _keep(self, replica: Replica, trial: TrialRecord) -> None:
-        replica.update(trials=tuple(trial if other.id == trial.id else other for other in replica.record.trials))
+    def _keep(self, replica: Replica, test: FailoverTestRecord) -> None:
+        replica.update(tests=tuple(test if other.id == test.id else other for other in replica.record.tests))
 
-    def _remove(self, replica: Replica, trial: TrialRecord) -> None:
-        remove_vm(self._hypervisor, trial.vm)
-        remove_tree(_directory(replica, trial))
-        replica.update(trials=tuple(other for other in replica.record.trials if other.id != trial.id))
-        hold = self._holds.pop(trial.id, None)
+    def _remove(self, replica: Replica, test: FailoverTestRecord) -> None:
+        remove_vm(self._hypervisor, test.vm)
+        remove_tree(_directory(replica, test))
+        replica.update(tests=tuple(other for other in replica.record.tests if other.id != test.id))
+        hold = self._holds.pop(test.id, None)
         if hold is not None:
             replica.release(hold)
-        _log.info("test failover removed", vm=replica.record.vm, name=trial.name)
+        _log.info("test failover removed", vm=replica.record.vm, name=test.name)
 
-    def _report(self, trial: TrialRecord) -> TrialReport:
-        return TrialReport(
-            vm=trial.vm,
-            name=trial.name,
-            point=trial.point,
-            network=trial.network,
-            since=trial.since,
-            until=trial.until,
-            running=self._running(trial),
+    def _report(self, test: FailoverTestRecord) -> FailoverTest:
+        return FailoverTest(
+            vm=test.vm,
+            name=test.name,
+            point=test.point,
+            network=test.network,
+            since=test.since,
+            until=test.until,
+            running=self._running(test),
         )
 
-    def _running(self, trial: TrialRecord) -> bool | None:
+    def _running(self, test: FailoverTestRecord) -> bool | None:
         try:
-            return self._hypervisor.running(trial.vm)
+            return self._hypervisor.running(test.vm)
         except VmReplicaError:
             return None
 
 
-def _directory(replica: Replica, trial: TrialRecord) -> Path:
-    return replica.dir / _DIRECTORY / trial.id
+def _directory(replica: Replica, test: FailoverTestRecord) -> Path:
+    return replica.dir / _DIRECTORY / test.id
