@@ -163,19 +163,27 @@ class FailoverStep(Shape):
     text: str
 
 
+#: What a verb of failover does; ``plan`` shapes carry it.
+PlanKind = Literal["unplanned", "test", "planned", "cancel", "commit", "reverse"]
+
+
 class FailoverPlan(Shape):
-    """What a failover will do and what it loses; shown, confirmed, then executed once."""
+    """What a verb of failover will do and what it loses; shown, confirmed, then executed once."""
 
     vm: VmId
     name: str
-    kind: Literal["unplanned", "test", "planned"]
+    kind: PlanKind
     point: PointId
     instant: AwareDatetime
     #: Seconds of the guest's life after the point: they are lost.
     loses_seconds: float
+    #: Bytes that are lost, as far as known; None: nobody can tell.
+    loses_bytes: int | None = None
     newer_points: int
     steps: tuple[FailoverStep, ...]
     warnings: tuple[str, ...] = ()
+    #: What each side looks like afterwards, a sentence each.
+    after: tuple[str, ...] = ()
 
 
 class FailoverReport(Shape):
