@@ -116,7 +116,8 @@ async def _chunks(request: web.Request, idle_limit: float) -> AsyncIterator[byte
     while True:
         try:
             async with asyncio.timeout(idle_limit):
-                chunk = await request.content.readany()
+                # As it came: readany would join what has come meanwhile, in fresh memory.
+                chunk, _end = await request.content.readchunk()
         except TimeoutError:
             raise TimedOut("peer-stopped-sending", f"no byte of the request came for {idle_limit:g} s") from None
         if not chunk:
