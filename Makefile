@@ -22,7 +22,7 @@ demo: setup  ## two hosts in a lab: protect a running VM, kill its host, start t
 	@$(AS_ROOT) scripts/demo
 
 test: setup  ## the tests (PYTEST_ARGS="tests/unit -k words" to choose some)
-	@$(AS_ROOT) $(VENV)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(AS_ROOT) scripts/test $(PYTEST_ARGS)
 
 test-slow: setup  ## the tests that `make test` leaves out
 	@$(AS_ROOT) $(VENV)/python -m pytest -m slow $(PYTEST_ARGS)
