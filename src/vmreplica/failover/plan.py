@@ -55,7 +55,6 @@ def plan_test(
             hint="`vmreplica status` shows what is going on",
         )
     chosen = _choose(record.name, points, point)
-    plug = f"plugged in to {network}" if network else "with all its network cables unplugged"
     return FailoverPlan(
         vm=record.vm,
         name=record.name,
@@ -65,12 +64,7 @@ def plan_test(
         loses_seconds=0.0,
         loses_bytes=0,
         newer_points=0,
-        steps=(
-            FailoverStep(name="hold", text=f"hold point {chosen.point}; replication of {record.name} goes on"),
-            FailoverStep(name="layer", text="make a throw-away layer over its disks; the point itself is not written"),
-            FailoverStep(name="define", text=f"define a copy with a name and an id of its own, {plug}"),
-            FailoverStep(name="start", text="start the copy"),
-        ),
+        steps=_test_steps(record.name, chosen.point, network),
         warnings=(
             (f"network {network} leads out of this host: the copy has the addresses of the VM that runs",)
             if leads_out
@@ -80,6 +74,16 @@ def plan_test(
             f"here: a copy runs beside {record.name}, until `vmreplica failover {record.name} --test --cancel`",
             f"{record.name} itself: nothing changes, wherever it runs",
         ),
+    )
+
+
+def _test_steps(name: str, point: PointId, network: str | None) -> tuple[FailoverStep, ...]:
+    plug = f"plugged in to {network}" if network else "with all its network cables unplugged"
+    return (
+        FailoverStep(name="hold", text=f"hold point {point}; replication of {name} goes on"),
+        FailoverStep(name="layer", text="make a throw-away layer over its disks; the point itself is not written"),
+        FailoverStep(name="define", text=f"define a copy with a name and an id of its own, {plug}"),
+        FailoverStep(name="start", text="start the copy"),
     )
 
 
