@@ -1,5 +1,6 @@
 """Carrying out a failover, undoing one that failed, and finishing or undoing one that a crash interrupted."""
 
+import datetime as dt
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -101,7 +102,8 @@ def _fence(replica: Replica, plan: FailoverPlan) -> None:
     """Hold the point, then persist the state in which nothing more is received."""
     hold = replica.hold(plan.point, "failover", f"{plan.name} runs from this point")
     try:
-        replica.update(failover=FailoverRecord(point=plan.point, hold=hold, started=False))
+        now = dt.datetime.now(dt.UTC)
+        replica.update(failover=FailoverRecord(point=plan.point, hold=hold, started=False, since=now))
         replica.move(Event.FAIL_OVER)
     except BaseException:
         replica.release(hold)

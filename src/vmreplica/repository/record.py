@@ -22,6 +22,8 @@ class FailoverRecord(Shape):
     point: PointId
     hold: HoldId
     started: bool
+    #: When it was asked for; None: an older version did not write it down.
+    since: AwareDatetime | None = None
 
 
 class FailoverTestRecord(Shape):
