@@ -12,7 +12,7 @@ from vmreplica.repository import Replica
 def with_notes(
     plan: FailoverPlan, replica: Replica, hypervisor: Hypervisor, network: str | None = None
 ) -> FailoverPlan:
-    """Add to a plan's warnings what its execution will say about the definition; changes nothing.
+    """Add to a plan what its execution will say about the definition; changes nothing.
 
     Args:
         plan: of an unplanned failover or of a test.
@@ -31,4 +31,4 @@ def with_notes(
         **hypervisor.abilities(),
     )
     built = build(replica.definition(plan.point), site)
-    return plan.model_copy(update={"warnings": (*plan.warnings, *remarks(replica, plan.point), *built.notes)})
+    return plan.model_copy(update={"notes": (*remarks(replica, plan.point), *built.notes)})

@@ -8,7 +8,7 @@ from typing import Final
 import zstandard
 
 from vmreplica.model.errors import Corrupt
-from vmreplica.model.machine import MachineEntry, MachineFile
+from vmreplica.model.machine import MAX_PACKED, MachineEntry, MachineFile
 from vmreplica.model.units import MiB
 
 _LEVEL: Final = 9
@@ -17,8 +17,14 @@ _WINDOW: Final = 64 * MiB
 
 
 def pack_file(name: str, content: bytes) -> MachineFile:
-    """Pack a file."""
+    """Pack a file.
+
+    Raises:
+        ValueError: packed, it is larger than all files of a machine may be.
+    """
     packed = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(content)
+    if len(packed) > MAX_PACKED:
+        raise ValueError(f"{name} has {len(packed)} bytes when it is packed, {MAX_PACKED} are the most")
     return MachineFile(
         name=name,
         size=len(content),

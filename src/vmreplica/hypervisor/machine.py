@@ -18,7 +18,7 @@ from defusedxml.ElementTree import fromstring
 from vmreplica.fsio import fsync_dir, no_space, publish_bytes, remove_tree
 from vmreplica.fsio.packed import pack_file
 from vmreplica.model.ids import VmId
-from vmreplica.model.machine import MAX_MACHINE_FILE, MAX_MACHINE_FILES, MAX_PACKED, MAX_REMARK, NVRAM, MachineFile
+from vmreplica.model.machine import MAX_ENCODED, MAX_MACHINE_FILE, MAX_MACHINE_FILES, MAX_REMARK, NVRAM, MachineFile
 
 NVRAM_DIR: Final = Path("/var/lib/libvirt/qemu/nvram")
 TPM_DIR: Final = Path("/var/lib/libvirt/swtpm")
@@ -66,13 +66,13 @@ class MachineStore:
         for name, path in (*_nvram(root, remarks), *self._tpm(vm, root, remarks)):
             try:
                 files.append(pack_file(name, _steady(path)))
-            except _Unreadable as error:
+            except (_Unreadable, ValueError) as error:
                 remarks.append(f"{_label(name)}: {error}")
             except FileNotFoundError:
                 continue  # the VM was never started
             except OSError as error:
                 remarks.append(f"{_label(name)}: {path} cannot be read: {error.strerror}")
-        if len(files) > MAX_MACHINE_FILES or sum(len(file.content) for file in files) > MAX_PACKED:
+        if len(files) > MAX_MACHINE_FILES or sum(len(file.content) for file in files) > MAX_ENCODED:
             return Machine(remarks=("nvram and TPM state are too large to travel with a point",))
         return Machine(tuple(files), tuple(remark[:MAX_REMARK] for remark in remarks))
 

@@ -12,6 +12,7 @@ NVRAM: Final = "nvram"
 MAX_MACHINE_FILE: Final = 64 * MiB
 #: Bytes of all files of a machine, packed: a TPM has some ten KiB, UEFI variables shrink to as little.
 MAX_PACKED: Final = 2 * MiB
+MAX_ENCODED: Final = (MAX_PACKED + 2) // 3 * 4
 MAX_MACHINE_FILES: Final = 16
 MAX_REMARK: Final = 300
 
@@ -34,7 +35,7 @@ class MachineEntry(Shape):
 class MachineFile(MachineEntry):
     """One such file on its way: packed with zstd, in base64."""
 
-    content: Annotated[str, Field(max_length=(MAX_PACKED + 2) // 3 * 4)]
+    content: Annotated[str, Field(max_length=MAX_ENCODED)]
 
     @property
     def entry(self) -> MachineEntry:
@@ -55,5 +56,5 @@ def require_acceptable(files: tuple[MachineFile, ...]) -> None:
     """
     if len({file.name for file in files}) != len(files):
         raise ValueError("a file of the machine is named twice")
-    if sum(len(file.content) for file in files) > (MAX_PACKED + 2) // 3 * 4:
+    if sum(len(file.content) for file in files) > MAX_ENCODED:
         raise ValueError("the files of the machine are too large")
