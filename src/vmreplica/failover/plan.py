@@ -182,7 +182,7 @@ def _steps(name: str, point: PointSummary) -> tuple[FailoverStep, ...]:
         FailoverStep(name="fence", text=f"hold point {point.point} and take no more points of {name}"),
         FailoverStep(name="layer", text=f"make a fresh writable layer over {disks}; the point itself is not written"),
         FailoverStep(name="define", text=f"define {name} here from the replicated definition"),
-        FailoverStep(name="start", text=f"start {name}"),
+        FailoverStep(name="start", text=f"start {name}, tracking what it writes from its first instruction on"),
     )
 
 
