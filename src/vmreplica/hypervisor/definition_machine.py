@@ -86,7 +86,7 @@ def _firmware(result: ET.Element, source: ET.Element, site: Site) -> None:
     if loader is not None:
         site.note("firmware: this host's own UEFI image is used")
     features = _firmware_features(source, loader)
-    if site.nvram is not None and _own_variables(result, features, site.nvram, site):
+    if site.nvram is not None and _own_variables(result, _secure(source, loader), site.nvram, site):
         return
     result.set("firmware", "efi")
     if site.nvram is None:
@@ -95,23 +95,42 @@ def _firmware(result: ET.Element, source: ET.Element, site: Site) -> None:
         ET.SubElement(result, "firmware").extend(features)
 
 
-def _own_variables(result: ET.Element, features: list[ET.Element], nvram: Path, site: Site) -> bool:
+def _own_variables(result: ET.Element, secure: bool | None, nvram: Path, site: Site) -> bool:
     """Let a firmware of this host begin with the VM's own variables; False when none has room for just these."""
     kind = result.find("type")
     machine, arch = (kind.get("machine", ""), kind.get("arch", "x86_64")) if kind is not None else ("", "")
-    secure = any(f.get("name") == "secure-boot" and f.get("enabled") == "yes" for f in features)
     firmware = fitting(site.firmwares, size=site.nvram_size, secure=secure, machine=machine, arch=arch)
     if firmware is None:
-        kind_text = "secure boot, " if secure else ""
         site.note(
-            f"firmware: no UEFI firmware here ({kind_text}{machine}) keeps variables of {site.nvram_size} bytes: it "
-            "begins with its defaults; install the primary's version of ovmf (edk2)"
+            f"firmware: no UEFI firmware here for {machine}{' with secure boot' if secure else ''} keeps variables of "
+            f"{site.nvram_size} bytes: it begins with its defaults; install the primary's version of ovmf (edk2)"
         )
         return False
-    loader = ET.SubElement(result, "loader", readonly="yes", type="pflash", secure="yes" if secure else "no")
+    loader = ET.SubElement(result, "loader", readonly="yes", type="pflash", secure="yes" if firmware.secure else "no")
     loader.text = firmware.code
     ET.SubElement(result, "nvram", template=firmware.template).text = str(nvram)
     return True
+
+
+def _secure(source: ET.Element, loader: ET.Element | None) -> bool | None:
+    """Tell whether the VM boots securely; None when its definition leaves that to the host."""
+    if loader is not None:
+        return loader.get("secure") == "yes"
+    feature = source.find("firmware/feature[@name='secure-boot']")
+    return None if feature is None else feature.get("enabled") == "yes"
+
+
+def require_smm(root: ET.Element) -> None:
+    """Switch on what secure boot needs; libvirt does it by itself only where it chooses the firmware."""
+    if root.find("os/loader[@secure='yes']") is None:
+        return
+    features = root.find("features")
+    if features is None:
+        features = ET.SubElement(root, "features")
+    smm = features.find("smm")
+    if smm is None:
+        smm = ET.SubElement(features, "smm")
+    smm.set("state", "on")
 
 
 def _firmware_features(source: ET.Element, loader: ET.Element | None) -> list[ET.Element]:

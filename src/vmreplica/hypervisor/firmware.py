@@ -51,19 +51,21 @@ def installed_firmware(directories: Sequence[Path] = _DESCRIPTORS) -> tuple[Firm
     return (*described, *older)
 
 
-def fitting(firmwares: Sequence[Firmware], *, size: int, secure: bool, machine: str, arch: str) -> Firmware | None:
+def fitting(
+    firmwares: Sequence[Firmware], *, size: int, secure: bool | None, machine: str, arch: str
+) -> Firmware | None:
     """Choose the firmware for a machine that brings its own variables.
 
     Args:
         firmwares: of this host.
         size: bytes of the variables.
-        secure: whether the machine has secure boot.
+        secure: whether the machine has secure boot; None: it leaves that to the host.
         machine: its type, or an alias such as ``q35``.
         arch: its architecture.
     """
     machine = _ALIASES.get(machine, machine)
     for firmware in firmwares:
-        fits = (firmware.size, firmware.secure, firmware.arch) == (size, secure, arch)
+        fits = (firmware.size, firmware.arch) == (size, arch) and secure in {None, firmware.secure}
         if fits and any(fnmatchcase(machine, pattern) for pattern in firmware.machines):
             return firmware
     return None

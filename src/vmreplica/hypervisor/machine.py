@@ -63,7 +63,7 @@ class MachineStore:
         root = fromstring(definition, forbid_dtd=True)
         files: list[MachineFile] = []
         remarks: list[str] = []
-        for name, path in (*_nvram(root, remarks), *self._tpm(vm, root, remarks)):
+        for name, path in (*self._variables(root, remarks), *self._tpm(vm, root, remarks)):
             try:
                 files.append(pack_file(name, _steady(path)))
             except (_Unreadable, ValueError) as error:
@@ -103,6 +103,23 @@ class MachineStore:
         self.nvram(vm).unlink(missing_ok=True)
         remove_tree(self._tpm_dir / vm)
 
+    def _variables(self, root: ET.Element, remarks: list[str]) -> Iterator[tuple[str, Path]]:
+        nvram = root.find("os/nvram")
+        if nvram is None:
+            if root.find("os[@firmware='efi']") is not None:
+                # libvirt chooses the file when the VM starts, and forgets its name when it is off.
+                yield NVRAM, self._nvram_dir / f"{root.findtext('name', '')}_VARS.fd"
+            return
+        text, source = (nvram.text or "").strip(), nvram.find("source")
+        if source is not None and source.get("file"):
+            text = source.get("file", "")
+        if nvram.get("type", "file") != "file" or not text.startswith("/"):
+            remarks.append("nvram: the UEFI variables are not in a file of this host")
+        elif nvram.get("format", "raw") != "raw":
+            remarks.append(f"nvram: the UEFI variables are in {nvram.get('format')} format, only raw ones can be read")
+        else:
+            yield NVRAM, Path(text)
+
     def _tpm(self, vm: VmId, root: ET.Element, remarks: list[str]) -> Iterator[tuple[str, Path]]:
         backend = root.find("devices/tpm/backend")
         if backend is None:
@@ -133,22 +150,6 @@ def _tpm_files(directory: Path, version: str) -> Iterator[tuple[str, Path]]:
     for name in names:
         if _NAME.issuperset(name) and name[0].isalnum() and len(name) <= _MAX_NAME and not name.startswith("TMP"):
             yield f"{version}/{name}", directory / name
-
-
-def _nvram(root: ET.Element, remarks: list[str]) -> Iterator[tuple[str, Path]]:
-    nvram = root.find("os/nvram")
-    if nvram is None:
-        return
-    text = (nvram.text or "").strip()
-    source = nvram.find("source")
-    if source is not None and source.get("file"):
-        text = source.get("file", "")
-    if nvram.get("type", "file") != "file" or not text.startswith("/"):
-        remarks.append("nvram: the UEFI variables are not in a file of this host")
-    elif nvram.get("format", "raw") != "raw":
-        remarks.append(f"nvram: the UEFI variables are in {nvram.get('format')} format, only raw ones can be read")
-    else:
-        yield NVRAM, Path(text)
 
 
 def _label(name: str) -> str:
