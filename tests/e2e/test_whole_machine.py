@@ -42,7 +42,6 @@ def test_variables_and_tpm_state_of_the_chosen_point_come_to_the_replica(lab: La
     plan = b.ask("failover", vm.name, "--dry-run")
     done = b.ask("failover", vm.name, "--yes")
     assert done["plan"]["point"] == newer
-    print(a.virsh("dumpxml", vm.name).stdout[:1500], plan["notes"])
     assert plan["notes"] == done["plan"]["notes"]
     assert b"boot from vdb now" in _nvram(b, vm.name).read_bytes()
     assert {path.name for path in _tpm(b, vm.uuid).iterdir()} >= set(sealed)
