@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from job_kit import NewBlank, enable, inside
+from job_kit import NewBlank, enable, inside, switch_off
 
 from vmreplica.lab import Host, Lab
 
@@ -29,7 +29,7 @@ def test_variables_and_tpm_state_of_the_chosen_point_come_to_the_replica(lab: La
     nvram.write_bytes(_with_variable(first, "Lab", b"boot from vdb now"))
     sealed = {path.name: path.read_bytes() for path in tpm.iterdir() if not path.name.startswith(".")}
     assert sealed
-    newer = a.ask("sync", vm.name)["result"]["point"]
+    a.ask("sync", vm.name)
 
     tested = b.ask("failover", vm.name, "--test", "--point", older)
     copy = tested["test"]
@@ -38,10 +38,9 @@ def test_variables_and_tpm_state_of_the_chosen_point_come_to_the_replica(lab: La
     b.ask("failover", vm.name, "--test", "--cancel")
     assert not _tpm(b, copy["vm"]).exists()
 
-    vm.stop()
+    switch_off(vm)
     plan = b.ask("failover", vm.name, "--dry-run")
     done = b.ask("failover", vm.name, "--yes")
-    assert done["plan"]["point"] == newer
     assert plan["notes"] == done["plan"]["notes"]
     assert b"boot from vdb now" in _nvram(b, vm.name).read_bytes()
     assert {path.name for path in _tpm(b, vm.uuid).iterdir()} >= set(sealed)
