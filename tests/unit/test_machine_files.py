@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from adoption_kit import adoption, old_disk
 from point_kit import VM, make_opening
 from pydantic import ValidationError
 from repository_kit import Primary, new_replica, open_repository
@@ -212,3 +213,14 @@ def test_firmware_is_chosen_by_the_size_of_the_variables(tmp_path: Path) -> None
 
 def test_a_machine_without_files_asks_for_nothing() -> None:
     assert parts_of(VM, ()) == {"nvram": None, "nvram_size": 0, "firmwares": (), "tpm": None}
+
+
+def test_what_the_old_machine_kept_besides_its_disks_is_in_the_point_of_its_adoption(
+    store: MachineStore, tmp_path: Path
+) -> None:
+    old = old_disk(tmp_path, "raw", {})
+    wanted = adoption({"vda": old}, machine=(pack_file("nvram", b"as it was"),), machine_remarks=("tpm: gone",))
+    replica = open_repository(tmp_path / "store").adopt(wanted)
+    place_machine(replica, wanted.point, COPY, store)
+    assert store.nvram(COPY).read_bytes() == b"as it was"
+    assert remarks(replica, wanted.point) == ("not in the point: tpm: gone",)
