@@ -136,10 +136,12 @@ class Agent:
         self._replicas.start()
         self._doctor.start()
         self._runner.start()
+        self.planned.start_work()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
         self._doctor.stop()
+        self.planned.stop_work()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -282,6 +284,14 @@ class Agent:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
 
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Tell what a planned failover would do, asked on either side; changes nothing."""
+        return self.planned.plan_verb(vm, PlannedWish(patience=patience, force=force))
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Move a VM to its replica, or go on with that, asked on either side."""
+        return self.planned.begin_verb(vm, PlannedWish(patience=patience, force=force))
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
         return self._replicas.plan_test(vm, point, network)
@@ -292,7 +302,8 @@ class Agent:
 
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
-        return self._replicas.cancel(vm, tests_only=tests_only)
+        taken_back = None if tests_only else self.planned.cancel_verb(vm)
+        return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""

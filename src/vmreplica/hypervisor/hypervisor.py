@@ -22,6 +22,7 @@ from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.hypervisor.networks import network_leads_out
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
+from vmreplica.hypervisor.shutdown import PowerSwitch
 from vmreplica.hypervisor.stopped import StoppedView
 from vmreplica.hypervisor.views import DomainBrief, DomainView
 from vmreplica.model.errors import Corrupt, NotFound, TimedOut, Unreachable, VmReplicaError
@@ -89,6 +90,10 @@ class Hypervisor:
     def examiner(self) -> Examiner:
         """Give the means of a doctor's look at libvirt and its VMs."""
         return Examiner(self._connection, self._files)
+
+    def power_switch(self) -> PowerSwitch:
+        """Give the means to shut VMs down as their guests wish."""
+        return PowerSwitch(self._connection, self._files)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""
