@@ -17,6 +17,7 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.planned_service import make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
@@ -49,6 +50,7 @@ from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.pairing import join
+from vmreplica.peer.planned import PlannedWish
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
 from vmreplica.repository import Repository
@@ -89,6 +91,18 @@ class Agent:
             bandwidth=bandwidth,
         )
         self._doctor = self._make_doctor(repository)
+        #: Planned failovers: what peers ask of this host, and the verbs.
+        self.planned = make_planned(
+            config,
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            repository=repository,
+            primaries=self._primaries,
+            replicas=self._replicas,
+        )
         self.receiver = Receiver(
             repository,
             hello=self.hello,
@@ -299,6 +313,11 @@ class Agent:
     def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM."""
         return self._replicas.test(vm, point=point, network=network, seconds=seconds)
+
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Plan what ``cancel_failover`` does."""
+        of_planned = None if tests_only else self.planned.plan_cancel_verb(vm)
+        return of_planned or self._replicas.plan_cancel(vm, tests_only=tests_only)
 
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""

@@ -13,7 +13,7 @@ from vmreplica.agent.power_off import require_quiet
 from vmreplica.agent.protect import check_disks, paused
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.tasks import Task, Tasks
-from vmreplica.failover.planned import Parties, Wish, plan_planned
+from vmreplica.failover.planned import Parties, Wish, plan_planned, plan_return
 from vmreplica.model.errors import Conflict, NotFound, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.ids import HostId, HostName, VmId
 from vmreplica.model.point import PointSummary, Position
@@ -141,6 +141,17 @@ class PlannedFailovers:
             raise NotFound("nothing-planned", f"no failover of {vm} was planned since this agent was started",
                            hint="vmreplica status tells where the VM is")  # fmt: skip
         return known.task
+
+    def plan_cancel(self, rel: Relationship) -> FailoverPlan:
+        """Plan what ``cancel`` does; changes nothing.
+
+        Raises:
+            Conflict: ``nothing-to-cancel``.
+        """
+        planned, latest = rel.policy.planned, self._tools.clients.to(rel.policy.replica).position(rel.vm).latest
+        if planned is None or latest is None:
+            raise _nothing_to_cancel(rel)
+        return plan_return(rel.vm, rel.name, planned, latest)
 
     def cancel(self, rel: Relationship) -> CancelReport:
         """Take back what can be: the VM runs here again, if it did before.

@@ -39,6 +39,8 @@ _LIVE_CYCLES: Final = 3
 _LAST_CYCLES: Final = 3
 #: Seconds between questions to a replica that is about to start the VM or to take that back.
 _GLANCE: Final = 1.0
+#: Seconds for that.
+_BUSY_LIMIT: Final = 300.0
 #: Answers of the replica after which its start is no way forward: it runs there already, from something else.
 _RUNS_OTHERWISE: Final = frozenset({"failed-over-from-another-point"})
 
@@ -138,13 +140,15 @@ class Run:
             Unreachable: ``planned-stuck``: the replica has to be asked first.
             VmReplicaError: a step failed; it can be tried again.
         """
-        while True:
+        until = time.monotonic() + _BUSY_LIMIT
+        while time.monotonic() < until:
             self._tools.before("settle")
             position = self._position()
             act = decide(self._standing(position, wish))
             _log.info("planned failover", vm=self._vm, act=act, wish=wish)
             if self._do(act, position):
                 return
+        raise self._stuck("is busy with it and does not come to an end")
 
     def remind(self) -> None:
         """Ask the replica once more for what it has done already, so that it swaps the roles."""
@@ -157,7 +161,7 @@ class Run:
     def _do(self, act: Act, position: Position | None) -> bool:
         """Do one act; tells whether it was the last one."""
         if act == "stuck":
-            raise self._stuck()
+            raise self._stuck("does not answer")
         if act == "wait":
             self._pause(_GLANCE)
         elif act == "withdraw":
@@ -307,10 +311,10 @@ class Run:
         if self._halt.wait(seconds):
             raise Conflict("cycle-stopped", "the planned failover was stopped", kind="transient")
 
-    def _stuck(self) -> Unreachable:
+    def _stuck(self, how: str) -> Unreachable:
         name = self._rel.name
         return Unreachable(
             "planned-stuck",
-            f"{name} is off, and its replica does not answer: whether it runs there cannot be asked",
+            f"{name} is off, and its replica {how}: whether it runs there is not known",
             hint=f"it goes on by itself when the replica answers; vmreplica failover {name} --planned or --cancel",
         )

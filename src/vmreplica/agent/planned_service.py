@@ -7,21 +7,28 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.config import Config
+from vmreplica.agent.facts import Stages
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.planned import PlannedFailovers
+from vmreplica.agent.planned_run import Tools
 from vmreplica.agent.planned_there import PlannedThere
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.failover.plan import StepHook, no_hook
+from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NotFound, Refused, TimedOut, Unreachable, VmReplicaError, from_problem
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.point import Position
 from vmreplica.model.report import CancelReport, FailoverPlan, TaskReport
 from vmreplica.model.states import RECEIVING
+from vmreplica.peer.book import PeerBook
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.planned import PlannedWish, Readiness, ReadinessQuestion, StartedThere, StartWish, Withdrawal
-from vmreplica.repository import Replica
+from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -90,12 +97,15 @@ class Planned:
         threading.Thread(target=mirror.run, args=(first,), name="planned-mirror", daemon=True).start()
         return task.report()
 
+    def plan_cancel_verb(self, vm: str) -> FailoverPlan | None:
+        """Plan what ``cancel_verb`` does."""
+        rel = self._moving(vm)
+        return None if rel is None else self._here.plan_cancel(rel)
+
     def cancel_verb(self, vm: str) -> CancelReport | None:
         """Take a planned failover back, if this host is the primary of a VM; else None."""
-        rel = self._primaries.find(vm)
-        if rel is None or (rel.policy.planned is None and self._replicas.find(vm) is not None):
-            return None
-        return self._here.cancel(rel)
+        rel = self._moving(vm)
+        return None if rel is None else self._here.cancel(rel)
 
     # ---- what peers ask: the replica's part
 
@@ -126,6 +136,12 @@ class Planned:
         return self._here.plan(self._ours(peer, vm), wish)
 
     # ---- helpers
+
+    def _moving(self, vm: str) -> Relationship | None:
+        """Find a VM that is protected from here; of one that was failed over to here, only while it is moving back."""
+        rel = self._primaries.find(vm)
+        past = rel is not None and rel.policy.planned is None and self._replicas.find(vm) is not None
+        return None if past else rel
 
     def _ours(self, peer: HostId, vm: VmId) -> Relationship:
         rel = self._primaries.find(vm)
@@ -159,6 +175,30 @@ class Planned:
                 kind="operator",
             ) from error
         return client
+
+
+def make_planned(
+    config: Config,
+    *,
+    stages: Stages,
+    runner: Runner,
+    clients: Clients,
+    book: PeerBook,
+    tasks: Tasks,
+    repository: Repository,
+    primaries: PrimarySide,
+    replicas: ReplicaSide,
+    before: StepHook = no_hook,
+) -> Planned:
+    """Put the parts together; ``before`` observes the steps of both sides."""
+    hypervisor = stages.hypervisor
+    ban = Fence(config.agent.state_dir / "fence")
+    tools = Tools(stages=stages, runner=runner, clients=clients, ban=ban, before=before)
+    there = PlannedThere(
+        repository=repository, replicas=replicas, hypervisor=hypervisor, clients=clients, before=before
+    )
+    here = PlannedFailovers(tools, book=book, tasks=tasks, here=config.agent.name)
+    return Planned(here=here, there=there, primaries=primaries, replicas=replicas, clients=clients, tasks=tasks)
 
 
 class _Mirror:

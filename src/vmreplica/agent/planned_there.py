@@ -25,6 +25,9 @@ from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
+#: The VM was started here, and that stands.
+_RUNS: Final = frozenset({State.FAILED_OVER, State.COMMITTING, State.COMMITTED})
+
 
 class PlannedThere:
     """Thread-safe; answers for VMs whose points the calling host sends.
@@ -45,7 +48,7 @@ class PlannedThere:
         replicas: ReplicaSide,
         hypervisor: Hypervisor,
         clients: Clients,
-        reverse: Callable[[Replica], object],
+        reverse: Callable[[Replica], object] = lambda _replica: None,
         before: StepHook = no_hook,
     ) -> None:
         self._repository = repository
@@ -179,7 +182,7 @@ def _started(replica: Replica, wish: StartWish) -> bool:
         Conflict: ``failed-over-from-another-point``.
     """
     record = replica.record
-    if record.failover is None or not record.failover.started:
+    if record.failover is None or State(record.state) not in _RUNS:
         return False
     if record.failover.point != wish.point:
         raise Conflict(

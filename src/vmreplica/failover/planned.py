@@ -141,3 +141,36 @@ def _while_it_is_off(parties: Parties) -> tuple[FailoverStep, ...]:
             text=f"{parties.replica} sends to {parties.primary} from now on; the disks there stay as its base, in place",
         ),
     )
+
+
+def plan_return(vm: str, name: str, planned: Planned, latest: PointSummary) -> FailoverPlan:
+    """Plan to take a planned failover back.
+
+    Args:
+        vm: its id.
+        name: its name.
+        planned: as far as it has come.
+        latest: the replica's newest point.
+    """
+    asked = FailoverStep(name="withdraw", text=f"let the replica forget about it, unless it has started {name} already")
+    allowed = FailoverStep(name="allow", text=f"allow the start of {name} here again")
+    started = FailoverStep(name="start", text=f"start {name} here")
+    return FailoverPlan(
+        vm=vm,
+        name=name,
+        kind="cancel",
+        point=planned.point or latest.point,
+        instant=latest.instant,
+        loses_seconds=0.0,
+        loses_bytes=0,
+        newer_points=0,
+        steps=(
+            *((asked,) if planned.stage != "preparing" else ()),
+            allowed,
+            *((started,) if planned.was_running else ()),
+        ),
+        after=(
+            f"here: {name} {'runs' if planned.was_running else 'is off, and can be started'}; replication goes on",
+            f"on the replica: {name} is a copy, as before",
+        ),
+    )
