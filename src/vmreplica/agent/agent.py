@@ -17,7 +17,7 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
-from vmreplica.agent.planned_service import make_planned
+from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
@@ -92,17 +92,7 @@ class Agent:
         )
         self._doctor = self._make_doctor(repository)
         #: Planned failovers: what peers ask of this host, and the verbs.
-        self.planned = make_planned(
-            config,
-            stages=stages,
-            runner=self._runner,
-            clients=self._clients,
-            book=self.book,
-            tasks=self._tasks,
-            repository=repository,
-            primaries=self._primaries,
-            replicas=self._replicas,
-        )
+        self.planned = self._make_planned(repository, stages)
         self.receiver = Receiver(
             repository,
             hello=self.hello,
@@ -121,6 +111,19 @@ class Agent:
             keeper=Keeper(stages, limits.pause_hold),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
+        )
+
+    def _make_planned(self, repository: Repository, stages: Stages) -> Planned:
+        return make_planned(
+            self.config,
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            repository=repository,
+            primaries=self._primaries,
+            replicas=self._replicas,
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:

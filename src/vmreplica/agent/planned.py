@@ -216,7 +216,9 @@ class PlannedFailovers:
         self._make_room(rel)
         with self._tools.runner.turn(rel, "planned failover", _PATIENCE) as taken:
             if not taken or rel.meter is None:
-                raise Conflict("cycle-running", f"a cycle of {rel.name} does not end", hint="try again", kind="transient")
+                raise Conflict(
+                    "cycle-running", f"a cycle of {rel.name} does not end", hint="try again", kind="transient"
+                )
             run.task.meter = rel.meter
             journey = Run(self._tools, rel, rel.meter, run.halt, wish)
             if way == "forward":

@@ -33,24 +33,42 @@ def require_quiet(name: VmName, power: Power, *, force: bool) -> None:
         Conflict: ``vm-transient``, ``vm-has-saved-state``, ``vm-restarts-itself``, ``guest-hears-nothing``.
     """
     if not power.persistent:
-        raise Conflict("vm-transient", f"{name} is gone when it is shut down: it is a transient VM",
-                       hint="make it persistent first: virsh define")  # fmt: skip
+        raise Conflict(
+            "vm-transient",
+            f"{name} is a transient VM: when it is shut down it is gone",
+            hint="make it persistent first: virsh define",
+        )
     if power.saved:
-        raise Conflict("vm-has-saved-state", f"{name} is off with its memory saved, which would be lost",
-                       hint=f"virsh start {name}, or virsh managedsave-remove {name}")  # fmt: skip
+        raise Conflict(
+            "vm-has-saved-state",
+            f"{name} is off with its memory saved, which would be lost",
+            hint=f"virsh start {name}, or virsh managedsave-remove {name}",
+        )
     if power.active and power.on_poweroff != "destroy":
-        raise Conflict("vm-restarts-itself", f"{name} does not stay off: its <on_poweroff> is {power.on_poweroff}",
-                       hint=f"virsh edit {name}: <on_poweroff>destroy</on_poweroff>, then shut it down once")  # fmt: skip
+        raise Conflict(
+            "vm-restarts-itself",
+            f"{name} does not stay off: its <on_poweroff> is {power.on_poweroff}",
+            hint=f"virsh edit {name}: <on_poweroff>destroy</on_poweroff>, then shut it down once",
+        )
     if power.active and not force and not (power.awake and (power.agent or power.button)):
         why = "it has no guest agent that answers and no power button" if power.awake else "it is paused"
-        raise Conflict("guest-hears-nothing", f"{name} cannot be asked to shut itself down: {why}",
-                       hint="--force pulls its plug")  # fmt: skip
+        raise Conflict(
+            "guest-hears-nothing",
+            f"{name} cannot be asked to shut itself down: {why}",
+            hint="--force pulls its plug",
+        )
 
 
 def shut_down(
-    hypervisor: Hypervisor, vm: VmId, name: VmName, *, patience: float, force: bool, halt: Halt,
+    hypervisor: Hypervisor,
+    vm: VmId,
+    name: VmName,
+    *,
+    patience: float,
+    force: bool,
+    halt: Halt,
     say: Callable[[str], None],
-) -> Manner | None:  # fmt: skip
+) -> Manner | None:
     """Shut a VM down and wait until it is off.
 
     Args:
@@ -94,9 +112,7 @@ def shut_down(
 class _Wait:
     """Waits until a VM is off, woken by libvirt's events."""
 
-    def __init__(
-        self, hypervisor: Hypervisor, vm: VmId, gone: threading.Event, halt: Halt, patience: float
-    ) -> None:
+    def __init__(self, hypervisor: Hypervisor, vm: VmId, gone: threading.Event, halt: Halt, patience: float) -> None:
         self._hypervisor = hypervisor
         self._vm = vm
         self._gone = gone

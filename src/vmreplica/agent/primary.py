@@ -119,9 +119,7 @@ class PrimarySide:
             begin_at=begin_at,
         )
         if old is not None:
-            require_not_planned(brief.name, old)
-        if old is not None and old.replica != to:
-            raise already_protected(brief.name, self._peer_name(old.replica))
+            self._check_change(brief.name, old, to)
         with self._other_way(brief, seed, old, give_up=give_up):
             position = self._clients.to(to).offer(brief.vm, _offer(brief.name, policy, disks, bases, seed))
             check_not_begun(brief.name, begin_at, position)
@@ -246,6 +244,11 @@ class PrimarySide:
         except BaseException:
             self._runner.adopt(brief, old)
             raise
+
+    def _check_change(self, name: VmName, old: Policy, to: HostId) -> None:
+        require_not_planned(name, old)
+        if old.replica != to:
+            raise already_protected(name, self._peer_name(old.replica))
 
     def _with_seed(
         self, brief: DomainBrief, policy: Policy, wish: SeedRequest | None, old: Policy | None, position: Position

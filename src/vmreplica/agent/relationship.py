@@ -82,10 +82,8 @@ class Relationship:
         """Derive the state from facts."""
         if self.policy.planned is not None:
             return State.PREPARING if self.policy.planned.stage == "preparing" else State.PREPARED
-        if self.fenced:
-            return State.FENCED
-        if self.policy.paused:
-            return State.PAUSED
+        if self.fenced or self.policy.paused:
+            return State.FENCED if self.fenced else State.PAUSED
         if self.position is None:
             return State.READY
         if self.position.awaited is not None:

@@ -80,9 +80,7 @@ def moved_view(task: TaskReport, vm: str) -> RenderableType:
     if report is None:
         return Text(f"{printable(vm)}: {printable(task.what)} is over; `vmreplica status` shows where it is.")
     plan, name = report.plan, printable(report.plan.name)
-    way = (
-        "replication goes the other way already" if report.reversed else "replication will go the other way by itself"
-    )
+    way = "replication goes the other way already" if report.reversed else "replication will go the other way by itself"
     spent = ", ".join(f"{step.name} {step.seconds:.1f} s" for step in report.steps)
     lines = [Text(f"{name} runs on {report.runs_on} after {report.seconds:.1f} s; nothing is lost; {way}.")]
     if report.downtime is not None:

@@ -138,7 +138,7 @@ def _while_it_is_off(parties: Parties) -> tuple[FailoverStep, ...]:
         FailoverStep(name="start", text=f"start {name} on {parties.replica} from exactly that point"),
         FailoverStep(
             name="reverse",
-            text=f"{parties.replica} sends to {parties.primary} from now on; the disks there stay as its base, in place",
+            text=f"{parties.replica} sends to {parties.primary}; the disks there stay where they are, as its base",
         ),
     )
 

@@ -97,7 +97,9 @@ class PlannedService(Protocol):
 Run = Callable[..., Awaitable[Any]]
 
 
-def add_routes(app: web.Application, service: PlannedService, run: Run, caller: Callable[[web.Request], HostId]) -> None:
+def add_routes(
+    app: web.Application, service: PlannedService, run: Run, caller: Callable[[web.Request], HostId]
+) -> None:
     """Serve the requests of planned failovers."""
     _Routes(service, run, caller).add_to(app)
 
