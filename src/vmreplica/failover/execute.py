@@ -35,7 +35,7 @@ def execute(
         replica: the VM's part of the repository.
         hypervisor: this host's libvirt.
         plan: made by ``plan_unplanned`` just before.
-        ask_primary: asked once more at the last moment before the start.
+        ask_primary: asked once more at the last moment before the guest's first instruction.
         before: observer of steps.
 
     Returns:
@@ -54,11 +54,12 @@ def execute(
         before("define")
         built = _definition(replica, hypervisor, plan.point, disks)
         hypervisor.define(built.xml)
-        _refuse_running(plan.name, ask_primary())
         before("start")
         hypervisor.start_paused(plan.vm)
         before("checkpoint")
         untracked = _track(replica, hypervisor, plan.point)
+        # A dead primary takes its time not to answer; QEMU starts meanwhile, and its guest has not run yet.
+        _refuse_running(plan.name, ask_primary())
         _decide(replica)
         before("resume")
         hypervisor.resume(plan.vm)
