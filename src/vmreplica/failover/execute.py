@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from vmreplica.failover.layer import make_layer, refuse_existing, remove_vm
+from vmreplica.failover.machine import place_machine, remarks
 from vmreplica.failover.plan import PrimaryAnswer, StepHook, no_hook
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import BuiltDefinition, build
@@ -68,7 +69,7 @@ def execute(
         raise
     before("started")
     _started(replica)
-    return (*built.notes, *untracked)
+    return (*remarks(replica, plan.point), *built.notes, *untracked)
 
 
 def recover(replica: Replica, hypervisor: Hypervisor) -> None:
@@ -122,7 +123,8 @@ def _fence(replica: Replica, plan: FailoverPlan) -> None:
 
 
 def _definition(replica: Replica, hypervisor: Hypervisor, point: PointId, disks: Mapping[str, Path]) -> BuiltDefinition:
-    site = Site(disks=disks, network_map=replica.record.network_map, **hypervisor.abilities())
+    parts = place_machine(replica, point, replica.record.vm)
+    site = Site(disks=disks, network_map=replica.record.network_map, **parts, **hypervisor.abilities())
     return build(replica.definition(point), site)
 
 
