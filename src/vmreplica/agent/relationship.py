@@ -79,6 +79,8 @@ class Relationship:
             return State.FENCED
         if self.policy.paused:
             return State.PAUSED
+        if self.policy.reverse is not None:
+            return State.REVERSING
         if self.position is None:
             return State.READY
         if self.position.awaited is not None:

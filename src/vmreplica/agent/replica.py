@@ -6,12 +6,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import AbstractContextManager
 from typing import Final, Literal
 
 import structlog
 
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.handover import require_no_failover, runs_there
+from vmreplica.agent.handover import require_no_failover, require_not_swapped, runs_there
 from vmreplica.agent.importing import Imports
 from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.seeder import Seeder
@@ -22,7 +23,7 @@ from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.health import Facts, judge
-from vmreplica.model.ids import HostId, PointId, VmId
+from vmreplica.model.ids import HostId, HostName, PointId, VmId
 from vmreplica.model.point import PointSummary, Position
 from vmreplica.model.report import (
     CancelReport,
@@ -139,7 +140,7 @@ class ReplicaSide:
     def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
-        return self._plan(replica, point, self._ask_primary(replica))
+        return self._plan(replica, point, self.ask_primary(replica))
 
     def failover(self, vm: str, point: PointId | None) -> FailoverReport:
         """Start the VM here.
@@ -150,7 +151,7 @@ class ReplicaSide:
         replica = self.get(vm)
         began = time.monotonic()
         with self._failing_over:
-            answer = self._asking.submit(self._ask_primary, replica)
+            answer = self._asking.submit(self.ask_primary, replica)
             plan = self._plan(replica, point, "silent")
             notes = execute(replica, self._hypervisor, plan, ask_primary=answer.result)
         shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
@@ -196,6 +197,7 @@ class ReplicaSide:
         record = replica.record
         if not tests_only and State(record.state) is State.FAILED_OVER:
             with self._failing_over:
+                require_not_swapped(replica.record)
                 undo(replica, self._hypervisor)
             return self._cancelled(replica, "unplanned", (record.name,))
         removed = self._tests.end(replica)
@@ -225,8 +227,8 @@ class ReplicaSide:
         record = replica.record
         if record.owner != to:
             require_no_failover(record)
-            if self._ask_primary(replica) == "runs":
-                raise runs_there(record, self._peer_name(record.owner))
+            if self.ask_primary(replica) == "runs":
+                raise runs_there(record, self.peer_name(record.owner))
             replica.update(owner=to)
             _log.info("replica handed over", vm=record.vm, was=record.owner, owner=to)
         return self.describe(replica)
@@ -277,7 +279,7 @@ class ReplicaSide:
             vm=record.vm,
             name=record.name,
             role="replica",
-            peer=self._peer_name(record.owner),
+            peer=self.peer_name(record.owner),
             peer_id=record.owner,
             state=state,
             health=judge(facts),
@@ -293,7 +295,7 @@ class ReplicaSide:
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""
-        name, primary = replica.record.name, self._peer_name(replica.record.owner) or "its primary"
+        name, primary = replica.record.name, self.peer_name(replica.record.owner) or "its primary"
         return NotFound(
             "not-protected",
             f"this host only holds the copy of {name}, which {primary} sends",
@@ -304,12 +306,17 @@ class ReplicaSide:
         """Report every replica held here."""
         return [self.describe(replica) for replica in self._repository.replicas()]
 
+    def no_failover(self) -> AbstractContextManager[object]:
+        """Let no failover begin or be taken back in the block."""
+        return self._failing_over
+
     # ---- helpers
 
     def _plan(self, replica: Replica, point: PointId | None, answer: PrimaryAnswer) -> FailoverPlan:
         return plan_unplanned(replica.record, replica.points(), point, now=dt.datetime.now(dt.UTC), primary=answer)
 
-    def _ask_primary(self, replica: Replica) -> PrimaryAnswer:
+    def ask_primary(self, replica: Replica) -> PrimaryAnswer:
+        """Ask the host that sent a VM's points whether the VM runs there; takes a second at most."""
         record = replica.record
         asked = self._asking.submit(self._runs_there, record.owner, record.vm)
         try:
@@ -363,7 +370,8 @@ class ReplicaSide:
             if folded:
                 _log.info("folded old points into the base", vm=vm, points=folded)
 
-    def _peer_name(self, host: HostId) -> str | None:
+    def peer_name(self, host: HostId) -> HostName | None:
+        """Tell what a host is called; None when it is no longer paired."""
         try:
             return self._book.by_id(host).name
         except NotFound:
