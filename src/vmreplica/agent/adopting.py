@@ -186,9 +186,9 @@ def _known(replica: Replica | None, request: ReverseRequest) -> Replica:
     Raises:
         Refused: ``not-your-vm``: the same for a VM of another host as for one that nobody knows.
     """
-    if replica is not None and replica.record.epoch == request.epoch:
-        if replica.record.state in RECEIVING | {State.PAUSED}:
-            return replica
+    taking = RECEIVING | {State.PAUSED}
+    if replica is not None and replica.record.epoch == request.epoch and replica.record.state in taking:
+        return replica
     raise Refused(
         "not-your-vm",
         f"this host does not protect {request.vm} to the calling host",
@@ -200,7 +200,7 @@ def _require_newer(request: ReverseRequest, policy: Policy) -> None:
     if request.epoch <= policy.epoch:
         raise Conflict(
             "stale-epoch",
-            f"{request.name} was not failed over: its primary is at epoch {policy.epoch}, the caller at {request.epoch}",
+            f"{request.name} was not failed over to the caller: it is at epoch {request.epoch}, this host at {policy.epoch}",
             hint="vmreplica status on both hosts tells which one is ahead",
         )
 

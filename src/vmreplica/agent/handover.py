@@ -29,17 +29,3 @@ def runs_there(record: ReplicaRecord, primary: HostName | None) -> Conflict:
         f"{record.name} runs on {where}: its points come from there",
         hint=f"migrate it first; virsh list on {where} shows where it is",
     )
-
-
-def require_not_swapped(record: ReplicaRecord) -> None:
-    """Refuse to take back a failover whose old primary is, or is becoming, the replica.
-
-    Raises:
-        Conflict: ``roles-swapped``.
-    """
-    if record.swapped:
-        raise Conflict(
-            "roles-swapped",
-            f"the failover of {record.name} cannot be taken back: its old primary is its replica, or is asked to be",
-            hint=f"vmreplica status {record.name}; to move the VM back, fail it over on that host",
-        )

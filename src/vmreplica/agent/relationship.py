@@ -73,14 +73,19 @@ class Relationship:
             return True
         return event in {"started", "resumed"} and (self.waits is not None or (self.running and event == "started"))
 
-    def state(self) -> State:
-        """Derive the state from facts."""
+    def _decreed(self) -> State | None:
+        """Tell the state as far as it does not depend on what the replica holds."""
         if self.fenced:
             return State.FENCED
         if self.policy.paused:
             return State.PAUSED
-        if self.policy.reverse is not None:
-            return State.REVERSING
+        return State.REVERSING if self.policy.reverse is not None else None
+
+    def state(self) -> State:
+        """Derive the state from facts."""
+        decreed = self._decreed()
+        if decreed is not None:
+            return decreed
         if self.position is None:
             return State.READY
         if self.position.awaited is not None:

@@ -12,19 +12,20 @@ from typing import Final, Literal
 import structlog
 
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.handover import require_no_failover, require_not_swapped, runs_there
+from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
-from vmreplica.agent.relationship import seed_progress
+from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
 from vmreplica.failover.execute import execute, recover, undo
+from vmreplica.failover.layer import written_bytes
 from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
+from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
-from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostId, HostName, PointId, VmId
-from vmreplica.model.point import PointSummary, Position
+from vmreplica.model.point import PointSummary
 from vmreplica.model.report import (
     CancelReport,
     FailoverPlan,
@@ -187,6 +188,16 @@ class ReplicaSide:
         shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
         return StartedTest(plan=shown, test=test, seconds=time.monotonic() - began)
 
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Plan what ``cancel`` does; changes nothing.
+
+        Raises:
+            Conflict: ``nothing-to-cancel``.
+        """
+        replica, now = self.get(vm), dt.datetime.now(dt.UTC)
+        written = written_bytes(replica.run_dir)
+        return plan_cancel(replica.record, replica.points(), tests_only=tests_only, now=now, written=written)
+
     def cancel(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover in effect; when there is none, or it is asked for, the test failovers.
 
@@ -194,20 +205,12 @@ class ReplicaSide:
             Conflict: ``nothing-to-cancel``.
         """
         replica = self.get(vm)
-        record = replica.record
-        if not tests_only and State(record.state) is State.FAILED_OVER:
-            with self._failing_over:
-                require_not_swapped(replica.record)
+        with self._failing_over:
+            kind = what_to_cancel(replica.record, tests_only=tests_only)
+            if kind == "unplanned":
                 undo(replica, self._hypervisor)
-            return self._cancelled(replica, "unplanned", (record.name,))
-        removed = self._tests.end(replica)
-        if not removed:
-            raise Conflict(
-                "nothing-to-cancel",
-                f"{record.name} is {record.state}: there is no {'' if tests_only else 'failover and no '}test failover",
-                hint="`vmreplica status` shows what runs here",
-            )
-        return self._cancelled(replica, "test", removed)
+                return self._cancelled(replica, kind, (replica.record.name,))
+        return self._cancelled(replica, kind, self._tests.end(replica))
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Say which network of this host stands for which one of the primary."""
@@ -264,34 +267,7 @@ class ReplicaSide:
 
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
-        record, position = replica.record, replica.position()
-        points = [point for point in replica.points() if point.bootable]
-        latest = points[0] if points else None
-        now = dt.datetime.now(dt.UTC)
-        age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-        state = State(record.state)
-        complaints = [*position.complaints, *_seed_complaint(position)]
-        awaited = position.awaited is not None
-        facts = Facts(
-            state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints)
-        )
-        return RelationshipReport(
-            vm=record.vm,
-            name=record.name,
-            role="replica",
-            peer=self.peer_name(record.owner),
-            peer_id=record.owner,
-            state=state,
-            health=judge(facts),
-            interval=record.interval,
-            keep=record.keep,
-            epoch=record.epoch,
-            latest=latest,
-            point_age=age,
-            points=len(points),
-            tests=self._tests.reports(replica),
-            progress=seed_progress(position, prefix=""),
-        )
+        return describe_replica(replica, self.peer_name(replica.record.owner), self._tests.reports(replica))
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""
@@ -376,8 +352,3 @@ class ReplicaSide:
             return self._book.by_id(host).name
         except NotFound:
             return None
-
-
-def _seed_complaint(position: Position) -> list[str]:
-    failed = position.seeding.failed if position.seeding is not None else None
-    return [f"it cannot begin with the existing copy: {failed.message}"] if failed is not None else []

@@ -9,12 +9,12 @@ from typing import Final
 
 import structlog
 
+from vmreplica.agent.protect import already_protected
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.failover.reverse import plan_reverse, require_reversible, reversed_policy
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import Conflict
 from vmreplica.model.report import FailoverPlan, RelationshipReport
 from vmreplica.model.states import State
 from vmreplica.peer.book import PeerBook
@@ -95,11 +95,7 @@ class Reversing:
                 self._hypervisor.set_policy(record.vm, policy)
                 _log.info("roles shall be swapped", vm=record.vm, name=record.name, planned=planned)
             elif policy.replica != record.owner:
-                raise Conflict(
-                    "already-protected",
-                    f"{record.name} is already protected to {self._replicas.peer_name(policy.replica) or 'another host'}",
-                    hint=f"one VM has one replica: `vmreplica disable {record.name}` first",
-                )
+                raise already_protected(record.name, self._replicas.peer_name(policy.replica))
         task = self._tasks.start(f"replication of {brief.name} to its old primary")
         self._runner.protect(brief, policy, task)
         return task

@@ -44,9 +44,7 @@ def reversed_policy(record: ReplicaRecord, now: dt.datetime, *, planned: bool) -
         network_map=inverse_networks(record.network_map),
         since=now,
     )
-    return Policy(
-        replica=record.owner, interval=record.interval, keep=record.keep, epoch=record.epoch, reverse=wish
-    )
+    return Policy(replica=record.owner, interval=record.interval, keep=record.keep, epoch=record.epoch, reverse=wish)
 
 
 def inverse_networks(mapping: Mapping[str, str]) -> dict[str, str]:
@@ -104,7 +102,7 @@ def plan_reverse(
         steps=(
             FailoverStep(name="protect", text=f"protect {name} from here to {there}, with the old interval and points"),
             FailoverStep(name="adopt", text=f"{there} makes its old disks the base of its replica; nothing is copied"),
-            FailoverStep(name="undefine", text=f"{there} removes its stale definition of {name}, which it keeps a copy of"),
+            FailoverStep(name="undefine", text=f"{there} removes its stale {name}; a copy of its definition is kept"),
             FailoverStep(name="send", text="send what differs"),
         ),
         warnings=_warnings(name, there, answer),
