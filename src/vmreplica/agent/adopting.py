@@ -14,15 +14,14 @@ import structlog
 from vmreplica.agent.facts import Stages, replicated_disks
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import forget_primary, sweep_checkpoints
-from vmreplica.fsio import publish_bytes
 from vmreplica.hypervisor import DomainBrief, DomainView
 from vmreplica.hypervisor.definition_nics import attachments
 from vmreplica.model.adoption import AdoptedDisk, Adoption
 from vmreplica.model.errors import Conflict, NotFound, Refused, VmReplicaError
-from vmreplica.model.ids import HostId, VmId, checkpoint_name, new_point_id, point_instant
+from vmreplica.model.ids import HostId, PointId, VmId, checkpoint_name, new_point_id, point_instant
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
-from vmreplica.model.states import RECEIVING, Event, State
+from vmreplica.model.states import RECEIVING, State
 from vmreplica.peer.wire import ReverseRequest
 from vmreplica.repository import Replica, Repository
 
@@ -30,8 +29,6 @@ _log: Final = structlog.get_logger(__name__)
 
 #: What an old disk may be so that later points can be folded into it.
 _ADOPTABLE: Final = frozenset({"qcow2", "raw"})
-#: Where the definition that the VM had here is kept.
-ORIGINAL: Final = "original.xml"
 _BRIDGE: Final = "bridge:"
 
 
@@ -56,10 +53,11 @@ class Adopting:
     def recover(self) -> None:
         """Finish what a crash interrupted; called at the agent's start, before cycles begin."""
         for replica in self._repository.replicas():
-            if replica.record.state is not State.REVERSING:
+            begun = replica.record.adoption
+            if begun is None:
                 continue
             try:
-                self._finish(replica)
+                self._finish(self._repository.adopt(begun.adoption))
             except VmReplicaError as error:
                 _log.warning("roles are not swapped yet: asked again", vm=replica.record.vm, why=error.message)
 
@@ -73,8 +71,8 @@ class Adopting:
         """
         with self._lock:
             replica = self._held(peer, request.vm)
-            if replica is not None and replica.record.state is State.REVERSING:
-                return self._finish(replica).position()
+            if replica is not None and replica.record.adoption is not None:
+                return self._finish(self._repository.adopt(replica.record.adoption.adoption)).position()
             policy = self._policy(request.vm)
             if policy is None or policy.replica != peer:
                 return _known(replica, request).position()
@@ -86,7 +84,6 @@ class Adopting:
     def _adopt(self, peer: HostId, request: ReverseRequest, policy: Policy) -> Replica:
         view = self._hypervisor.inspect(request.vm)
         _require_off(view)
-        self._require_free(request)
         brief = DomainBrief(view.vm, view.name, view.active)
         rel = self._runner.adopt(brief, policy)
         self._runner.retire(rel)
@@ -100,7 +97,7 @@ class Adopting:
     def _adoption(self, peer: HostId, request: ReverseRequest, policy: Policy, view: DomainView) -> Adoption:
         disks = replicated_disks(view, policy)
         adopted = tuple(_adopted(view.name, disk.target, disk.path, disk.format, disk.size) for disk in disks.values())
-        proven = self._lay_open(request, policy, tuple(disks))
+        proven = self._proven(request, tuple(disks))
         now = dt.datetime.now(dt.UTC)
         expected = checkpoint_name(self._here, proven) if proven is not None else None
         return Adoption(
@@ -119,20 +116,12 @@ class Adopting:
             disks=adopted,
         )
 
-    def _lay_open(self, request: ReverseRequest, policy: Policy, targets: tuple[str, ...]) -> str | None:
-        """Take what tracked changes out of the images; tell the point that the disks are proven to be, if any.
-
-        That changes the image files and not the guest's bytes, so what was proven is noted again.
-        """
-        vm, point, rest = request.vm, request.point, self._stages.rest
-        images = self._hypervisor.image_identities(vm, targets)
-        proven = point is not None and rest.same_images(vm, point, images)
-        sweep_checkpoints(self._stages, vm, policy.replica)
-        after = self._hypervisor.image_identities(vm, targets)
-        if not proven or point is None or after is None:
+    def _proven(self, request: ReverseRequest, targets: tuple[str, ...]) -> PointId | None:
+        """Tell the point that the disks are known to be: the last one was taken from just these stopped images."""
+        images = self._hypervisor.image_identities(request.vm, targets)
+        if request.point is None or not self._stages.rest.same_images(request.vm, request.point, images):
             return None
-        rest.remember(vm, point, after)
-        return point
+        return request.point
 
     def _finish(self, replica: Replica) -> Replica:
         """End the VM's life as a primary; every step may be repeated."""
@@ -142,16 +131,20 @@ class Adopting:
         except NotFound:
             view = None
         if view is not None:
-            _require_off(view)
-            rel = self._runner.find(record.vm)
-            if rel is not None:
-                self._runner.retire(rel)
-            publish_bytes(replica.dir / ORIGINAL, view.definition.encode())
-            self._hypervisor.undefine(record.vm, keep_files=True)
+            self._end_life(view, record.owner)
         forget_primary(self._stages, record.vm)
-        replica.move(Event.REVERSED)
+        replica.finish_adoption()
         _log.info("the old primary is the replica now", vm=record.vm, name=record.name, owner=record.owner)
         return replica
+
+    def _end_life(self, view: DomainView, replica: HostId) -> None:
+        """Take the stale VM away; what tracked its changes is taken out of its images before."""
+        _require_off(view)
+        rel = self._runner.find(view.vm)
+        if rel is not None:
+            self._runner.retire(rel)
+        sweep_checkpoints(self._stages, view.vm, replica)
+        self._hypervisor.undefine(view.vm, keep_files=True)
 
     # ---- questions
 
@@ -168,16 +161,6 @@ class Adopting:
             return self._hypervisor.policy(vm)
         except NotFound:
             return None
-
-    def _require_free(self, request: ReverseRequest) -> None:
-        """Refuse while old disks stand on points of a replica that this host was before: nothing is swept yet."""
-        known = next((known for known in self._repository.replicas() if known.record.vm == request.vm), None)
-        if known is not None and known.record.state is not State.COMMITTED:
-            raise Conflict(
-                "commit-first",
-                f"the disks of {known.record.name} on its old primary still stand on recovery points of before",
-                hint=f"on the old primary: vmreplica commit {known.record.name}",
-            )
 
 
 def _known(replica: Replica | None, request: ReverseRequest) -> Replica:
@@ -200,7 +183,7 @@ def _require_newer(request: ReverseRequest, policy: Policy) -> None:
     if request.epoch <= policy.epoch:
         raise Conflict(
             "stale-epoch",
-            f"{request.name} was not failed over to the caller: it is at epoch {request.epoch}, this host at {policy.epoch}",
+            f"{request.name}: the caller is at epoch {request.epoch}, its old primary at {policy.epoch}: no failover",
             hint="vmreplica status on both hosts tells which one is ahead",
         )
 
