@@ -56,13 +56,9 @@ def inverse_networks(mapping: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for theirs, ours in mapping.items():
         if ours != _NOWHERE:
-            found.setdefault(ours, []).append(theirs)
-    back: dict[str, str] = {}
-    for ours, theirs_all in found.items():
-        if len(theirs_all) == 1:
-            bridge = ours.startswith(_BRIDGE)
-            back[ours.removeprefix(_BRIDGE)] = f"{_BRIDGE}{theirs_all[0]}" if bridge else theirs_all[0]
-    return back
+            kind = _BRIDGE if ours.startswith(_BRIDGE) else ""
+            found.setdefault(ours.removeprefix(_BRIDGE), []).append(kind + theirs)
+    return {ours: theirs[0] for ours, theirs in found.items() if len(theirs) == 1}
 
 
 def plan_reverse(
