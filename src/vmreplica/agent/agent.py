@@ -100,7 +100,10 @@ class Agent:
             bandwidth=bandwidth,
         )
         self._doctor = self._make_doctor(repository)
-        self.receiver = Receiver(
+        self.receiver = self._make_receiver(repository)
+
+    def _make_receiver(self, repository: Repository) -> Receiver:
+        return Receiver(
             repository,
             hello=self.hello,
             runs_here=self.runs_here,
