@@ -16,6 +16,7 @@ from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import forget_primary, sweep_checkpoints
 from vmreplica.hypervisor import DomainBrief, DomainView
 from vmreplica.hypervisor.definition_nics import attachments
+from vmreplica.hypervisor.machine import MachineStore
 from vmreplica.model.adoption import AdoptedDisk, Adoption
 from vmreplica.model.errors import Conflict, NotFound, Refused, VmReplicaError
 from vmreplica.model.ids import HostId, PointId, VmId, checkpoint_name, new_point_id, point_instant
@@ -99,6 +100,7 @@ class Adopting:
         adopted = tuple(_adopted(view.name, disk.target, disk.path, disk.format, disk.size) for disk in disks.values())
         proven = self._proven(request, tuple(disks))
         now = dt.datetime.now(dt.UTC)
+        machine = MachineStore().read(view.vm, view.definition)
         expected = checkpoint_name(self._here, proven) if proven is not None else None
         return Adoption(
             vm=view.vm,
@@ -114,6 +116,8 @@ class Adopting:
             checkpoint=expected if request.checkpoint == expected else None,
             definition=view.definition,
             disks=adopted,
+            machine=machine.files,
+            machine_remarks=machine.remarks,
         )
 
     def _proven(self, request: ReverseRequest, targets: tuple[str, ...]) -> PointId | None:
