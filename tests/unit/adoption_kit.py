@@ -73,13 +73,13 @@ def read_old(path: Path) -> bytes:
 
 
 def bitmaps(path: Path) -> dict[str, list[str]]:
-    """The bitmaps in a qcow2 image with their flags."""
-    info = json.loads(qemu_img("info", "--output=json", str(path)))
+    """The bitmaps in a qcow2 image with their flags, whoever has it open."""
+    info = json.loads(qemu_img("info", "-U", "--output=json", str(path)))
     found = info["format-specific"]["data"].get("bitmaps", [])
     return {bitmap["name"]: bitmap["flags"] for bitmap in found}
 
 
-def adoption(disks: Mapping[str, Path], *, size: int = SIZE, **fields: object) -> Adoption:
+def adoption(disks: Mapping[str, Path], *, size: int = SIZE, form: Any = None, **fields: object) -> Adoption:
     """What a host says that becomes the replica of the VM it ran."""
     usual: dict[str, object] = {
         "vm": VM,
@@ -94,7 +94,7 @@ def adoption(disks: Mapping[str, Path], *, size: int = SIZE, **fields: object) -
         "checkpoint": f"vmreplica-aaaaaaaa-{POINT}",
         "definition": "<domain/>",
         "disks": tuple(
-            AdoptedDisk(target=target, path=str(path), format=form_of(path), size=size)
+            AdoptedDisk(target=target, path=str(path), format=form or form_of(path), size=size)
             for target, path in disks.items()
         ),
     }
