@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from point_kit import VM
-from repository_kit import OWNER, START, Primary, noise
+from repository_kit import OWNER, START, Primary, noise, open_repository
 
 from vmreplica.model.point import PointOpening
 from vmreplica.model.units import CLUSTER
-from vmreplica.repository import AdoptedDisk, Adoption
+from vmreplica.repository import AdoptedDisk, Adoption, Replica
 
 #: No whole number of clusters, nor of blocks of 4 KiB.
 SIZE = 40 * CLUSTER + 1536
@@ -123,3 +123,11 @@ def some_content(seed: int = 5, clusters: int = 20) -> dict[int, bytes]:
     """Clusters of noise in places that differ by seed."""
     source = random.Random(seed)
     return {number: noise(seed * 1000 + number) for number in source.sample(range(40), clusters)}
+
+
+def adopted(store: Path, disks: Mapping[str, Path]) -> Replica:
+    """The replica, which takes points."""
+    repository = open_repository(store)
+    replica = repository.adopt(adoption(disks))
+    replica.finish_adoption()
+    return replica

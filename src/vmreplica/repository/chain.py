@@ -69,6 +69,8 @@ def manifest_of(
         epoch=opening.epoch,
         checkpoint=opening.checkpoint,
         disks=disks,
+        machine=tuple(file.entry for file in opening.machine),
+        machine_remarks=opening.machine_remarks,
         guest_bytes=guest_bytes,
         wire_bytes=wire_bytes,
     )
