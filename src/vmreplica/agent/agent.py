@@ -18,6 +18,7 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
@@ -52,6 +53,7 @@ from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.pairing import join
+from vmreplica.peer.planned import PlannedWish
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
 from vmreplica.repository import Replica, Repository
@@ -100,10 +102,16 @@ class Agent:
             bandwidth=bandwidth,
         )
         self._doctor = self._make_doctor(repository)
+<<<<<<< HEAD
         self.receiver = self._make_receiver(repository)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         return Receiver(
+=======
+        #: Planned failovers: what peers ask of this host, and the verbs.
+        self.planned = self._make_planned(repository, stages)
+        self.receiver = Receiver(
+>>>>>>> failover4
             repository,
             hello=self.hello,
             runs_here=self.runs_here,
@@ -123,6 +131,19 @@ class Agent:
             swap=Swap(self._hypervisor, self._clients),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
+        )
+
+    def _make_planned(self, repository: Repository, stages: Stages) -> Planned:
+        return make_planned(
+            self.config,
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            repository=repository,
+            primaries=self._primaries,
+            replicas=self._replicas,
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -153,10 +174,12 @@ class Agent:
         self._adopting.recover()
         self._doctor.start()
         self._runner.start()
+        self.planned.start_work()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
         self._doctor.stop()
+        self.planned.stop_work()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -299,6 +322,7 @@ class Agent:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
 
+<<<<<<< HEAD
     def plan_reverse(self, vm: str) -> FailoverPlan:
         """Tell what a swap of the roles would do; changes nothing."""
         return self._reversing.plan(vm)
@@ -306,6 +330,15 @@ class Agent:
     def reverse(self, vm: str) -> TaskReport:
         """Protect a VM that was failed over to this host from here; the task is the first cycle."""
         return self._reversing.reverse(vm).report()
+=======
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Tell what a planned failover would do, asked on either side; changes nothing."""
+        return self.planned.plan_verb(vm, PlannedWish(patience=patience, force=force))
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Move a VM to its replica, or go on with that, asked on either side."""
+        return self.planned.begin_verb(vm, PlannedWish(patience=patience, force=force))
+>>>>>>> failover4
 
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
@@ -317,11 +350,13 @@ class Agent:
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
         """Plan what ``cancel_failover`` does."""
-        return self._replicas.plan_cancel(vm, tests_only=tests_only)
+        of_planned = None if tests_only else self.planned.plan_cancel_verb(vm)
+        return of_planned or self._replicas.plan_cancel(vm, tests_only=tests_only)
 
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
-        return self._replicas.cancel(vm, tests_only=tests_only)
+        taken_back = None if tests_only else self.planned.cancel_verb(vm)
+        return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""

@@ -52,6 +52,11 @@ class Relationship:
         return self.meter is not None
 
     @property
+    def rests(self) -> bool:
+        """Tell whether no cycle begins by itself: a person, or a planned failover, has the VM."""
+        return self.policy.paused or self.policy.planned is not None
+
+    @property
     def begins(self) -> dt.datetime | None:
         """Tell when initial replication begins, as far as it was set and there is no point yet."""
         begun = self.position is not None and self.position.latest is not None
@@ -73,6 +78,7 @@ class Relationship:
             return True
         return event in {"started", "resumed"} and (self.waits is not None or (self.running and event == "started"))
 
+<<<<<<< HEAD
     def _decreed(self) -> State | None:
         """Tell the state as far as it does not depend on what the replica holds."""
         if self.fenced:
@@ -86,6 +92,14 @@ class Relationship:
         decreed = self._decreed()
         if decreed is not None:
             return decreed
+=======
+    def state(self) -> State:
+        """Derive the state from facts."""
+        if self.policy.planned is not None:
+            return State.PREPARING if self.policy.planned.stage == "preparing" else State.PREPARED
+        if self.fenced or self.policy.paused:
+            return State.FENCED if self.fenced else State.PAUSED
+>>>>>>> failover4
         if self.position is None:
             return State.READY
         if self.position.awaited is not None:
@@ -159,7 +173,7 @@ def describe(
         point_age=age,
         points=points,
         next_due=None
-        if rel.running or rel.policy.paused
+        if rel.running or rel.rests
         else now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock)),
         begins_at=begins if (begins := rel.begins) is not None and begins > now else None,
         waits=None if rel.running else rel.waits,
