@@ -17,6 +17,7 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
@@ -49,6 +50,7 @@ from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.pairing import join
+from vmreplica.peer.planned import PlannedWish
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
 from vmreplica.repository import Repository
@@ -89,6 +91,8 @@ class Agent:
             bandwidth=bandwidth,
         )
         self._doctor = self._make_doctor(repository)
+        #: Planned failovers: what peers ask of this host, and the verbs.
+        self.planned = self._make_planned(repository, stages)
         self.receiver = Receiver(
             repository,
             hello=self.hello,
@@ -107,6 +111,19 @@ class Agent:
             keeper=Keeper(stages, limits.pause_hold),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
+        )
+
+    def _make_planned(self, repository: Repository, stages: Stages) -> Planned:
+        return make_planned(
+            self.config,
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            repository=repository,
+            primaries=self._primaries,
+            replicas=self._replicas,
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -136,10 +153,12 @@ class Agent:
         self._replicas.start()
         self._doctor.start()
         self._runner.start()
+        self.planned.start_work()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
         self._doctor.stop()
+        self.planned.stop_work()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -282,6 +301,14 @@ class Agent:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
 
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Tell what a planned failover would do, asked on either side; changes nothing."""
+        return self.planned.plan_verb(vm, PlannedWish(patience=patience, force=force))
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Move a VM to its replica, or go on with that, asked on either side."""
+        return self.planned.begin_verb(vm, PlannedWish(patience=patience, force=force))
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
         return self._replicas.plan_test(vm, point, network)
@@ -292,11 +319,13 @@ class Agent:
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
         """Plan what ``cancel_failover`` does."""
-        return self._replicas.plan_cancel(vm, tests_only=tests_only)
+        of_planned = None if tests_only else self.planned.plan_cancel_verb(vm)
+        return of_planned or self._replicas.plan_cancel(vm, tests_only=tests_only)
 
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
-        return self._replicas.cancel(vm, tests_only=tests_only)
+        taken_back = None if tests_only else self.planned.cancel_verb(vm)
+        return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""

@@ -30,7 +30,8 @@ _SECTOR: Final = 512
 _BOOT_AT: Final = MiB
 _BOOT_SECTORS: Final = (BOOT_DISK_RING - _BOOT_AT) // _SECTOR
 _FAT16_LBA: Final = 0x0E
-_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net")
+#: The last two make the power button heard.
+_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "button", "evdev")
 #: Loaded by the guest where there is use for them.
 _ON_DEMAND: Final = ("efivarfs", "virtio_console")
 #: The kernel's name on the boot disk: UEFI's shell starts nothing without that ending.
@@ -46,7 +47,7 @@ _UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".gz": gzip.decompress,
 }
 #: Raise it when the way of building changes without a change of the guest's own files.
-_RECIPE: Final = b"2"
+_RECIPE: Final = b"3"
 
 
 def cache_dir() -> Path:
