@@ -111,6 +111,12 @@ class AgentFacade(Protocol):
     def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
         """Change which network of this host stands for which one of the primary."""
 
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Tell what a swap of the roles would do; changes nothing."""
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Protect a VM that was failed over to this host from here, with its old primary as the replica."""
+
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take the points of a VM, held here, from another paired host."""
 
