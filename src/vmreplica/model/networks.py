@@ -41,6 +41,11 @@ def with_tags(name: str, tags: tuple[int, ...]) -> str:
     return f"{name},vlan={'+'.join(map(str, tags))}" if tags else name
 
 
+def without_tags(text: str) -> str:
+    """Spell a place, or a map's left side, without its VLAN tags."""
+    return text.partition(",vlan=")[0]
+
+
 def parse_place(text: str) -> Place:
     """Read a place.
 
