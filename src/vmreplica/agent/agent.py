@@ -7,6 +7,7 @@ from typing import Final
 import structlog
 
 from vmreplica import __version__
+from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.building import make_dir, make_stages, seed_tools
 from vmreplica.agent.clients import Clients
@@ -21,8 +22,10 @@ from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
+from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
@@ -53,7 +56,7 @@ from vmreplica.peer.pairing import join
 from vmreplica.peer.planned import PlannedWish
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
-from vmreplica.repository import Repository
+from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -82,6 +85,14 @@ class Agent:
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
+        self._adopting = Adopting(repository, stages, self._runner, self.identity.host_id)
+        self._reversing = Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
         self._primaries = PrimarySide(
             stages=stages,
             runner=self._runner,
@@ -93,12 +104,16 @@ class Agent:
         self._doctor = self._make_doctor(repository)
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
-        self.receiver = Receiver(
+        self.receiver = self._make_receiver(repository)
+
+    def _make_receiver(self, repository: Repository) -> Receiver:
+        return Receiver(
             repository,
             hello=self.hello,
             runs_here=self.runs_here,
             on_published=self._replicas.published,
             seeds=self._replicas.seeder,
+            reverse=self._adopting.accept,
         )
 
     def _make_runner(self, stages: Stages, bandwidth: Bandwidth) -> Runner:
@@ -109,6 +124,7 @@ class Agent:
             journal=self._journal,
             bandwidth=bandwidth,
             keeper=Keeper(stages, limits.pause_hold),
+            swap=Swap(self._hypervisor, self._clients),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )
@@ -151,6 +167,7 @@ class Agent:
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
         self._replicas.start()
+        self._adopting.recover()
         self._doctor.start()
         self._runner.start()
         self.planned.start_work()
@@ -188,7 +205,7 @@ class Agent:
 
     def status(self, vm: str | None) -> StatusReport:
         """Report the host, with all its relationships or one VM's."""
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
+        rows = one_each(self._primaries.reports(), self._replicas.reports())
         if vm is not None:
             rows = [row for row in rows if vm in {row.vm, row.name}]
             if not rows:
@@ -203,11 +220,11 @@ class Agent:
 
     def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
         """Look for trouble, on this host or with one VM."""
-        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._replicas.find(vm), trial=trial)
+        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._held(vm), trial=trial)
 
     def points(self, vm: str) -> PointsReport:
         """List recovery points, held here or on the VM's replica."""
-        replica = self._replicas.find(vm)
+        replica = self._held(vm)
         if replica is not None:
             return self._replicas.points(replica)
         rel = self._primaries.find(vm)
@@ -259,8 +276,8 @@ class Agent:
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""
-        replica = self._replicas.find(vm)
-        if replica is not None and self._primaries.find(vm) is None:
+        replica = self._held(vm)
+        if replica is not None:
             self._replicas.forget(replica, delete_copy=delete_copy)
         else:
             self._primaries.disable(vm, delete_copy=delete_copy)
@@ -300,6 +317,14 @@ class Agent:
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
+
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Tell what a swap of the roles would do; changes nothing."""
+        return self._reversing.plan(vm)
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Protect a VM that was failed over to this host from here; the task is the first cycle."""
+        return self._reversing.reverse(vm).report()
 
     def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
         """Tell what a planned failover would do, asked on either side; changes nothing."""
@@ -370,14 +395,18 @@ class Agent:
         """Measure the connection to a paired host."""
         return self._clients.to(self.book.by_name(name).host_id).measure()
 
+    def _held(self, vm: str) -> Replica | None:
+        """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
+        return self._replicas.find(vm) if self._primaries.find(vm) is None else None
+
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.
 
         Raises:
             NotFound: ``not-protected``.
         """
-        replica = self._replicas.find(vm)
-        if replica is not None and self._primaries.find(vm) is None:
+        replica = self._held(vm)
+        if replica is not None:
             raise self._replicas.copy_only(replica)
 
     def _explain_missing(self, vm: str) -> None:
