@@ -78,7 +78,7 @@ class Planned:
 
     def plan_verb(self, vm: str, wish: PlannedWish) -> FailoverPlan:
         """Tell what a planned failover would do, asked on either side."""
-        rel = self._primaries.find(vm)
+        rel = self._primaries.protected(vm)
         if rel is not None:
             return self._here.plan(rel, wish)
         replica = self._receiving(vm)
@@ -86,7 +86,7 @@ class Planned:
 
     def begin_verb(self, vm: str, wish: PlannedWish) -> TaskReport:
         """Begin a planned failover, or go on with it, asked on either side."""
-        rel = self._primaries.find(vm)
+        rel = self._primaries.protected(vm)
         if rel is not None:
             return self._here.begin(rel, wish).report()
         replica = self._receiving(vm)
@@ -139,12 +139,12 @@ class Planned:
 
     def _moving(self, vm: str) -> Relationship | None:
         """Find a VM that is protected from here; of one that was failed over to here, only while it is moving back."""
-        rel = self._primaries.find(vm)
+        rel = self._primaries.protected(vm)
         past = rel is not None and rel.policy.planned is None and self._replicas.find(vm) is not None
         return None if past else rel
 
     def _ours(self, peer: HostId, vm: VmId) -> Relationship:
-        rel = self._primaries.find(vm)
+        rel = self._primaries.protected(vm)
         if rel is None or rel.policy.replica != peer:
             raise Refused(
                 "not-your-vm",
