@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import structlog
@@ -30,6 +31,7 @@ from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
+from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.rates import Limit
@@ -82,7 +84,8 @@ class Agent(Hosts):
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
-        self._adopting = Adopting(repository, stages, self._runner, self.identity.host_id)
+        fence = Fence(paths.state_dir / "fence")
+        self._adopting = Adopting(repository, stages, self._runner, fence, self.identity.host_id)
         self._reversing = Reversing(
             replicas=self._replicas,
             hypervisor=self._hypervisor,
@@ -137,6 +140,7 @@ class Agent(Hosts):
             repository=repository,
             primaries=self._primaries,
             replicas=self._replicas,
+            reverse=partial(self._reversing.begin, planned=True),
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -188,14 +189,20 @@ def make_planned(
     repository: Repository,
     primaries: PrimarySide,
     replicas: ReplicaSide,
+    reverse: Callable[[Replica], object],
     before: StepHook = no_hook,
 ) -> Planned:
-    """Put the parts together; ``before`` observes the steps of both sides."""
+    """Put the parts together; ``reverse`` begins to swap roles, ``before`` observes the steps of both sides."""
     hypervisor = stages.hypervisor
     ban = Fence(config.agent.state_dir / "fence")
     tools = Tools(stages=stages, runner=runner, clients=clients, ban=ban, before=before)
     there = PlannedThere(
-        repository=repository, replicas=replicas, hypervisor=hypervisor, clients=clients, before=before
+        repository=repository,
+        replicas=replicas,
+        hypervisor=hypervisor,
+        clients=clients,
+        reverse=reverse,
+        before=before,
     )
     here = PlannedFailovers(tools, book=book, tasks=tasks, here=config.agent.name)
     return Planned(here=here, there=there, primaries=primaries, replicas=replicas, clients=clients, tasks=tasks)
