@@ -102,16 +102,12 @@ class Agent:
             bandwidth=bandwidth,
         )
         self._doctor = self._make_doctor(repository)
-<<<<<<< HEAD
+        #: Planned failovers: what peers ask of this host, and the verbs.
+        self.planned = self._make_planned(repository, stages)
         self.receiver = self._make_receiver(repository)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         return Receiver(
-=======
-        #: Planned failovers: what peers ask of this host, and the verbs.
-        self.planned = self._make_planned(repository, stages)
-        self.receiver = Receiver(
->>>>>>> failover4
             repository,
             hello=self.hello,
             runs_here=self.runs_here,
@@ -322,7 +318,6 @@ class Agent:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
 
-<<<<<<< HEAD
     def plan_reverse(self, vm: str) -> FailoverPlan:
         """Tell what a swap of the roles would do; changes nothing."""
         return self._reversing.plan(vm)
@@ -330,7 +325,7 @@ class Agent:
     def reverse(self, vm: str) -> TaskReport:
         """Protect a VM that was failed over to this host from here; the task is the first cycle."""
         return self._reversing.reverse(vm).report()
-=======
+
     def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
         """Tell what a planned failover would do, asked on either side; changes nothing."""
         return self.planned.plan_verb(vm, PlannedWish(patience=patience, force=force))
@@ -338,7 +333,6 @@ class Agent:
     def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
         """Move a VM to its replica, or go on with that, asked on either side."""
         return self.planned.begin_verb(vm, PlannedWish(patience=patience, force=force))
->>>>>>> failover4
 
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""

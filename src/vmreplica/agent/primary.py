@@ -271,25 +271,7 @@ class PrimarySide:
         self._runner.change(rel, policy)
         return rel
 
-<<<<<<< HEAD
-    def _find(self, vm: str) -> Relationship:
-=======
-    def _sweep(self, vm: VmId, replica: HostId) -> None:
-        self._hypervisor.end_backup(vm)
-        self._delete_checkpoints(vm, replica)
-        point = self._stages.spool.point(vm)
-        if point is not None:
-            point.discard()
-        self._stages.fingerprints.remove(vm)
-        self._stages.rest.forget(vm)
-
-    def _delete_checkpoints(self, vm: VmId, replica: HostId) -> None:
-        for name in self._hypervisor.checkpoints(vm):
-            if is_our_checkpoint(name, replica):
-                self._hypervisor.delete_checkpoint(vm, name)
-
     def _find(self, vm: str, *, moving_too: bool = False) -> Relationship:
->>>>>>> failover4
         rel = self._runner.find(vm)
         if rel is not None:
             if not moving_too:

@@ -78,9 +78,10 @@ class Relationship:
             return True
         return event in {"started", "resumed"} and (self.waits is not None or (self.running and event == "started"))
 
-<<<<<<< HEAD
     def _decreed(self) -> State | None:
         """Tell the state as far as it does not depend on what the replica holds."""
+        if self.policy.planned is not None:
+            return State.PREPARING if self.policy.planned.stage == "preparing" else State.PREPARED
         if self.fenced:
             return State.FENCED
         if self.policy.paused:
@@ -92,14 +93,6 @@ class Relationship:
         decreed = self._decreed()
         if decreed is not None:
             return decreed
-=======
-    def state(self) -> State:
-        """Derive the state from facts."""
-        if self.policy.planned is not None:
-            return State.PREPARING if self.policy.planned.stage == "preparing" else State.PREPARED
-        if self.fenced or self.policy.paused:
-            return State.FENCED if self.fenced else State.PAUSED
->>>>>>> failover4
         if self.position is None:
             return State.READY
         if self.position.awaited is not None:

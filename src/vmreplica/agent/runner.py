@@ -227,33 +227,26 @@ class Runner:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
         self._keeper.release(rel.vm)
         try:
-<<<<<<< HEAD
-            outcome = self._cycle(rel, meter).run() if self._swapped(rel, meter) else NOT_SWAPPED
-=======
-            outcome = self.cycle(rel, meter, rel.policy, rel.halt).run()
->>>>>>> failover4
+            outcome = self._outcome(rel, meter)
         except VmReplicaError as caught:
             # There is no way to the replica at all, for example because it is no longer paired.
             outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
         report = report_of(rel, meter, outcome, started=started, seconds=self._clock() - clock)
         self._settle(rel, report, outcome, clock)
 
-<<<<<<< HEAD
-    def _swapped(self, rel: Relationship, meter: Meter) -> bool:
-        """Let the old primary become the replica first, if that is wanted; tells whether a cycle may begin."""
-        if rel.policy.reverse is None:
-            return True
-        meter.phase("asking the old primary to become the replica")
-        policy = self._swap.ask(rel)
-        with self._wake:
-            rel.policy = policy or rel.policy
-        return policy is not None
+    def _outcome(self, rel: Relationship, meter: Meter) -> Outcome:
+        """Run a cycle; first let the old primary become the replica, if that is wanted."""
+        if rel.policy.reverse is not None:
+            meter.phase("asking the old primary to become the replica")
+            policy = self._swap.ask(rel)
+            if policy is None:
+                return NOT_SWAPPED
+            with self._wake:
+                rel.policy = policy
+        return self.cycle(rel, meter, rel.policy, rel.halt).run()
 
-    def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
-=======
     def cycle(self, rel: Relationship, meter: Meter, policy: Policy, halt: Halt) -> Cycle:
         """Make a cycle of a VM, for whoever has its turn."""
->>>>>>> failover4
         return Cycle(
             stages=self._stages,
             client=self._clients.to(rel.policy.replica),

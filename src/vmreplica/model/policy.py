@@ -5,11 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from vmreplica.model.export import SeedExport
-<<<<<<< HEAD
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, HostId, NetworkName, PointId
-=======
-from vmreplica.model.ids import DevicePath, DiskTarget, HostId, PointId
->>>>>>> failover4
 from vmreplica.model.point import DiskSize
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.seed import SeedDisk
@@ -21,7 +17,6 @@ DEFAULT_INTERVAL = 300
 DEFAULT_KEEP = 24
 
 
-<<<<<<< HEAD
 class ReverseWish(Shape):
     """The host that a VM was failed over from shall become its replica, with its old disks; it has not agreed yet."""
 
@@ -34,7 +29,8 @@ class ReverseWish(Shape):
     #: Which network of the old primary stands for which one of this host.
     network_map: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)] = Field(default_factory=dict)
     since: AwareDatetime
-=======
+
+
 class Planned(Shape):
     """A planned failover under way: what an agent needs that was killed in it, to go on or back.
 
@@ -47,7 +43,6 @@ class Planned(Shape):
     was_running: bool
     #: The last point, once the replica has it.
     point: PointId | None = None
->>>>>>> failover4
 
 
 class Policy(Shape):
@@ -68,13 +63,10 @@ class Policy(Shape):
     limit: Limit = NO_LIMIT
     #: Initial replication does not begin before.
     begin_at: AwareDatetime | None = None
-<<<<<<< HEAD
     #: Set from when a person wants the roles swapped until the old primary has agreed.
     reverse: ReverseWish | None = None
-=======
     #: A planned failover under way.
     planned: Planned | None = None
->>>>>>> failover4
 
 
 class BaseWish(Shape):
