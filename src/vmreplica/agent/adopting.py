@@ -16,6 +16,7 @@ from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import forget_primary, sweep_checkpoints
 from vmreplica.hypervisor import DomainBrief, DomainView
 from vmreplica.hypervisor.definition_nics import attachments
+from vmreplica.hypervisor.fence import Fence
 from vmreplica.hypervisor.machine import MachineStore
 from vmreplica.model.adoption import AdoptedDisk, Adoption
 from vmreplica.model.errors import Conflict, NotFound, Refused, VmReplicaError
@@ -41,14 +42,16 @@ class Adopting:
         repository: where the replicas stand.
         stages: libvirt, spool, fingerprints.
         runner: looks after the VMs that are protected from here.
+        fence: what keeps VMs of this host from being started.
         here: this host.
     """
 
-    def __init__(self, repository: Repository, stages: Stages, runner: Runner, here: HostId) -> None:
+    def __init__(self, repository: Repository, stages: Stages, runner: Runner, fence: Fence, here: HostId) -> None:
         self._repository = repository
         self._stages = stages
         self._hypervisor = stages.hypervisor
         self._runner = runner
+        self._fence = fence
         self._here = here
         self._lock = threading.Lock()
 
@@ -138,6 +141,7 @@ class Adopting:
         if view is not None:
             self._end_life(view, record.owner)
         forget_primary(self._stages, record.vm)
+        self._fence.allow(record.vm)  # there is nothing left that could be started
         replica.finish_adoption()
         _log.info("the old primary is the replica now", vm=record.vm, name=record.name, owner=record.owner)
         return replica
