@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import structlog
@@ -16,6 +17,7 @@ from vmreplica.agent.doctor.doctor import Doctor
 from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
@@ -29,8 +31,10 @@ from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.hypervisor.fence import Fence
+from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -38,9 +42,6 @@ from vmreplica.model.report import (
     DoctorReport,
     FailoverPlan,
     FailoverReport,
-    Invitation,
-    PeerReport,
-    PeerTest,
     PointsReport,
     RelationshipReport,
     StartedTest,
@@ -52,7 +53,6 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.peer.pairing import join
 from vmreplica.peer.planned import PlannedWish
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
@@ -61,7 +61,7 @@ from vmreplica.repository import Replica, Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent:
+class Agent(Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -85,7 +85,8 @@ class Agent:
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
-        self._adopting = Adopting(repository, stages, self._runner, self.identity.host_id)
+        fence = Fence(paths.state_dir / "fence")
+        self._adopting = Adopting(repository, stages, self._runner, fence, self.identity.host_id)
         self._reversing = Reversing(
             replicas=self._replicas,
             hypervisor=self._hypervisor,
@@ -140,6 +141,7 @@ class Agent:
             repository=repository,
             primaries=self._primaries,
             replicas=self._replicas,
+            reverse=partial(self._reversing.begin, planned=True),
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -352,48 +354,19 @@ class Agent:
         taken_back = None if tests_only else self.planned.cancel_verb(vm)
         return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
-        return self._replicas.map_networks(vm, mapping)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+        return self._replicas.networks(vm)
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change which network of this host stands for which one of the primary."""
+        return self._replicas.change_networks(vm, change)
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take the points of a VM, held here, from another paired host."""
         return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
 
-    # ---- the facade: peers
-
-    def peers(self) -> tuple[PeerReport, ...]:
-        """List paired hosts."""
-        return tuple(peer.report() for peer in self.book.all())
-
-    def invite(self, for_name: str | None) -> Invitation:
-        """Make a pairing token."""
-        return self.invitations.invite(self.identity, self.config.agent.addresses(), for_name=for_name)
-
-    def join(self, token: str) -> PeerReport:
-        """Pair with the host that made the token."""
-        return join(token, self.identity, self.book, self.config.agent.addresses()).report()
-
-    def remove_peer(self, name: str) -> None:
-        """Forget a paired host.
-
-        Raises:
-            Conflict: a VM is still replicated to or from it.
-        """
-        peer = self.book.by_name(name)
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
-        users = sorted({row.name for row in rows if row.peer_id == peer.host_id})
-        if users:
-            raise Conflict(
-                "peer-in-use",
-                f"{name} is the other side of {', '.join(users)}",
-                hint=f"`vmreplica disable {users[0]}` first",
-            )
-        self.book.remove(name)
-
-    def test_peer(self, name: str) -> PeerTest:
-        """Measure the connection to a paired host."""
-        return self._clients.to(self.book.by_name(name).host_id).measure()
+    # ---- helpers
 
     def _held(self, vm: str) -> Replica | None:
         """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
