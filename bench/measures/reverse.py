@@ -10,7 +10,7 @@ from bench.report import Measure, measure
 from bench.writes import BLOCK, scattered, write_blocks
 
 MiB = 1 << 20
-_SIZE = 512 * MiB
+_SIZE = 256 * MiB
 #: Most bytes that both hosts send, as a part of the distinct bytes that either side changed since the common point.
 _ALLOWED = 1.2
 
@@ -67,4 +67,4 @@ def _after_unplanned(lab: BenchLab, *, writes: int) -> tuple[int, int]:
 
 
 def _content() -> Path:
-    return system_disk(size=_SIZE, used=256 * MiB)
+    return system_disk(size=_SIZE, used=128 * MiB)
