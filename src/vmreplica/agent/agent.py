@@ -34,6 +34,7 @@ from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -353,9 +354,13 @@ class Agent(Hosts):
         taken_back = None if tests_only else self.planned.cancel_verb(vm)
         return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
-        return self._replicas.map_networks(vm, mapping)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+        return self._replicas.networks(vm)
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change which network of this host stands for which one of the primary."""
+        return self._replicas.change_networks(vm, change)
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take the points of a VM, held here, from another paired host."""
