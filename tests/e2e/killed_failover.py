@@ -1,7 +1,7 @@
-"""The real agent, which kills itself with SIGKILL just before a named step of a failover, a test failover included.
+"""The real agent, which kills itself with SIGKILL just before a named step of a failover, a test failover or a commit.
 
-``killed_failover.py STEP --config FILE``; the steps are those that ``failover.execute`` and ``failover.tests`` tell
-their observers.
+``killed_failover.py STEP --config FILE``; the steps are those that ``failover.execute``, ``failover.tests`` and
+``failover.commit`` tell their observers.
 """
 
 import functools
@@ -23,6 +23,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     vars(replica)["FailoverTests"] = functools.partial(vars(replica)["FailoverTests"], before=before)
+    vars(replica)["Commits"] = functools.partial(vars(replica)["Commits"], before=before)
     vars(replica)["execute"] = functools.partial(vars(replica)["execute"], before=before)
     run(Path(config))
 

@@ -18,6 +18,7 @@ from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
+    CommitReport,
     CycleReport,
     DoctorReport,
     FailoverPlan,
@@ -237,6 +238,20 @@ class SmallAgent:
             vm=VM_ID, name=f"{vm}-test", point=point or NEW, network=network, since=NOW, until=until, running=True
         )
         return StartedTest(plan=self._plan(vm, point), test=test, seconds=1.25)
+
+    def plan_commit(self, vm: str) -> FailoverPlan:
+        """Plan to keep a failover."""
+        self._asked("plan_commit", vm)
+        harmless = {"kind": "commit", "loses_seconds": 0.0, "loses_bytes": None, "newer_points": 1}
+        return self._plan(vm, None).model_copy(update=harmless)
+
+    def commit(self, vm: str) -> TaskReport:
+        """Keep it."""
+        self._asked("commit", vm)
+        self._known(vm)
+        report = CommitReport(vm=VM_ID, name=vm, state=State.COMMITTED, images=("/s/vda.qcow2",), freed_bytes=5 << 20)
+        self.progress = [TaskReport(id="t1", what=f"commit of {vm}", done=True, committed=report)]
+        return TaskReport(id="t1", what=f"commit of {vm}", done=False, progress=_half())
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
         """Plan to take back."""

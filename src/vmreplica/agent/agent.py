@@ -282,6 +282,16 @@ class Agent:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
 
+    def plan_commit(self, vm: str) -> FailoverPlan:
+        """Tell what keeping a failover for good would do; changes nothing."""
+        return self._replicas.commits.plan(self._replicas.get(vm))
+
+    def commit(self, vm: str) -> TaskReport:
+        """Keep a failover for good; the task is the folding of its images."""
+        task = self._tasks.start(f"commit of {vm}")
+        self._replicas.commit(vm, task)
+        return task.report()
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
         return self._replicas.plan_test(vm, point, network)

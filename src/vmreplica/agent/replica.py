@@ -11,11 +11,13 @@ from typing import Final, Literal
 import structlog
 
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.committing import Commits
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
 from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
+from vmreplica.agent.tasks import Task
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.layer import written_bytes
 from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
@@ -73,6 +75,8 @@ class ReplicaSide:
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
+        #: Failovers that are being kept for good.
+        self.commits = Commits(hypervisor, repository.min_free)
         self._failing_over = threading.Lock()
         self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
@@ -86,6 +90,7 @@ class ReplicaSide:
             try:
                 recover(replica, self._hypervisor)
                 self._tests.recover(replica)
+                self.commits.recover(replica)
             except VmReplicaError as error:
                 _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
             self._upkeep.put(replica.record.vm)
@@ -96,6 +101,7 @@ class ReplicaSide:
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self.commits.stop()
         self.imports.stop()
         self.seeder.stop()
         self._upkeep.put(None)
@@ -212,6 +218,16 @@ class ReplicaSide:
                 return self._cancelled(replica, kind, (replica.record.name,))
         return self._cancelled(replica, kind, self._tests.end(replica))
 
+    def commit(self, vm: str, task: Task) -> None:
+        """Begin to keep the failover of a VM for good; the task ends with it.
+
+        Raises:
+            VmReplicaError: it was refused, nothing has changed.
+        """
+        replica = self.get(vm)
+        with self._failing_over:
+            self.commits.begin(replica, task)
+
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Say which network of this host stands for which one of the primary."""
         replica = self.get(vm)
@@ -257,6 +273,7 @@ class ReplicaSide:
             )
         self.seeder.cancel(record.vm)
         if delete_copy:
+            self.commits.give_up(replica)
             replica.move(Event.REMOVE)
             if record.failover is not None:
                 replica.release(record.failover.hold)
@@ -273,7 +290,7 @@ class ReplicaSide:
         now = dt.datetime.now(dt.UTC)
         age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
         state = State(record.state)
-        complaints = [*position.complaints, *_seed_complaint(position)]
+        complaints = [*position.complaints, *_seed_complaint(position), *self.commits.complaints(record.vm)]
         awaited = position.awaited is not None
         facts = Facts(
             state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints)
@@ -293,7 +310,7 @@ class ReplicaSide:
             point_age=age,
             points=len(points),
             tests=self._tests.reports(replica),
-            progress=seed_progress(position, prefix=""),
+            progress=self.commits.progress(record.vm) or seed_progress(position, prefix=""),
         )
 
     def copy_only(self, replica: Replica) -> NotFound:

@@ -8,7 +8,7 @@ from typing import Final
 from vmreplica.agent.meter import Meter
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
-from vmreplica.model.report import CycleReport, TaskReport
+from vmreplica.model.report import CommitReport, CycleReport, TaskReport
 
 _KEPT: Final = 200
 
@@ -22,6 +22,8 @@ class Task:
         self.meter: Meter | None = None
         #: What an import came to.
         self.imported: ImportReport | None = None
+        #: What a commit came to.
+        self.committed: CommitReport | None = None
         self._done = threading.Event()
         self._result: CycleReport | None = None
         self._error: VmReplicaError | None = None
@@ -42,6 +44,7 @@ class Task:
             progress=self.meter.progress() if self.meter and not done else None,
             result=self._result,
             imported=self.imported,
+            committed=self.committed,
             error=error.message if error else None,
             error_code=error.code if error else None,
             hint=error.hint if error else "",

@@ -86,6 +86,12 @@ class AgentFacade(Protocol):
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
 
+    def plan_commit(self, vm: str) -> FailoverPlan:
+        """Tell what keeping a failover for good would do; changes nothing."""
+
+    def commit(self, vm: str) -> TaskReport:
+        """Keep a failover for good; the task is the folding of its images."""
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
 

@@ -6,6 +6,7 @@ import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.commit import keep
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, console, make_request, read_report, show, show_answer
 from vmreplica.model.units import parse_duration
@@ -53,14 +54,20 @@ def failover(
     network: Network = None,
     lifetime: For = None,
     cancel: Cancel = False,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Keep the failover for good, as vmreplica commit does.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Fail over, test or take back."""
-    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel)
+    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel, commit=commit)
     client = AgentClient(socket)
+    if commit:
+        keep(client, vm, dry_run=dry_run, yes=yes, wait=True, as_json=as_json)
+        return
     if dry_run and cancel:
         _show_plan(_cancel_plan(client, vm, tests_only=test), as_json=as_json)
     elif cancel:
@@ -74,7 +81,9 @@ def failover(
         _fail_over(client, vm, point, yes=yes, as_json=as_json)
 
 
-def _refuse_nonsense(*, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool) -> None:
+def _refuse_nonsense(
+    *, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool, commit: bool
+) -> None:
     """See that the options go together.
 
     Raises:
@@ -82,6 +91,8 @@ def _refuse_nonsense(*, point: str | None, test: bool, network: str | None, life
     """
     if (network or lifetime) and not test:
         wrong, remedy = "--network and --for go with --test only", "vmreplica failover VM --test --network NET"
+    elif commit and (point or test or cancel):
+        wrong, remedy = "--commit goes with --dry-run, --yes and --json only", "vmreplica commit VM"
     elif cancel and (point or network or lifetime):
         wrong, remedy = "--cancel goes with --test, --dry-run, --yes and --json only", "vmreplica failover VM --cancel"
     else:

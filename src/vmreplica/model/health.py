@@ -66,6 +66,12 @@ _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
         "the VM runs on its replica and is not protected",
         "move it back or protect it again; its old primary must not be started",
     ),
+    State.COMMITTING: (
+        "not-protected",
+        Level.WARNING,
+        "the VM runs on its replica, its images are being folded, and it is not protected",
+        "vmreplica status VM shows how that is getting on",
+    ),
     State.COMMITTED: (
         "not-protected",
         Level.WARNING,
