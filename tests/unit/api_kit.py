@@ -225,6 +225,17 @@ class SmallAgent:
         self._asked("failover", vm, point)
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
 
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Plan a planned failover."""
+        self._asked("plan_planned", vm, patience, force)
+        changes = {"kind": "planned", "loses_seconds": 0.0, "loses_bytes": 0, "warnings": ()}
+        return self._plan(vm, None).model_copy(update=changes)
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Begin a planned failover."""
+        self._asked("planned_failover", vm, patience, force)
+        return self.progress[0]
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Plan a test failover."""
         self._asked("plan_test", vm, point, network)

@@ -17,29 +17,27 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.tasks import Tasks
+from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
-    CancelReport,
     CycleReport,
     DoctorReport,
-    FailoverPlan,
-    FailoverReport,
     Invitation,
     PeerReport,
     PeerTest,
     PointsReport,
     RelationshipReport,
-    StartedTest,
     StatusReport,
     TaskReport,
 )
@@ -56,7 +54,7 @@ from vmreplica.repository import Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent:
+class Agent(FailoverVerbs):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -89,6 +87,8 @@ class Agent:
             bandwidth=bandwidth,
         )
         self._doctor = self._make_doctor(repository)
+        #: Planned failovers: what peers ask of this host, and the verbs.
+        self.planned = self._make_planned(repository, stages)
         self.receiver = Receiver(
             repository,
             hello=self.hello,
@@ -107,6 +107,19 @@ class Agent:
             keeper=Keeper(stages, limits.pause_hold),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
+        )
+
+    def _make_planned(self, repository: Repository, stages: Stages) -> Planned:
+        return make_planned(
+            self.config,
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            repository=repository,
+            primaries=self._primaries,
+            replicas=self._replicas,
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -136,10 +149,12 @@ class Agent:
         self._replicas.start()
         self._doctor.start()
         self._runner.start()
+        self.planned.start_work()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
         self._doctor.stop()
+        self.planned.stop_work()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -273,48 +288,6 @@ class Agent:
         """List the last cycles of a VM, newest first."""
         self._require_primary(vm)
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
-
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
-        """Tell what a failover would do and lose; changes nothing."""
-        return self._replicas.plan(vm, point)
-
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
-        """Start the VM on this host."""
-        return self._replicas.failover(vm, point)
-
-    def plan_commit(self, vm: str) -> FailoverPlan:
-        """Tell what keeping a failover for good would do; changes nothing."""
-        return self._replicas.commits.plan(self._replicas.get(vm))
-
-    def commit(self, vm: str) -> TaskReport:
-        """Keep a failover for good; the task is the folding of its images."""
-        task = self._tasks.start(f"commit of {vm}")
-        self._replicas.commit(vm, task)
-        return task.report()
-
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
-        """Tell what a test failover would do; changes nothing."""
-        return self._replicas.plan_test(vm, point, network)
-
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
-        """Start a copy of the VM on this host, beside the VM."""
-        return self._replicas.test(vm, point=point, network=network, seconds=seconds)
-
-    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
-        """Plan what ``cancel_failover`` does."""
-        return self._replicas.plan_cancel(vm, tests_only=tests_only)
-
-    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
-        """Take back the failover, or the test failovers, with every trace."""
-        return self._replicas.cancel(vm, tests_only=tests_only)
-
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
-        return self._replicas.map_networks(vm, mapping)
-
-    def hand_over(self, vm: str, to: str) -> RelationshipReport:
-        """Take the points of a VM, held here, from another paired host."""
-        return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
 
     # ---- the facade: peers
 

@@ -1,11 +1,11 @@
 """The replica side of the agent: what this host holds for others, and starting it when a person says so."""
 
 import datetime as dt
-import queue
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import AbstractContextManager
 from typing import Final, Literal
 
 import structlog
@@ -18,9 +18,11 @@ from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
 from vmreplica.agent.tasks import Task
+from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.layer import written_bytes
 from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
+from vmreplica.failover.preview import with_notes
 from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
@@ -44,8 +46,6 @@ _log: Final = structlog.get_logger(__name__)
 
 #: Seconds a primary has to say whether the VM runs there; on the worst day it is gone and nobody wants to wait.
 _ASK_LIMIT: Final = 1.0
-#: Seconds between looks whether the time of a test failover is over.
-_TEST_CHECK: Final = 10.0
 
 
 class ReplicaSide:
@@ -78,8 +78,7 @@ class ReplicaSide:
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free)
         self._failing_over = threading.Lock()
-        self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
+        self._upkeep = Upkeep(repository, self._tests)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
         self.imports = Imports(repository, clients.here, self._upkeep.put)
 
@@ -94,7 +93,7 @@ class ReplicaSide:
             except VmReplicaError as error:
                 _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
             self._upkeep.put(replica.record.vm)
-        self._thread.start()
+        self._upkeep.start()
         self.seeder.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
@@ -104,8 +103,7 @@ class ReplicaSide:
         self.commits.stop()
         self.imports.stop()
         self.seeder.stop()
-        self._upkeep.put(None)
-        self._thread.join()
+        self._upkeep.stop()
         self._asking.shutdown(wait=False, cancel_futures=True)
 
     def published(self, vm: VmId, _point: PointSummary) -> None:
@@ -147,7 +145,7 @@ class ReplicaSide:
     def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
-        return self._plan(replica, point, self._ask_primary(replica))
+        return with_notes(self._plan(replica, point, self._ask_primary(replica)), replica, self._hypervisor)
 
     def failover(self, vm: str, point: PointId | None) -> FailoverReport:
         """Start the VM here.
@@ -161,7 +159,7 @@ class ReplicaSide:
             answer = self._asking.submit(self._ask_primary, replica)
             plan = self._plan(replica, point, "silent")
             notes = execute(replica, self._hypervisor, plan, ask_primary=answer.result)
-        shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+        shown = plan.model_copy(update={"notes": notes})
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
@@ -172,8 +170,7 @@ class ReplicaSide:
             NotFound: ``network-unknown``, and those of ``plan.plan_test``.
         """
         replica = self.get(vm)
-        leads_out = network is not None and self._hypervisor.network_leads_out(network)
-        return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
+        return with_notes(self._plan_test(replica, point, network), replica, self._hypervisor, network)
 
     def test(self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM here, beside the VM itself.
@@ -188,10 +185,10 @@ class ReplicaSide:
             VmReplicaError: it was refused, or a step failed and everything was undone.
         """
         replica, began = self.get(vm), time.monotonic()
-        plan = self.plan_test(vm, point, network)
+        plan = self._plan_test(replica, point, network)
         until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
         test, notes = self._tests.start(replica, plan, network=network, until=until)
-        shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+        shown = plan.model_copy(update={"notes": notes})
         return StartedTest(plan=shown, test=test, seconds=time.monotonic() - began)
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
@@ -326,10 +323,18 @@ class ReplicaSide:
         """Report every replica held here."""
         return [self.describe(replica) for replica in self._repository.replicas()]
 
+    def no_failover(self) -> AbstractContextManager[object]:
+        """Let no failover begin or be taken back in the block."""
+        return self._failing_over
+
     # ---- helpers
 
     def _plan(self, replica: Replica, point: PointId | None, answer: PrimaryAnswer) -> FailoverPlan:
         return plan_unplanned(replica.record, replica.points(), point, now=dt.datetime.now(dt.UTC), primary=answer)
+
+    def _plan_test(self, replica: Replica, point: PointId | None, network: str | None) -> FailoverPlan:
+        leads_out = network is not None and self._hypervisor.network_leads_out(network)
+        return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
 
     def _ask_primary(self, replica: Replica) -> PrimaryAnswer:
         record = replica.record
@@ -354,36 +359,6 @@ class ReplicaSide:
         record = replica.record
         self._upkeep.put(record.vm)
         return CancelReport(vm=record.vm, name=record.name, kind=kind, removed=removed, state=State(record.state))
-
-    def _keep_chains(self) -> None:
-        while True:
-            try:
-                vm = self._upkeep.get(timeout=_TEST_CHECK)
-            except queue.Empty:
-                self._expire_tests()
-                continue
-            if vm is None:
-                return
-            self._keep_chain(vm)
-
-    def _expire_tests(self) -> None:
-        now = dt.datetime.now(dt.UTC)
-        for replica in self._repository.replicas():
-            try:
-                self._tests.expire(replica, now)
-            except VmReplicaError as error:
-                _log.warning("a test failover cannot be removed", vm=replica.record.vm, why=error.message)
-
-    def _keep_chain(self, vm: VmId) -> None:
-        try:
-            folded = self._repository.replica(vm).apply_retention()
-        except VmReplicaError as error:
-            _log.warning("old points stay", vm=vm, why=error.message)
-        except Exception:  # noqa: BLE001 - upkeep of one VM must not end that of the others
-            _log.exception("upkeep failed", vm=vm)
-        else:
-            if folded:
-                _log.info("folded old points into the base", vm=vm, points=folded)
 
     def _peer_name(self, host: HostId) -> str | None:
         try:

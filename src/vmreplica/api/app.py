@@ -25,6 +25,7 @@ from vmreplica.api.requests import (
     JoinRequest,
     LimitRequest,
     NetworksRequest,
+    PlannedRequest,
 )
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
@@ -80,6 +81,8 @@ class _Vms:
             web.post(f"{_VM}/failover", self._failover),
             web.get(f"{_VM}/commit-plan", self._commit_plan),
             web.post(f"{_VM}/commit", self._commit),
+            web.post(f"{_VM}/planned-plan", self._planned_plan),
+            web.post(f"{_VM}/planned", self._planned),
             web.get(f"{_VM}/test-plan", self._test_plan),
             web.post(f"{_VM}/test", self._test),
             web.get(f"{_VM}/cancel-plan", self._cancel_plan),
@@ -165,6 +168,16 @@ class _Vms:
 
     async def _commit(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.commit, _vm(request))), status=202)
+
+    async def _planned_plan(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, PlannedRequest)
+        call = partial(self._agent.plan_planned, vm, patience=body.patience, force=body.force)
+        return answer(await self._run(call))
+
+    async def _planned(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, PlannedRequest)
+        call = partial(self._agent.planned_failover, vm, patience=body.patience, force=body.force)
+        return answer(await self._run(call), status=202)
 
     async def _test_plan(self, request: web.Request) -> web.Response:
         vm, point, network = _vm(request), _point(request), request.query.get("network")

@@ -92,6 +92,12 @@ class AgentFacade(Protocol):
     def commit(self, vm: str) -> TaskReport:
         """Keep a failover for good; the task is the folding of its images."""
 
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Tell what a planned failover would do, asked on either side; changes nothing."""
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Move a VM to its replica, or go on with that, asked on either side."""
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
 

@@ -183,6 +183,8 @@ class FailoverPlan(Shape):
     newer_points: int
     steps: tuple[FailoverStep, ...]
     warnings: tuple[str, ...] = ()
+    #: What of the machine is other on this host, or is left out: processor, devices, networks, firmware.
+    notes: tuple[str, ...] = ()
     #: What each side looks like afterwards, a sentence each.
     after: tuple[str, ...] = ()
 
@@ -193,6 +195,29 @@ class FailoverReport(Shape):
     plan: FailoverPlan
     state: State
     started: bool
+    seconds: float
+
+
+class StepTime(Shape):
+    """How long a step took."""
+
+    name: str
+    seconds: float
+
+
+class PlannedReport(Shape):
+    """What a planned failover did."""
+
+    plan: FailoverPlan
+    #: The host that it runs on now.
+    runs_on: HostName
+    #: How its guest was shut down: by its agent, the power button, its plug; None: it was off.
+    shutdown: Literal["agent", "button", "plug"] | None
+    #: Replication goes the other way already; else it will, by itself.
+    reversed: bool
+    steps: tuple[StepTime, ...]
+    #: Seconds for which no guest ran, less its own shutting down and booting; None: it was off before.
+    downtime: float | None
     seconds: float
 
 
@@ -209,8 +234,8 @@ class CancelReport(Shape):
 
     vm: VmId
     name: str
-    kind: Literal["unplanned", "test"]
-    #: Names of the VMs that were removed here.
+    kind: Literal["unplanned", "test", "planned"]
+    #: Names of the VMs that were removed here; of a planned failover none.
     removed: tuple[str, ...]
     state: State
 
@@ -239,6 +264,8 @@ class TaskReport(Shape):
     imported: ImportReport | None = None
     #: Of a commit, likewise.
     committed: CommitReport | None = None
+    #: Of a planned failover, likewise.
+    planned: PlannedReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""
