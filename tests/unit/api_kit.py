@@ -277,6 +277,17 @@ class SmallAgent:
         kind = "test" if tests_only else "unplanned"
         return CancelReport(vm=VM_ID, name=self._known(vm).name, kind=kind, removed=(vm,), state=State.REPLICATING)
 
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Plan to swap the roles."""
+        self._asked("plan_reverse", vm)
+        return self._plan(vm, None).model_copy(update={"kind": "reverse"})
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Begin to swap the roles."""
+        self._asked("reverse", vm)
+        self._known(vm)
+        return self.progress[0]
+
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take points from elsewhere."""
         self._asked("hand_over", vm, to)

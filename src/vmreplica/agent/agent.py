@@ -2,11 +2,13 @@
 
 import datetime as dt
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import structlog
 
 from vmreplica import __version__
+from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.building import make_dir, make_stages, seed_tools
 from vmreplica.agent.clients import Clients
@@ -15,27 +17,28 @@ from vmreplica.agent.doctor.doctor import Doctor
 from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
+from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.hypervisor.fence import Fence
+from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
     DoctorReport,
-    Invitation,
-    PeerReport,
-    PeerTest,
     PointsReport,
     RelationshipReport,
     StatusReport,
@@ -46,15 +49,14 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.peer.pairing import join
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
-from vmreplica.repository import Repository
+from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(FailoverVerbs):
+class Agent(FailoverVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -78,6 +80,15 @@ class Agent(FailoverVerbs):
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
+        fence = Fence(paths.state_dir / "fence")
+        self._adopting = Adopting(repository, stages, self._runner, fence, self.identity.host_id)
+        self._reversing = Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
         self._primaries = PrimarySide(
             stages=stages,
             runner=self._runner,
@@ -89,12 +100,16 @@ class Agent(FailoverVerbs):
         self._doctor = self._make_doctor(repository)
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
-        self.receiver = Receiver(
+        self.receiver = self._make_receiver(repository)
+
+    def _make_receiver(self, repository: Repository) -> Receiver:
+        return Receiver(
             repository,
             hello=self.hello,
             runs_here=self.runs_here,
             on_published=self._replicas.published,
             seeds=self._replicas.seeder,
+            reverse=self._adopting.accept,
         )
 
     def _make_runner(self, stages: Stages, bandwidth: Bandwidth) -> Runner:
@@ -105,6 +120,7 @@ class Agent(FailoverVerbs):
             journal=self._journal,
             bandwidth=bandwidth,
             keeper=Keeper(stages, limits.pause_hold),
+            swap=Swap(self._hypervisor, self._clients),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )
@@ -120,6 +136,7 @@ class Agent(FailoverVerbs):
             repository=repository,
             primaries=self._primaries,
             replicas=self._replicas,
+            reverse=partial(self._reversing.begin, planned=True),
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -147,6 +164,7 @@ class Agent(FailoverVerbs):
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
         self._replicas.start()
+        self._adopting.recover()
         self._doctor.start()
         self._runner.start()
         self.planned.start_work()
@@ -184,7 +202,7 @@ class Agent(FailoverVerbs):
 
     def status(self, vm: str | None) -> StatusReport:
         """Report the host, with all its relationships or one VM's."""
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
+        rows = one_each(self._primaries.reports(), self._replicas.reports())
         if vm is not None:
             rows = [row for row in rows if vm in {row.vm, row.name}]
             if not rows:
@@ -199,11 +217,11 @@ class Agent(FailoverVerbs):
 
     def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
         """Look for trouble, on this host or with one VM."""
-        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._replicas.find(vm), trial=trial)
+        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._held(vm), trial=trial)
 
     def points(self, vm: str) -> PointsReport:
         """List recovery points, held here or on the VM's replica."""
-        replica = self._replicas.find(vm)
+        replica = self._held(vm)
         if replica is not None:
             return self._replicas.points(replica)
         rel = self._primaries.find(vm)
@@ -255,8 +273,8 @@ class Agent(FailoverVerbs):
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""
-        replica = self._replicas.find(vm)
-        if replica is not None and self._primaries.find(vm) is None:
+        replica = self._held(vm)
+        if replica is not None:
             self._replicas.forget(replica, delete_copy=delete_copy)
         else:
             self._primaries.disable(vm, delete_copy=delete_copy)
@@ -289,40 +307,11 @@ class Agent(FailoverVerbs):
         self._require_primary(vm)
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
 
-    # ---- the facade: peers
+    # ---- helpers
 
-    def peers(self) -> tuple[PeerReport, ...]:
-        """List paired hosts."""
-        return tuple(peer.report() for peer in self.book.all())
-
-    def invite(self, for_name: str | None) -> Invitation:
-        """Make a pairing token."""
-        return self.invitations.invite(self.identity, self.config.agent.addresses(), for_name=for_name)
-
-    def join(self, token: str) -> PeerReport:
-        """Pair with the host that made the token."""
-        return join(token, self.identity, self.book, self.config.agent.addresses()).report()
-
-    def remove_peer(self, name: str) -> None:
-        """Forget a paired host.
-
-        Raises:
-            Conflict: a VM is still replicated to or from it.
-        """
-        peer = self.book.by_name(name)
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
-        users = sorted({row.name for row in rows if row.peer_id == peer.host_id})
-        if users:
-            raise Conflict(
-                "peer-in-use",
-                f"{name} is the other side of {', '.join(users)}",
-                hint=f"`vmreplica disable {users[0]}` first",
-            )
-        self.book.remove(name)
-
-    def test_peer(self, name: str) -> PeerTest:
-        """Measure the connection to a paired host."""
-        return self._clients.to(self.book.by_name(name).host_id).measure()
+    def _held(self, vm: str) -> Replica | None:
+        """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
+        return self._replicas.find(vm) if self._primaries.find(vm) is None else None
 
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.
@@ -330,8 +319,8 @@ class Agent(FailoverVerbs):
         Raises:
             NotFound: ``not-protected``.
         """
-        replica = self._replicas.find(vm)
-        if replica is not None and self._primaries.find(vm) is None:
+        replica = self._held(vm)
+        if replica is not None:
             raise self._replicas.copy_only(replica)
 
     def _explain_missing(self, vm: str) -> None:

@@ -2,6 +2,7 @@
 
 from vmreplica.agent.planned_service import Planned
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.reversing import Reversing
 from vmreplica.agent.tasks import Tasks
 from vmreplica.model.report import (
     CancelReport,
@@ -20,6 +21,7 @@ class FailoverVerbs:
 
     book: PeerBook
     planned: Planned
+    _reversing: Reversing
     _replicas: ReplicaSide
     _tasks: Tasks
 
@@ -30,6 +32,14 @@ class FailoverVerbs:
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
+
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Tell what a swap of the roles would do; changes nothing."""
+        return self._reversing.plan(vm)
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Protect a VM that was failed over to this host from here; the task is the first cycle."""
+        return self._reversing.reverse(vm).report()
 
     def plan_commit(self, vm: str) -> FailoverPlan:
         """Tell what keeping a failover for good would do; changes nothing."""

@@ -87,6 +87,8 @@ class _Vms:
             web.post(f"{_VM}/test", self._test),
             web.get(f"{_VM}/cancel-plan", self._cancel_plan),
             web.post(f"{_VM}/cancel", self._cancel),
+            web.get(f"{_VM}/reverse-plan", self._reverse_plan),
+            web.post(f"{_VM}/reverse", self._reverse),
             web.put(f"{_VM}/networks", self._networks),
             web.post(f"{_VM}/hand-over", self._hand_over),
         ]
@@ -195,6 +197,12 @@ class _Vms:
     async def _cancel(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, CancelRequest)
         return answer(await self._run(partial(self._agent.cancel_failover, vm, tests_only=body.tests_only)))
+
+    async def _reverse_plan(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.plan_reverse, _vm(request))))
+
+    async def _reverse(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.reverse, _vm(request))), status=202)
 
     async def _networks(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, NetworksRequest)

@@ -110,6 +110,12 @@ class AgentFacade(Protocol):
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
 
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Tell what a swap of the roles would do; changes nothing."""
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Protect a VM that was failed over to this host from here, with its old primary as the replica."""
+
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
 

@@ -118,7 +118,7 @@ def _show_beginning(
         moment = f"{body.at.astimezone():%Y-%m-%d %H:%M}"
         show_done(f"Initial replication of {vm} begins {moment}; vmreplica sync {vm} begins it now.", as_json=False)
         return
-    _task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
+    show_task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
     if wait and not as_json and body.seed is not None and body.seed.kind == "export":
         show_done(next_step(body.seed.directory), as_json=False)
 
@@ -167,7 +167,7 @@ def resume(vm: VmArgument, *, as_json: AsJson = False, socket: SocketPath = DEFA
 def sync(vm: VmArgument, *, wait: Wait = True, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
     """Run a cycle now."""
     client = AgentClient(socket)
-    _task(client, vm, client.send("POST", vm_path(vm, "sync")), wait=wait, as_json=as_json)
+    show_task(client, vm, client.send("POST", vm_path(vm, "sync")), wait=wait, as_json=as_json)
 
 
 def networks(
@@ -192,7 +192,12 @@ def networks(
     show_done(f"{vm}: after a failover {pairs}.", as_json=False)
 
 
-def _task(client: AgentClient, vm: str, answer: bytes, *, wait: bool, as_json: bool) -> None:
+def show_task(client: AgentClient, vm: str, answer: bytes, *, wait: bool, as_json: bool) -> None:
+    """Watch a task, if that is wanted, and show what it came to.
+
+    Raises:
+        VmReplicaError: it failed.
+    """
     from vmreplica.cli.watch import follow  # noqa: PLC0415 - slow to import
     from vmreplica.model.report import TaskReport  # noqa: PLC0415 - slow to import
 

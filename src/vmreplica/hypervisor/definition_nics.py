@@ -3,6 +3,8 @@
 import xml.etree.ElementTree as ET
 from typing import Final
 
+from defusedxml.ElementTree import fromstring
+
 from vmreplica.hypervisor.definition_rules import ADDRESS, BOOT_ORDER, MAC, NUM, QUIET, WORD, Rule, copy_into
 from vmreplica.hypervisor.definition_site import Site
 
@@ -40,6 +42,13 @@ def build_interface(interface: ET.Element, site: Site) -> ET.Element:
     if attachment is None and interface.get("type") != "user":
         _pull_plug(result)
     return result
+
+
+def attachments(definition: str) -> frozenset[str]:
+    """Name all networks and bridges that the interfaces of a definition are attached to."""
+    interfaces = fromstring(definition, forbid_dtd=True).iterfind("devices/interface")
+    sources = (source for interface in interfaces for source in interface.findall("source"))
+    return frozenset(source.get(name, "") for source in sources for name in _SOURCE_NAMES.values()) - {""}
 
 
 def _attachment(interface: ET.Element, site: Site) -> tuple[str, str] | None:

@@ -1,6 +1,7 @@
 """What a failover asks of the local libvirt: what the host offers, defining, starting, stopping, removing VMs."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import libvirt
 
@@ -15,6 +16,8 @@ from vmreplica.hypervisor.networks import network_leads_out
 from vmreplica.hypervisor.probe import bridges, usable_domain_type
 from vmreplica.hypervisor.views import DomainBrief
 from vmreplica.model.ids import VmId
+
+_KEEP: Final = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
 
 
 class Failovers(Domains):
@@ -115,13 +118,18 @@ class Failovers(Domains):
         self._with(vm, "stop", lambda domain: _ignore(domain.destroy()) if domain.isActive() else None,
                    limit=LONG_LIMIT)  # fmt: skip
 
-    def undefine(self, vm: VmId) -> None:
-        """Remove a VM's definition with all libvirt keeps about it; its disks stay."""
+    def undefine(self, vm: VmId, *, keep_files: bool = False) -> None:
+        """Remove a VM's definition with all libvirt keeps about it; its disks stay.
+
+        Args:
+            vm: which.
+            keep_files: its UEFI variables and the state of its TPM stay, too.
+        """
         flags = (
             libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            | (_KEEP if keep_files else libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
         )
         self._with(vm, "undefine", lambda domain: _ignore(domain.undefineFlags(flags)))
         self._shelf.forget_all(vm)

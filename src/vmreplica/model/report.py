@@ -92,6 +92,8 @@ class RelationshipReport(Shape):
     rate_until: AwareDatetime | None = None
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
+    #: How many recovery points of before its failover the disks of a VM here still stand on.
+    stands_on: int = 0
 
 
 class StatusReport(Shape):
