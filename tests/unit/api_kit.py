@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
 
@@ -14,11 +15,11 @@ from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
+from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
-    CommitReport,
     CycleReport,
     DoctorReport,
     FailoverPlan,
@@ -85,7 +86,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent:
+class SmallAgent(KeepsFailovers):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -250,20 +251,6 @@ class SmallAgent:
         )
         return StartedTest(plan=self._plan(vm, point), test=test, seconds=1.25)
 
-    def plan_commit(self, vm: str) -> FailoverPlan:
-        """Plan to keep a failover."""
-        self._asked("plan_commit", vm)
-        harmless = {"kind": "commit", "loses_seconds": 0.0, "loses_bytes": None, "newer_points": 1}
-        return self._plan(vm, None).model_copy(update=harmless)
-
-    def commit(self, vm: str) -> TaskReport:
-        """Keep it."""
-        self._asked("commit", vm)
-        self._known(vm)
-        report = CommitReport(vm=VM_ID, name=vm, state=State.COMMITTED, images=("/s/vda.qcow2",), freed_bytes=5 << 20)
-        self.progress = [TaskReport(id="t1", what=f"commit of {vm}", done=True, committed=report)]
-        return TaskReport(id="t1", what=f"commit of {vm}", done=False, progress=_half())
-
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
         """Plan to take back."""
         self._asked("plan_cancel", vm, tests_only)
@@ -293,10 +280,20 @@ class SmallAgent:
         self._asked("hand_over", vm, to)
         return self._known(vm)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Remember a map."""
-        self._asked("map_networks", vm, mapping)
-        return self._known(vm)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell a map."""
+        self._asked("networks", vm)
+        return self._networks(vm, {"lan": "br0"})
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Remember a change of a map."""
+        self._asked("change_networks", vm, change)
+        return self._networks(vm, change.networks)
+
+    def _networks(self, vm: str, networks: dict[str, str]) -> NetworksReport:
+        nic = InterfaceReport(number=0, mac="52:54:00:00:00:01", source="lan", place="none")
+        name = self._known(vm).name
+        return NetworksReport(vm=VM_ID, name=name, networks=networks, interfaces=(nic,), notes=("no br0 here",))
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List hosts."""

@@ -21,6 +21,7 @@ from vmreplica.hypervisor.machine import MachineStore
 from vmreplica.model.adoption import AdoptedDisk, Adoption
 from vmreplica.model.errors import Conflict, NotFound, Refused, VmReplicaError
 from vmreplica.model.ids import HostId, PointId, VmId, checkpoint_name, new_point_id, point_instant
+from vmreplica.model.networks import without_tags
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.states import RECEIVING, State
@@ -218,4 +219,5 @@ def _adopted(name: str, target: str, path: str | None, form: str, size: int) -> 
 def _own_networks(request: ReverseRequest, view: DomainView) -> dict[str, str]:
     """Take of the peer's network map what leads to networks that the VM was in here: it may name no others."""
     own = attachments(view.definition)
-    return {theirs: ours for theirs, ours in request.network_map.items() if ours.removeprefix(_BRIDGE) in own}
+    wanted = request.network_map.items()
+    return {theirs: ours for theirs, ours in wanted if without_tags(ours).removeprefix(_BRIDGE) in own}

@@ -14,6 +14,7 @@ from vmreplica.agent.clients import Clients
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
+from vmreplica.agent.networks import change_networks, networks_report
 from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
@@ -28,6 +29,7 @@ from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.ids import HostId, HostName, PointId, VmId
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import (
     CancelReport,
@@ -224,11 +226,18 @@ class ReplicaSide:
         with self._failing_over:
             self.commits.begin(replica, task)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Say which network of this host stands for which one of the primary."""
-        replica = self.get(vm)
-        replica.update(network_map=mapping)
-        return self.describe(replica)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+        return networks_report(self.get(vm), self._hypervisor)
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change that.
+
+        Raises:
+            BadRequest: ``network-map-invalid``.
+        """
+        change_networks(self.get(vm), change)
+        return self.networks(vm)
 
     def hand_over(self, vm: str, to: HostId) -> RelationshipReport:
         """Take a VM's points from another host: the one that it was migrated to.

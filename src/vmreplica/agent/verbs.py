@@ -4,6 +4,7 @@ from vmreplica.agent.planned_service import Planned
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing
 from vmreplica.agent.tasks import Tasks
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.report import (
     CancelReport,
     FailoverPlan,
@@ -77,9 +78,13 @@ class FailoverVerbs:
         taken_back = None if tests_only else self.planned.cancel_verb(vm)
         return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
-        return self._replicas.map_networks(vm, mapping)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+        return self._replicas.networks(vm)
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change which network of this host stands for which one of the primary."""
+        return self._replicas.change_networks(vm, change)
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take the points of a VM, held here, from another paired host."""

@@ -24,11 +24,11 @@ from vmreplica.api.requests import (
     InviteRequest,
     JoinRequest,
     LimitRequest,
-    NetworksRequest,
     PlannedRequest,
 )
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
+from vmreplica.model.networks import NetworksChange
 from vmreplica.model.report import HistoryReport, PeersReport
 
 MAX_BODY: Final = 1 << 20
@@ -87,9 +87,10 @@ class _Vms:
             web.post(f"{_VM}/test", self._test),
             web.get(f"{_VM}/cancel-plan", self._cancel_plan),
             web.post(f"{_VM}/cancel", self._cancel),
+            web.get(f"{_VM}/networks", self._networks),
+            web.put(f"{_VM}/networks", self._change_networks),
             web.get(f"{_VM}/reverse-plan", self._reverse_plan),
             web.post(f"{_VM}/reverse", self._reverse),
-            web.put(f"{_VM}/networks", self._networks),
             web.post(f"{_VM}/hand-over", self._hand_over),
         ]
 
@@ -205,8 +206,11 @@ class _Vms:
         return answer(await self._run(partial(self._agent.reverse, _vm(request))), status=202)
 
     async def _networks(self, request: web.Request) -> web.Response:
-        vm, body = _vm(request), await read_body(request, NetworksRequest)
-        return answer(await self._run(partial(self._agent.map_networks, vm, dict(body.networks))))
+        return answer(await self._run(partial(self._agent.networks, _vm(request))))
+
+    async def _change_networks(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, NetworksChange)
+        return answer(await self._run(partial(self._agent.change_networks, vm, body)))
 
     async def _hand_over(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, HandOverRequest)
