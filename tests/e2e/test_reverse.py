@@ -175,7 +175,8 @@ def test_a_vm_moves_back_and_forth_as_often_as_one_likes(lab: Lab, new_blank: Ne
         wait_reversed(new, vm.name)
         require_equal(old, new, vm)
         found = relation(new, vm.name)
-        assert (found["epoch"], found["stands_on"]) == (number, 1)
+        assert found["epoch"] == number
+        assert found["stands_on"] > 0
         new.ask("commit", vm.name, "--yes", timeout=300)
         assert relation(new, vm.name)["stands_on"] == 0
         old, new = new, old
