@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
 
@@ -14,6 +15,7 @@ from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
+from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -84,7 +86,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent:
+class SmallAgent(KeepsFailovers):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -278,10 +280,20 @@ class SmallAgent:
         self._asked("hand_over", vm, to)
         return self._known(vm)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Remember a map."""
-        self._asked("map_networks", vm, mapping)
-        return self._known(vm)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell a map."""
+        self._asked("networks", vm)
+        return self._networks(vm, {"lan": "br0"})
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Remember a change of a map."""
+        self._asked("change_networks", vm, change)
+        return self._networks(vm, change.networks)
+
+    def _networks(self, vm: str, networks: dict[str, str]) -> NetworksReport:
+        nic = InterfaceReport(number=0, mac="52:54:00:00:00:01", source="lan", place="none")
+        name = self._known(vm).name
+        return NetworksReport(vm=VM_ID, name=name, networks=networks, interfaces=(nic,), notes=("no br0 here",))
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List hosts."""

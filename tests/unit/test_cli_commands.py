@@ -14,6 +14,7 @@ from vmreplica.cli.show import cycle_text
 from vmreplica.cli.watch import progress_text
 from vmreplica.model import errors
 from vmreplica.model.export import ExportSeed
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
     FailoverPlan,
@@ -34,6 +35,11 @@ from vmreplica.model.shape import Shape
 
 pytestmark = pytest.mark.main_job
 
+
+def networks_change(networks: dict[str, str], *unmap: str) -> tuple[object, ...]:
+    return "change_networks", "web", NetworksChange(networks=networks, unmap=unmap)
+
+
 FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
 
 
@@ -52,7 +58,8 @@ FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
         (("limit", "web"), RelationshipReport),
         (("limit", "web", "50M"), RelationshipReport),
         (("hand-over", "web", "--to", "host2", "--yes"), RelationshipReport),
-        (("networks", "web", "--map", "lan=br0"), RelationshipReport),
+        (("networks", "web"), NetworksReport),
+        (("networks", "web", "--map", "lan=br0"), NetworksReport),
         (("failover", "web", "--dry-run"), FailoverPlan),
         (("failover", "web", "--yes"), FailoverReport),
         (("peer", "invite"), Invitation),
@@ -111,6 +118,9 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
         (("failover", "web", "--cancel", "--yes"), ("cancel_failover", "web", False)),
         (("failover", "web", "--cancel", "--test", "--yes"), ("cancel_failover", "web", True)),
         (("failover", "web", "--test", "--dry-run", "--network", "lab"), ("plan_test", "web", None, "lab")),
+        (("commit", "web", "--yes", "--no-wait"), ("commit", "web")),
+        (("commit", "web", "--dry-run"), ("plan_commit", "web")),
+        (("failover", "web", "--commit", "--dry-run"), ("plan_commit", "web")),
         (("failover", "web", "--cancel", "--dry-run"), ("plan_cancel", "web", False)),
         (("failover", "web", "--cancel", "--test", "--dry-run"), ("plan_cancel", "web", True)),
         (("failover", "web", "--test", "--for", "2h"), ("test_failover", "web", None, None, 7200)),
@@ -125,7 +135,9 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
         (("failover", "web", "--point", OLD, "--yes"), ("failover", "web", OLD)),
         (("failover", "web", "--point", OLD, "--dry-run"), ("plan_failover", "web", OLD)),
         (("hand-over", "web", "--to", "host2", "--yes"), ("hand_over", "web", "host2")),
-        (("networks", "web", "--map", "a=b", "--map", "c=d=e"), ("map_networks", "web", {"a": "b", "c": "d=e"})),
+        (("networks", "web", "--map", "a=b", "--map", "c=d=e"), networks_change({"a": "b", "c": "d=e"})),
+        (("networks", "web", "--map", "b,vlan=2=bridge:o,vlan=3"), networks_change({"b,vlan=2": "bridge:o,vlan=3"})),
+        (("networks", "web", "--unmap", "a", "--unmap", "b,vlan=1"), networks_change({}, "a", "b,vlan=1")),
         (("peer", "invite", "--for", "backup2"), ("invite", "backup2")),
         (("peer", "join", " abc "), ("join", "abc")),
     ],
@@ -265,6 +277,8 @@ def test_json_of_an_answer_that_is_not_json_is_an_error_document(tmp_path: Path)
         (("failover", "web", "--point", "yesterday", "--yes"), "request-invalid"),
         (("failover", "web", "--point", "yesterday", "--dry-run"), "point-id-invalid"),
         (("networks", "web", "--map", "lan"), "network-map-invalid"),
+        (("networks", "web", "--map", "lan=br0,vlan=4095"), "request-invalid"),
+        (("networks", "web", "--map", "lan=none,vlan=1"), "request-invalid"),
         (("networks", "web", "--map", "lan="), "network-map-invalid"),
         (("networks", "web", "--map", "a=b", "--map", "a=c"), "network-map-invalid"),
         (("history", "web", "--limit", "0"), "limit-invalid"),
@@ -306,6 +320,7 @@ def test_a_vm_with_an_odd_name_can_be_asked_for(program: Program, agent: SmallAg
     [
         ("failover", "web"),
         ("failover", "web", "--cancel"),
+        ("commit", "web"),
         ("disable", "web"),
         ("disable", "web", "--delete-copy"),
         ("peer", "remove", "backup1"),
@@ -318,7 +333,7 @@ def test_without_a_terminal_what_needs_a_confirmation_is_refused(
     ran = program(*args, *json_flag)
     assert ran.code == 2
     assert "confirmation-needed" in (ran.out if json_flag else ran.err)
-    assert {what for what, *_ in agent.asked} <= {"plan_failover", "plan_cancel"}
+    assert {what for what, *_ in agent.asked} <= {"plan_failover", "plan_cancel", "plan_commit"}
 
 
 def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None:
@@ -326,6 +341,20 @@ def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None
     assert "Lost: everything the guest wrote after 2026-11-22" in ran.err
     assert "(5m until now), though 1 newer recovery point would lose less" in ran.err
     assert "the primary still answers" in ran.err
+
+
+@pytest.mark.parametrize("args", [("commit", "web", "--yes"), ("failover", "web", "--commit", "--yes")])
+def test_a_commit_is_followed_to_its_end(program: Program, agent: SmallAgent, args: tuple[str, ...]) -> None:
+    ran = program(*args)
+    assert ran.code == 0
+    assert "web no longer stands on recovery points; 5.0 MiB were given back." in ran.out
+    assert "/s/vda.qcow2" in ran.out
+    assert agent.asked[0] == ("commit", "web")
+
+
+def test_a_refused_commit_names_what_would_be_lost(program: Program) -> None:
+    ran = program("commit", "web")
+    assert "Lost: the recovery points of web here, and the way back to them." in ran.err
 
 
 def test_a_refused_cancellation_names_what_would_be_lost(program: Program) -> None:

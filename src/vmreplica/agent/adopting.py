@@ -16,10 +16,12 @@ from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import forget_primary, sweep_checkpoints
 from vmreplica.hypervisor import DomainBrief, DomainView
 from vmreplica.hypervisor.definition_nics import attachments
+from vmreplica.hypervisor.fence import Fence
 from vmreplica.hypervisor.machine import MachineStore
 from vmreplica.model.adoption import AdoptedDisk, Adoption
 from vmreplica.model.errors import Conflict, NotFound, Refused, VmReplicaError
 from vmreplica.model.ids import HostId, PointId, VmId, checkpoint_name, new_point_id, point_instant
+from vmreplica.model.networks import without_tags
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.states import RECEIVING, State
@@ -40,14 +42,16 @@ class Adopting:
         repository: where the replicas stand.
         stages: libvirt, spool, fingerprints.
         runner: looks after the VMs that are protected from here.
+        fence: what keeps VMs of this host from being started.
         here: this host.
     """
 
-    def __init__(self, repository: Repository, stages: Stages, runner: Runner, here: HostId) -> None:
+    def __init__(self, repository: Repository, stages: Stages, runner: Runner, fence: Fence, here: HostId) -> None:
         self._repository = repository
         self._stages = stages
         self._hypervisor = stages.hypervisor
         self._runner = runner
+        self._fence = fence
         self._here = here
         self._lock = threading.Lock()
 
@@ -137,6 +141,7 @@ class Adopting:
         if view is not None:
             self._end_life(view, record.owner)
         forget_primary(self._stages, record.vm)
+        self._fence.allow(record.vm)  # there is nothing left that could be started
         replica.finish_adoption()
         _log.info("the old primary is the replica now", vm=record.vm, name=record.name, owner=record.owner)
         return replica
@@ -214,4 +219,5 @@ def _adopted(name: str, target: str, path: str | None, form: str, size: int) -> 
 def _own_networks(request: ReverseRequest, view: DomainView) -> dict[str, str]:
     """Take of the peer's network map what leads to networks that the VM was in here: it may name no others."""
     own = attachments(view.definition)
-    return {theirs: ours for theirs, ours in request.network_map.items() if ours.removeprefix(_BRIDGE) in own}
+    wanted = request.network_map.items()
+    return {theirs: ours for theirs, ours in wanted if without_tags(ours).removeprefix(_BRIDGE) in own}

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import structlog
@@ -16,6 +17,7 @@ from vmreplica.agent.doctor.doctor import Doctor
 from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
@@ -27,23 +29,18 @@ from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
+from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.hypervisor.fence import Fence
+from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
-    CancelReport,
     CycleReport,
     DoctorReport,
-    FailoverPlan,
-    FailoverReport,
-    Invitation,
-    PeerReport,
-    PeerTest,
     PointsReport,
     RelationshipReport,
-    StartedTest,
     StatusReport,
     TaskReport,
 )
@@ -52,8 +49,6 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.peer.pairing import join
-from vmreplica.peer.planned import PlannedWish
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
 from vmreplica.repository import Replica, Repository
@@ -61,7 +56,7 @@ from vmreplica.repository import Replica, Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent:
+class Agent(FailoverVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -85,7 +80,8 @@ class Agent:
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
-        self._adopting = Adopting(repository, stages, self._runner, self.identity.host_id)
+        fence = Fence(paths.state_dir / "fence")
+        self._adopting = Adopting(repository, stages, self._runner, fence, self.identity.host_id)
         self._reversing = Reversing(
             replicas=self._replicas,
             hypervisor=self._hypervisor,
@@ -140,6 +136,7 @@ class Agent:
             repository=repository,
             primaries=self._primaries,
             replicas=self._replicas,
+            reverse=partial(self._reversing.begin, planned=True),
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -310,90 +307,7 @@ class Agent:
         self._require_primary(vm)
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
 
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
-        """Tell what a failover would do and lose; changes nothing."""
-        return self._replicas.plan(vm, point)
-
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
-        """Start the VM on this host."""
-        return self._replicas.failover(vm, point)
-
-    def plan_reverse(self, vm: str) -> FailoverPlan:
-        """Tell what a swap of the roles would do; changes nothing."""
-        return self._reversing.plan(vm)
-
-    def reverse(self, vm: str) -> TaskReport:
-        """Protect a VM that was failed over to this host from here; the task is the first cycle."""
-        return self._reversing.reverse(vm).report()
-
-    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
-        """Tell what a planned failover would do, asked on either side; changes nothing."""
-        return self.planned.plan_verb(vm, PlannedWish(patience=patience, force=force))
-
-    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
-        """Move a VM to its replica, or go on with that, asked on either side."""
-        return self.planned.begin_verb(vm, PlannedWish(patience=patience, force=force))
-
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
-        """Tell what a test failover would do; changes nothing."""
-        return self._replicas.plan_test(vm, point, network)
-
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
-        """Start a copy of the VM on this host, beside the VM."""
-        return self._replicas.test(vm, point=point, network=network, seconds=seconds)
-
-    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
-        """Plan what ``cancel_failover`` does."""
-        of_planned = None if tests_only else self.planned.plan_cancel_verb(vm)
-        return of_planned or self._replicas.plan_cancel(vm, tests_only=tests_only)
-
-    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
-        """Take back the failover, or the test failovers, with every trace."""
-        taken_back = None if tests_only else self.planned.cancel_verb(vm)
-        return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
-
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
-        return self._replicas.map_networks(vm, mapping)
-
-    def hand_over(self, vm: str, to: str) -> RelationshipReport:
-        """Take the points of a VM, held here, from another paired host."""
-        return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
-
-    # ---- the facade: peers
-
-    def peers(self) -> tuple[PeerReport, ...]:
-        """List paired hosts."""
-        return tuple(peer.report() for peer in self.book.all())
-
-    def invite(self, for_name: str | None) -> Invitation:
-        """Make a pairing token."""
-        return self.invitations.invite(self.identity, self.config.agent.addresses(), for_name=for_name)
-
-    def join(self, token: str) -> PeerReport:
-        """Pair with the host that made the token."""
-        return join(token, self.identity, self.book, self.config.agent.addresses()).report()
-
-    def remove_peer(self, name: str) -> None:
-        """Forget a paired host.
-
-        Raises:
-            Conflict: a VM is still replicated to or from it.
-        """
-        peer = self.book.by_name(name)
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
-        users = sorted({row.name for row in rows if row.peer_id == peer.host_id})
-        if users:
-            raise Conflict(
-                "peer-in-use",
-                f"{name} is the other side of {', '.join(users)}",
-                hint=f"`vmreplica disable {users[0]}` first",
-            )
-        self.book.remove(name)
-
-    def test_peer(self, name: str) -> PeerTest:
-        """Measure the connection to a paired host."""
-        return self._clients.to(self.book.by_name(name).host_id).measure()
+    # ---- helpers
 
     def _held(self, vm: str) -> Replica | None:
         """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""

@@ -211,6 +211,13 @@ class PrimarySide:
         """Find a protected VM by name or UUID."""
         return self._runner.find(vm)
 
+    def protected(self, vm: str) -> Relationship | None:
+        """Find a protected VM by name or UUID, also when the scheduler has not looked for it yet."""
+        try:
+            return self._find(vm, moving_too=True)
+        except NotFound:
+            return None
+
     def _describe(self, rel: Relationship, now: dt.datetime, clock: float) -> RelationshipReport:
         return describe(
             rel,

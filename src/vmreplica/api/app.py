@@ -24,11 +24,11 @@ from vmreplica.api.requests import (
     InviteRequest,
     JoinRequest,
     LimitRequest,
-    NetworksRequest,
     PlannedRequest,
 )
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
+from vmreplica.model.networks import NetworksChange
 from vmreplica.model.report import HistoryReport, PeersReport
 
 MAX_BODY: Final = 1 << 20
@@ -79,15 +79,18 @@ class _Vms:
             web.put(f"{_VM}/limit", self._limit),
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
+            web.get(f"{_VM}/commit-plan", self._commit_plan),
+            web.post(f"{_VM}/commit", self._commit),
             web.post(f"{_VM}/planned-plan", self._planned_plan),
             web.post(f"{_VM}/planned", self._planned),
             web.get(f"{_VM}/test-plan", self._test_plan),
             web.post(f"{_VM}/test", self._test),
             web.get(f"{_VM}/cancel-plan", self._cancel_plan),
             web.post(f"{_VM}/cancel", self._cancel),
+            web.get(f"{_VM}/networks", self._networks),
+            web.put(f"{_VM}/networks", self._change_networks),
             web.get(f"{_VM}/reverse-plan", self._reverse_plan),
             web.post(f"{_VM}/reverse", self._reverse),
-            web.put(f"{_VM}/networks", self._networks),
             web.post(f"{_VM}/hand-over", self._hand_over),
         ]
 
@@ -163,6 +166,12 @@ class _Vms:
         vm, body = _vm(request), await read_body(request, FailoverRequest)
         return answer(await self._run(partial(self._agent.failover, vm, body.point)))
 
+    async def _commit_plan(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.plan_commit, _vm(request))))
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.commit, _vm(request))), status=202)
+
     async def _planned_plan(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, PlannedRequest)
         call = partial(self._agent.plan_planned, vm, patience=body.patience, force=body.force)
@@ -197,8 +206,11 @@ class _Vms:
         return answer(await self._run(partial(self._agent.reverse, _vm(request))), status=202)
 
     async def _networks(self, request: web.Request) -> web.Response:
-        vm, body = _vm(request), await read_body(request, NetworksRequest)
-        return answer(await self._run(partial(self._agent.map_networks, vm, dict(body.networks))))
+        return answer(await self._run(partial(self._agent.networks, _vm(request))))
+
+    async def _change_networks(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, NetworksChange)
+        return answer(await self._run(partial(self._agent.change_networks, vm, body)))
 
     async def _hand_over(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, HandOverRequest)

@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -86,6 +87,12 @@ class AgentFacade(Protocol):
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
 
+    def plan_commit(self, vm: str) -> FailoverPlan:
+        """Tell what keeping a failover for good would do; changes nothing."""
+
+    def commit(self, vm: str) -> TaskReport:
+        """Keep a failover for good; the task is the folding of its images."""
+
     def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
         """Tell what a planned failover would do, asked on either side; changes nothing."""
 
@@ -104,14 +111,17 @@ class AgentFacade(Protocol):
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
 
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change which network of this host stands for which one of the primary."""
+
     def plan_reverse(self, vm: str) -> FailoverPlan:
         """Tell what a swap of the roles would do; changes nothing."""
 
     def reverse(self, vm: str) -> TaskReport:
         """Protect a VM that was failed over to this host from here, with its old primary as the replica."""
-
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take the points of a VM, held here, from another paired host."""

@@ -98,12 +98,6 @@ class HandOverRequest(Shape):
     to: HostName
 
 
-class NetworksRequest(Shape):
-    """The whole map: the primary's network or bridge to this host's; what is not in it keeps its name."""
-
-    networks: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)]
-
-
 class InviteRequest(Shape):
     """Make a pairing token, good for any host or for the one named."""
 

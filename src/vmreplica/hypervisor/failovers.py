@@ -13,7 +13,7 @@ from vmreplica.hypervisor.connection import LONG_LIMIT
 from vmreplica.hypervisor.domains import Domains, brief_of
 from vmreplica.hypervisor.inspection import untracked_disks
 from vmreplica.hypervisor.networks import network_leads_out
-from vmreplica.hypervisor.probe import bridges, usable_domain_type
+from vmreplica.hypervisor.probe import bridges, usable_domain_type, vlan_bridges
 from vmreplica.hypervisor.views import DomainBrief
 from vmreplica.model.ids import VmId
 
@@ -37,6 +37,7 @@ class Failovers(Domains):
                 domain_type=domain_type,
                 networks=networks,
                 bridges=bridges(),
+                vlan_bridges=vlan_bridges(),
             )
 
         return self._connection.call("ask what this host offers", ask, repeatable=True)
