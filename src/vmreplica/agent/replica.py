@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import structlog
 
+from vmreplica.agent.addressing import Addressing
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
@@ -76,6 +77,7 @@ class ReplicaSide:
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
+        self._addressing = Addressing(repository, hypervisor)
         self._failing_over = threading.Lock()
         self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
@@ -94,6 +96,7 @@ class ReplicaSide:
             self._upkeep.put(replica.record.vm)
         self._thread.start()
         self.seeder.start()
+        self._addressing.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
 
@@ -101,6 +104,7 @@ class ReplicaSide:
         """End the upkeep after the fold it is at."""
         self.imports.stop()
         self.seeder.stop()
+        self._addressing.stop()
         self._upkeep.put(None)
         self._thread.join()
         self._asking.shutdown(wait=False, cancel_futures=True)
@@ -187,6 +191,7 @@ class ReplicaSide:
         plan = self._plan_test(replica, point, network)
         until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
         test, notes = self._tests.start(replica, plan, network=network, until=until)
+        self._addressing.add_test(replica, test.vm)
         shown = plan.model_copy(update={"notes": notes})
         return StartedTest(plan=shown, test=test, seconds=time.monotonic() - began)
 
