@@ -17,6 +17,7 @@ from vmreplica.model.ids import VmId
 _ANSWER: Final = 5
 _POLL: Final = 0.2
 _MAX_TEXT: Final = 2000
+_HINT: Final = "look at the service qemu-guest-agent in the guest, and restart it"
 
 
 class GuestShell:
@@ -61,9 +62,11 @@ class GuestShell:
                 code = status.get("exitcode")
                 return code if isinstance(code, int) else -1, _text(status, "out-data") + _text(status, "err-data")
             if time.monotonic() > deadline:
-                raise TimedOut("guest-agent-silent", f"{program} in the guest does not end within {limit:g} s")
+                raise TimedOut(
+                    "guest-agent-silent", f"{program} in the guest does not end within {limit:g} s", hint=_HINT
+                )
             time.sleep(_POLL)
-        raise HypervisorError("guest-agent-refused", "the guest agent does not say what it started")
+        raise HypervisorError("guest-agent-refused", "the guest agent does not say what it started", hint=_HINT)
 
     def _ask(self, command: str, **arguments: Any) -> Any:
         request = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
@@ -74,7 +77,8 @@ class GuestShell:
         try:
             return json.loads(answer)["return"]
         except (ValueError, KeyError, TypeError) as error:
-            raise HypervisorError("guest-agent-refused", f"the guest agent's answer to {command} is none") from error
+            what = f"the guest agent's answer to {command} is none"
+            raise HypervisorError("guest-agent-refused", what, hint=_HINT) from error
 
 
 def _text(status: dict[str, Any], name: str) -> str:
