@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vmreplica.fsio import free_bytes, remove_tree
-from vmreplica.model.errors import NoSpace, NotFound
+from vmreplica.model.errors import NoSpace, NotFound, VmReplicaError
 from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
@@ -59,6 +59,8 @@ class Replica:
         #: Giving all points up for the disks of a VM that was started from one.
         self.committing = Committing(self._layout, shared, self._holds, self)
         self._complaints: list[str] = []
+        #: Why the last attempt to fold points failed.
+        self._stuck: VmReplicaError | None = None
         #: How reading existing copies gets on, told by whoever reads them.
         self.seeding = Seeding(phase="waiting to read the existing copy")
         #: Called with the name of each step of a fold; for tests that end the agent there.
@@ -116,6 +118,8 @@ class Replica:
             manifests = self._shelf.manifests()
             seeding = seeding_of(record, self.seeding)
         complaints += bases.complaints(self._layout, record, manifests)
+        if (stuck := self._stuck) is not None and not any(stuck.message in known for known in complaints):
+            complaints.append(f"recovery points are not folded: {stuck.message} ({stuck.hint})")
         free, least = free_bytes(self.dir), self._min_free
         if free < least:
             complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
@@ -294,6 +298,15 @@ class Replica:
             NoSpace: there is no room to fold; all points stay.
             Corrupt: a file is damaged; the points stay.
         """
+        try:
+            done = self._retain()
+        except VmReplicaError as error:
+            self._stuck = error
+            raise
+        self._stuck = None
+        return done
+
+    def _retain(self) -> int:
         done = 0
         with self._folding:
             self._settle(pause=self._stop_fold.is_set)
