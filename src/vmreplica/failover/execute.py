@@ -70,7 +70,7 @@ def execute(
         raise
     before("started")
     _started(replica)
-    return (*remarks(replica, plan.point), *built.notes, *untracked)
+    return (*remarks(replica, plan.point), *built.told, *untracked)
 
 
 def recover(replica: Replica, hypervisor: Hypervisor) -> None:
