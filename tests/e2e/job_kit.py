@@ -1,5 +1,6 @@
 """What tests of the main job ask of the command line and of the lab, and a VM whose disks are written from outside."""
 
+import copy
 import json
 import subprocess
 import uuid
@@ -198,6 +199,31 @@ def switch_off(vm: Blank) -> None:
     """Switch a protected VM off and wait until its last point is on its replica, so that no other one comes."""
     vm.stop()
     assert until(lambda: relation(vm.host, vm.name)["waits"] == "vm-off", 90), vm.host.ask("history", vm.name)
+
+
+def at(host: Host, vm: Blank) -> Blank:
+    """Give the same VM as it stands on another host, for writing to its disks there."""
+    there = copy.copy(vm)
+    there.host = host
+    return there
+
+
+def tracking(host: Host, vm: Blank) -> list[tuple[str, str, int]]:
+    """Tell disk, name and dirty bytes of each recording bitmap of a running VM."""
+    asked = json.dumps({"execute": "query-block"})
+    said = json.loads(host.virsh("qemu-monitor-command", vm.name, asked).stdout)["return"]
+    disks = (f"vd{chr(ord('a') + number)}" for number in range(len(said)))
+    return [
+        (target, bitmap["name"], bitmap["count"])
+        for target, device in zip(disks, said, strict=True)
+        for bitmap in device.get("inserted", {}).get("dirty-bitmaps", [])
+        if bitmap["recording"]
+    ]
+
+
+def tracked(host: Host, vm: Blank) -> set[str]:
+    """Tell the disks of a running VM that have a recording bitmap."""
+    return {target for target, _name, _bytes in tracking(host, vm)}
 
 
 def disk_xml(target: str, image: Path, kind: str = "qcow2") -> str:

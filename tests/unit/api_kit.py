@@ -215,6 +215,7 @@ class SmallAgent:
             newer_points=1 if point == OLD else 0,
             steps=(FailoverStep(name="define", text="define web with 1 disk"),),
             warnings=("the primary still answers",),
+            after=("here: web runs",),
         )
 
     def failover(self, vm: str, point: str | None) -> FailoverReport:
@@ -236,6 +237,13 @@ class SmallAgent:
             vm=VM_ID, name=f"{vm}-test", point=point or NEW, network=network, since=NOW, until=until, running=True
         )
         return StartedTest(plan=self._plan(vm, point), test=test, seconds=1.25)
+
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Plan to take back."""
+        self._asked("plan_cancel", vm, tests_only)
+        lost = {} if tests_only else {"loses_seconds": 90.0, "loses_bytes": 5 << 20}
+        harmless = {"kind": "cancel", "loses_seconds": 0.0, "loses_bytes": 0, "warnings": ()}
+        return self._plan(vm, None).model_copy(update=harmless | lost)
 
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take it back."""

@@ -101,6 +101,8 @@ def test_status_of_one_vm_asks_the_agent_for_that_vm(socket: Path, agent: SmallA
         ("POST", "sync", None, ("sync", "web"), 202),
         ("GET", "failover-plan", None, ("plan_failover", "web", None), 200),
         ("GET", f"failover-plan?point={OLD}", None, ("plan_failover", "web", OLD), 200),
+        ("GET", "cancel-plan", None, ("plan_cancel", "web", False), 200),
+        ("GET", "cancel-plan?tests_only=true", None, ("plan_cancel", "web", True), 200),
         ("POST", "failover", {}, ("failover", "web", None), 200),
         ("POST", "failover", {"point": NEW}, ("failover", "web", NEW), 200),
         ("POST", "hand-over", {"to": "host2"}, ("hand_over", "web", "host2"), 200),

@@ -111,6 +111,8 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
         (("failover", "web", "--cancel", "--yes"), ("cancel_failover", "web", False)),
         (("failover", "web", "--cancel", "--test", "--yes"), ("cancel_failover", "web", True)),
         (("failover", "web", "--test", "--dry-run", "--network", "lab"), ("plan_test", "web", None, "lab")),
+        (("failover", "web", "--cancel", "--dry-run"), ("plan_cancel", "web", False)),
+        (("failover", "web", "--cancel", "--test", "--dry-run"), ("plan_cancel", "web", True)),
         (("failover", "web", "--test", "--for", "2h"), ("test_failover", "web", None, None, 7200)),
         (
             ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
@@ -301,7 +303,13 @@ def test_a_vm_with_an_odd_name_can_be_asked_for(program: Program, agent: SmallAg
 
 @pytest.mark.parametrize(
     "args",
-    [("failover", "web"), ("disable", "web"), ("disable", "web", "--delete-copy"), ("peer", "remove", "backup1")],
+    [
+        ("failover", "web"),
+        ("failover", "web", "--cancel"),
+        ("disable", "web"),
+        ("disable", "web", "--delete-copy"),
+        ("peer", "remove", "backup1"),
+    ],
 )
 @pytest.mark.parametrize("json_flag", [(), ("--json",)])
 def test_without_a_terminal_what_needs_a_confirmation_is_refused(
@@ -310,7 +318,7 @@ def test_without_a_terminal_what_needs_a_confirmation_is_refused(
     ran = program(*args, *json_flag)
     assert ran.code == 2
     assert "confirmation-needed" in (ran.out if json_flag else ran.err)
-    assert {what for what, *_ in agent.asked} <= {"plan_failover"}
+    assert {what for what, *_ in agent.asked} <= {"plan_failover", "plan_cancel"}
 
 
 def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None:
@@ -320,11 +328,22 @@ def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None
     assert "the primary still answers" in ran.err
 
 
+def test_a_refused_cancellation_names_what_would_be_lost(program: Program) -> None:
+    ran = program("failover", "web", "--cancel")
+    assert "Lost: everything web wrote since its failover, 1m 30s ago (at most 5.0 MiB)." in ran.err
+
+
+def test_test_failovers_are_cancelled_without_a_question(program: Program, agent: SmallAgent) -> None:
+    assert program("failover", "web", "--cancel", "--test").code == 0
+    assert agent.asked == [("cancel_failover", "web", True)]
+
+
 def test_a_dry_run_of_a_failover_shows_the_plan_and_does_nothing(program: Program, agent: SmallAgent) -> None:
     ran = program("failover", "web", "--dry-run")
     assert ran.code == 0
     assert f"Unplanned failover of web from point {NEW}" in ran.out
     assert "1. define web with 1 disk" in ran.out
+    assert "Afterwards:\n  here: web runs\n" in ran.out
     assert agent.asked == [("plan_failover", "web", None)]
 
 

@@ -290,6 +290,10 @@ class Agent:
         """Start a copy of the VM on this host, beside the VM."""
         return self._replicas.test(vm, point=point, network=network, seconds=seconds)
 
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Plan what ``cancel_failover`` does."""
+        return self._replicas.plan_cancel(vm, tests_only=tests_only)
+
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
         return self._replicas.cancel(vm, tests_only=tests_only)

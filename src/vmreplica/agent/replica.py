@@ -17,7 +17,9 @@ from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
 from vmreplica.failover.execute import execute, recover, undo
+from vmreplica.failover.layer import written_bytes
 from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
+from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
@@ -186,6 +188,16 @@ class ReplicaSide:
         shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
         return StartedTest(plan=shown, test=test, seconds=time.monotonic() - began)
 
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Plan what ``cancel`` does; changes nothing.
+
+        Raises:
+            Conflict: ``nothing-to-cancel``.
+        """
+        replica, now = self.get(vm), dt.datetime.now(dt.UTC)
+        written = written_bytes(replica.run_dir)
+        return plan_cancel(replica.record, replica.points(), tests_only=tests_only, now=now, written=written)
+
     def cancel(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover in effect; when there is none, or it is asked for, the test failovers.
 
@@ -193,19 +205,12 @@ class ReplicaSide:
             Conflict: ``nothing-to-cancel``.
         """
         replica = self.get(vm)
-        record = replica.record
-        if not tests_only and State(record.state) is State.FAILED_OVER:
-            with self._failing_over:
+        with self._failing_over:
+            kind = what_to_cancel(replica.record, tests_only=tests_only)
+            if kind == "unplanned":
                 undo(replica, self._hypervisor)
-            return self._cancelled(replica, "unplanned", (record.name,))
-        removed = self._tests.end(replica)
-        if not removed:
-            raise Conflict(
-                "nothing-to-cancel",
-                f"{record.name} is {record.state}: there is no {'' if tests_only else 'failover and no '}test failover",
-                hint="`vmreplica status` shows what runs here",
-            )
-        return self._cancelled(replica, "test", removed)
+                return self._cancelled(replica, kind, (replica.record.name,))
+        return self._cancelled(replica, kind, self._tests.end(replica))
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Say which network of this host stands for which one of the primary."""

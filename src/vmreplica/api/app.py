@@ -80,6 +80,7 @@ class _Vms:
             web.post(f"{_VM}/failover", self._failover),
             web.get(f"{_VM}/test-plan", self._test_plan),
             web.post(f"{_VM}/test", self._test),
+            web.get(f"{_VM}/cancel-plan", self._cancel_plan),
             web.post(f"{_VM}/cancel", self._cancel),
             web.put(f"{_VM}/networks", self._networks),
             web.post(f"{_VM}/hand-over", self._hand_over),
@@ -165,6 +166,10 @@ class _Vms:
         vm, body = _vm(request), await read_body(request, FailoverTestRequest)
         call = partial(self._agent.test_failover, vm, point=body.point, network=body.network, seconds=body.seconds)
         return answer(await self._run(call), status=201)
+
+    async def _cancel_plan(self, request: web.Request) -> web.Response:
+        vm, tests_only = _vm(request), request.query.get("tests_only") == "true"
+        return answer(await self._run(partial(self._agent.plan_cancel, vm, tests_only=tests_only)))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, CancelRequest)

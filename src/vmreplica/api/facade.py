@@ -92,6 +92,9 @@ class AgentFacade(Protocol):
     def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM, isolated unless a network is named."""
 
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Tell what taking a failover, or the test failovers, back would do and lose; changes nothing."""
+
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
 

@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
         "vmreplica failover web --point 20261122T031500Z-5f3a90c1 --yes --json",
         "vmreplica failover web --test --for 2h",
         "vmreplica failover web --test --network lab-only",
+        "vmreplica failover web --cancel --dry-run",
         "vmreplica failover web --cancel",
     )
 
@@ -58,9 +59,11 @@ def failover(
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Fail over, test or take back."""
-    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel, dry_run=dry_run)
+    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel)
     client = AgentClient(socket)
-    if cancel:
+    if dry_run and cancel:
+        _show_plan(_cancel_plan(client, vm, tests_only=test), as_json=as_json)
+    elif cancel:
         _cancel(client, vm, tests_only=test, yes=yes, as_json=as_json)
     elif dry_run:
         plan = "test-plan" if test else "failover-plan"
@@ -71,9 +74,7 @@ def failover(
         _fail_over(client, vm, point, yes=yes, as_json=as_json)
 
 
-def _refuse_nonsense(
-    *, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool, dry_run: bool
-) -> None:
+def _refuse_nonsense(*, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool) -> None:
     """See that the options go together.
 
     Raises:
@@ -81,8 +82,8 @@ def _refuse_nonsense(
     """
     if (network or lifetime) and not test:
         wrong, remedy = "--network and --for go with --test only", "vmreplica failover VM --test --network NET"
-    elif cancel and (point or network or lifetime or dry_run):
-        wrong, remedy = "--cancel goes with --test, --yes and --json only", "vmreplica failover VM --cancel"
+    elif cancel and (point or network or lifetime):
+        wrong, remedy = "--cancel goes with --test, --dry-run, --yes and --json only", "vmreplica failover VM --cancel"
     else:
         return
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
@@ -130,21 +131,25 @@ def _test(
 
 def _cancel(client: AgentClient, vm: str, *, tests_only: bool, yes: bool, as_json: bool) -> None:
     from vmreplica.api.requests import CancelRequest  # noqa: PLC0415 - slow to import
-    from vmreplica.cli.show_failover import cancel_view  # noqa: PLC0415 - slow to import
-    from vmreplica.model.report import CancelReport, StatusReport  # noqa: PLC0415 - slow to import
-    from vmreplica.model.states import State  # noqa: PLC0415 - slow to import
+    from vmreplica.cli.show_failover import cancel_view, loses, loss_text, plan_view  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import CancelReport, FailoverPlan  # noqa: PLC0415 - slow to import
 
     if not (yes or tests_only):
-        status = read_report(StatusReport, client.get("/v1/status", vm=vm))
-        if any(relation.state == State.FAILED_OVER for relation in status.relationships):
-            question = f"{vm} is shut off here and everything it wrote since its failover is lost. Take it back?"
-            confirm(question, yes=False, as_json=as_json)
+        plan = read_report(FailoverPlan, _cancel_plan(client, vm, tests_only=False))
+        if loses(plan):
+            if not as_json:
+                console(stderr=True).print(plan_view(plan))
+            confirm(f"{loss_text(plan)} Take the failover of {plan.name} back?", yes=False, as_json=as_json)
     body = make_request(CancelRequest, tests_only=tests_only)
     answer = client.send("POST", vm_path(vm, "cancel"), body, timeout=LONG)
     if as_json:
         show_answer(answer)
     else:
         show(cancel_view(read_report(CancelReport, answer)))
+
+
+def _cancel_plan(client: AgentClient, vm: str, *, tests_only: bool) -> bytes:
+    return client.get(vm_path(vm, "cancel-plan"), tests_only="true" if tests_only else None)
 
 
 def _seconds(lifetime: str | None) -> int | None:

@@ -1,33 +1,63 @@
 """Sentences for people about failovers: plans, what was done, what was taken back. Pure but for the local time zone."""
 
+from collections.abc import Mapping
+from typing import Final
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from vmreplica.cli.output import printable
 from vmreplica.cli.show import clock_text
-from vmreplica.model.report import CancelReport, FailoverPlan, FailoverReport, StartedTest
-from vmreplica.model.units import format_duration
+from vmreplica.model.report import CancelReport, FailoverPlan, FailoverReport, PlanKind, StartedTest
+from vmreplica.model.units import format_duration, format_size
+
+_TITLES: Final[Mapping[PlanKind, str]] = {
+    "unplanned": "Unplanned failover of {vm} from point {point}",
+    "test": "Test failover of {vm} from point {point}",
+    "planned": "Planned failover of {vm}",
+    "cancel": "Taking back the failover of {vm} from point {point}",
+    "commit": "Committing the failover of {vm} from point {point}",
+    "reverse": "Reversing the replication of {vm}",
+}
 
 
 def plan_view(plan: FailoverPlan) -> RenderableType:
-    """Show what a failover will do and lose."""
-    lines = [Text(f"{plan.kind.capitalize()} failover of {printable(plan.name)} from point {plan.point}", style="bold")]
+    """Show what a verb of failover will do and lose, and what each side looks like afterwards."""
+    lines = [Text(_TITLES[plan.kind].format(vm=printable(plan.name), point=plan.point), style="bold")]
     lines += [Text(f"  {number}. {printable(step.text)}") for number, step in enumerate(plan.steps, start=1)]
-    lines.append(Text(loss_text(plan), style="yellow"))
+    if plan.after:
+        lines += [Text("Afterwards:"), *(Text(f"  {printable(side)}") for side in plan.after)]
+    lines.append(Text(loss_text(plan), style="yellow" if loses(plan) else ""))
     return Group(*lines, *_warnings(plan))
 
 
+def loses(plan: FailoverPlan) -> bool:
+    """Tell whether anything is lost for good, as far as known."""
+    return plan.loses_seconds > 0 or bool(plan.loses_bytes)
+
+
 def loss_text(plan: FailoverPlan) -> str:
-    """Say what a failover loses."""
+    """Say what a verb of failover loses."""
+    name = printable(plan.name)
     if plan.kind == "test":
-        return f"Nothing is lost: {printable(plan.name)} is replicated as before."
-    text = (
-        f"Lost: everything the guest wrote after {clock_text(plan.instant)} "
-        f"({format_duration(plan.loses_seconds)} until now)"
-    )
+        return f"Nothing is lost: {name} is replicated as before."
+    if not loses(plan):
+        return "Nothing is lost."
+    if plan.kind == "unplanned":
+        return f"Lost: everything the guest wrote after {clock_text(plan.instant)} {_until_now(plan)}."
+    span, size = format_duration(plan.loses_seconds), plan.loses_bytes
+    since = f" since its failover, {span} ago" if plan.kind == "cancel" else f" in {span}"
+    return f"Lost: everything {name} wrote{since}{'' if size is None else f' (at most {format_size(size)})'}."
+
+
+def _until_now(plan: FailoverPlan) -> str:
+    text = f"({format_duration(plan.loses_seconds)} until now)"
     if plan.newer_points:
-        text += f", though {plan.newer_points} newer recovery point{'s' * (plan.newer_points > 1)} would lose less"
-    return f"{text}."
+        size = "" if plan.loses_bytes is None else f", with {format_size(plan.loses_bytes)},"
+        text += (
+            f", though {plan.newer_points} newer recovery point{'s' * (plan.newer_points > 1)}{size} would lose less"
+        )
+    return text
 
 
 def failover_view(report: FailoverReport) -> RenderableType:

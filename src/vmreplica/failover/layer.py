@@ -12,6 +12,8 @@ from vmreplica.repository import Replica
 
 #: QEMU, running as another user, must be able to pass through.
 _DIR_MODE: Final = 0o711
+#: What ``st_blocks`` counts in, whatever the file system's own blocks are.
+_BLOCK: Final = 512
 
 
 def make_layer(replica: Replica, point: PointId, directory: Path, points: str) -> dict[str, Path]:
@@ -33,6 +35,17 @@ def make_layer(replica: Replica, point: PointId, directory: Path, points: str) -
         made[disk.target] = directory / f"{disk.target}.qcow2"
         create_overlay(made[disk.target], backing=f"{points}/{point}/{disk.target}.qcow2", size=disk.size)
     return made
+
+
+def written_bytes(directory: Path) -> int | None:
+    """Tell how much the writable layers in a directory hold at most: what they take on their file system.
+
+    None: they cannot be looked at, or are being removed.
+    """
+    try:
+        return sum(layer.stat().st_blocks * _BLOCK for layer in directory.glob("*.qcow2"))
+    except OSError:
+        return None
 
 
 def remove_vm(hypervisor: Hypervisor, vm: VmId) -> None:

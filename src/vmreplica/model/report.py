@@ -175,9 +175,10 @@ class FailoverPlan(Shape):
     kind: PlanKind
     point: PointId
     instant: AwareDatetime
-    #: Seconds of the guest's life after the point: they are lost.
+    #: Seconds of the guest's life that are lost: after the point or, of a failover taken back, since it.
     loses_seconds: float
-    #: Bytes that are lost, as far as known; None: nobody can tell.
+    #: Bytes that are lost, as far as known: those of newer points passed over, those in a layer thrown away. None:
+    #: nobody can tell.
     loses_bytes: int | None = None
     newer_points: int
     steps: tuple[FailoverStep, ...]

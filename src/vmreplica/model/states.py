@@ -89,7 +89,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     **{
         (state, _E.REMOVE): _S.REMOVING
         for state in State
-        if state not in {_S.FAILING_OVER, _S.CANCELLING, _S.COMMITTING, _S.REVERSING, _S.REMOVING}
+        if state not in {_S.PREPARING, _S.FAILING_OVER, _S.CANCELLING, _S.COMMITTING, _S.REVERSING, _S.REMOVING}
     },
 }
 

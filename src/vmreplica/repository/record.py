@@ -21,7 +21,10 @@ class FailoverRecord(Shape):
 
     point: PointId
     hold: HoldId
+    #: Persisted before the guest's first instruction: from here on a crash is finished, never undone by itself.
     started: bool
+    #: When it was asked for; None: an older version did not write it down.
+    since: AwareDatetime | None = None
 
 
 class FailoverTestRecord(Shape):
