@@ -3,6 +3,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 VIR_CONNECT_LIST_DOMAINS_ACTIVE: Final[int]
+VIR_CONNECT_LIST_DOMAINS_AUTOSTART: Final[int]
 VIR_DOMAIN_AFFECT_CONFIG: Final[int]
 VIR_DOMAIN_AFFECT_LIVE: Final[int]
 VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: Final[int]

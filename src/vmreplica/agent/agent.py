@@ -15,6 +15,8 @@ from vmreplica.agent.doctor.doctor import Doctor
 from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.fence_side import FenceSide
+from vmreplica.agent.guard import Guard
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.primary import PrimarySide
@@ -25,6 +27,8 @@ from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.tasks import Tasks
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
+from vmreplica.hypervisor.autostart import Autostart
+from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.rates import Limit
@@ -44,6 +48,7 @@ from vmreplica.model.report import (
     TaskReport,
 )
 from vmreplica.model.seed import SeedRequest
+from vmreplica.model.start import StartAnswer, StartQuestion, StartReport
 from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
@@ -77,6 +82,8 @@ class Agent:
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
+        autostart = Autostart(paths.libvirt_uri)
+        self._guard = Guard(Fence(paths.state_dir / "fence"), self.book)
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
@@ -87,7 +94,9 @@ class Agent:
             book=self.book,
             tasks=self._tasks,
             bandwidth=bandwidth,
+            autostart=autostart,
         )
+        self._fences = self._make_fences(autostart)
         self._doctor = self._make_doctor(repository)
         self.receiver = Receiver(
             repository,
@@ -105,6 +114,7 @@ class Agent:
             journal=self._journal,
             bandwidth=bandwidth,
             keeper=Keeper(stages, limits.pause_hold),
+            guard=self._guard,
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )
@@ -122,6 +132,16 @@ class Agent:
         )
         return Doctor(parts)
 
+    def _make_fences(self, autostart: Autostart) -> FenceSide:
+        return FenceSide(
+            self.config,
+            guard=self._guard,
+            clients=self._clients,
+            hypervisor=self._hypervisor,
+            autostart=autostart,
+            runner=self._runner,
+        )
+
     def _replica_side(self, repository: Repository) -> ReplicaSide:
         return ReplicaSide(
             repository=repository,
@@ -136,10 +156,12 @@ class Agent:
         self._replicas.start()
         self._doctor.start()
         self._runner.start()
+        self._fences.start()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
         self._doctor.stop()
+        self._fences.stop()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -163,7 +185,8 @@ class Agent:
         rel = self._primaries.find(vm)
         if rel is None or rel.policy.replica != peer:
             raise NotFound("vm-unknown", f"no VM {vm} of this host is replicated to the asking one")
-        return RunsHere(vm=rel.vm, runs=self._hypervisor.running(rel.vm), epoch=rel.policy.epoch)
+        runs = self._fences.starts.starting(rel.vm) or self._hypervisor.running(rel.vm)
+        return RunsHere(vm=rel.vm, runs=runs, epoch=rel.policy.epoch)
 
     # ---- the facade: VMs
 
@@ -237,6 +260,19 @@ class Agent:
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
         """Change how fast a VM's points may be sent."""
         return self._primaries.limit(vm, limit)
+
+    def may_start(self, vm: VmId, question: StartQuestion) -> StartAnswer:
+        """Answer libvirt's hook, which asks before a protected VM starts; calls no libvirt."""
+        return self._fences.starts.may_start(vm, question)
+
+    def start_vm(self, vm: str, *, sure: bool, dry_run: bool) -> StartReport:
+        """Start a VM on this host, if its replica agrees or a person is sure."""
+        return self._fences.starts.start(vm, sure=sure, dry_run=dry_run)
+
+    def set_autostart(self, vm: str, *, on: bool) -> RelationshipReport:
+        """Say whether a protected VM is started with this host."""
+        self._require_primary(vm)
+        return self._primaries.set_autostart(vm, on=on)
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""

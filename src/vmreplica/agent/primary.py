@@ -3,7 +3,7 @@
 import contextlib
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -27,6 +27,7 @@ from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.hypervisor import DiskView, DomainBrief
+from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.model.errors import NotFound, Refused, Unreachable
 from vmreplica.model.export import ExportSeed
 from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName, is_our_checkpoint
@@ -51,6 +52,7 @@ class PrimarySide:
         book: paired hosts.
         tasks: where acts that take long are registered.
         bandwidth: how fast is sent.
+        autostart: which VMs libvirt starts with the host.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class PrimarySide:
         book: PeerBook,
         tasks: Tasks,
         bandwidth: Bandwidth,
+        autostart: Autostart,
     ) -> None:
         self._stages = stages
         self._hypervisor = stages.hypervisor
@@ -70,6 +73,7 @@ class PrimarySide:
         self._book = book
         self._tasks = tasks
         self._bandwidth = bandwidth
+        self._autostart = autostart
 
     def enable(
         self,
@@ -113,9 +117,9 @@ class PrimarySide:
             interval=interval,
             keep=keep,
             excluded=excluded,
-            epoch=old.epoch if old else 0,
             limit=(old.limit if old else NO_LIMIT) if limit is None else limit,
             begin_at=begin_at,
+            **_lasting(old),
         )
         if old is not None and old.replica != to:
             raise already_protected(brief.name, self._peer_name(old.replica))
@@ -141,7 +145,11 @@ class PrimarySide:
         rel = self._find(vm)
         self._runner.retire(rel)
         self._sweep(rel.vm, rel.policy.replica)
+        returned = rel.policy.autostart and not rel.fenced
+        # Both before, as a crash may follow, and after, as it may have been taken over again in between.
+        self._give_back_autostart(rel, wanted=returned)
         self._hypervisor.set_policy(rel.vm, None)
+        self._give_back_autostart(rel, wanted=returned)
         _log.info("protection ended", vm=rel.vm, name=rel.name)
         try:
             self._clients.to(rel.policy.replica).remove(rel.vm, delete_copy=delete_copy)
@@ -193,6 +201,14 @@ class PrimarySide:
         """Change how fast a VM's points may be sent, at once, also of one on its way."""
         rel = self._find(vm)
         policy = rel.policy.model_copy(update={"limit": limit})
+        self._hypervisor.set_policy(rel.vm, policy)
+        self._runner.update(rel, policy)
+        return next(report for report in self.reports() if report.vm == rel.vm)
+
+    def set_autostart(self, vm: str, *, on: bool) -> RelationshipReport:
+        """Say whether the agent starts a VM with its host."""
+        rel = self._find(vm)
+        policy = rel.policy.model_copy(update={"autostart": on})
         self._hypervisor.set_policy(rel.vm, policy)
         self._runner.update(rel, policy)
         return next(report for report in self.reports() if report.vm == rel.vm)
@@ -270,6 +286,11 @@ class PrimarySide:
         self._stages.fingerprints.remove(vm)
         self._stages.rest.forget(vm)
 
+    def _give_back_autostart(self, rel: Relationship, *, wanted: bool) -> None:
+        """Let libvirt start a VM with the host again, as it did before it was protected."""
+        if wanted:
+            self._autostart.set(rel.vm, on=True)
+
     def _delete_checkpoints(self, vm: VmId, replica: HostId) -> None:
         for name in self._hypervisor.checkpoints(vm):
             if is_our_checkpoint(name, replica):
@@ -310,6 +331,11 @@ def _offer(
         erase=bases.erase,
         seed=seed_disks(name, seed, {disk.target: disk.size for disk in disks}),
     )
+
+
+def _lasting(old: Policy | None) -> dict[str, Any]:
+    """Tell what of a policy outlives its change."""
+    return {} if old is None else {"epoch": old.epoch, "autostart": old.autostart}
 
 
 def _known_position(client: PeerClient, vm: VmId) -> Position | None:

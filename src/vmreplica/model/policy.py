@@ -35,6 +35,8 @@ class Policy(Shape):
     limit: Limit = NO_LIMIT
     #: Initial replication does not begin before.
     begin_at: AwareDatetime | None = None
+    #: The agent starts the VM with its host, once its replica agrees; libvirt, which asks nobody, does not.
+    autostart: bool = False
 
 
 class BaseWish(Shape):
