@@ -16,7 +16,9 @@ from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.fence_side import FenceSide
+from vmreplica.agent.fencing import Fencing
 from vmreplica.agent.guard import Guard
+from vmreplica.agent.hooks import fence_dir
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.primary import PrimarySide
@@ -48,7 +50,6 @@ from vmreplica.model.report import (
     TaskReport,
 )
 from vmreplica.model.seed import SeedRequest
-from vmreplica.model.start import StartAnswer, StartQuestion, StartReport
 from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
@@ -83,7 +84,7 @@ class Agent:
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
         autostart = Autostart(paths.libvirt_uri)
-        self._guard = Guard(Fence(paths.state_dir / "fence"), self.book)
+        self._guard = Guard(Fence(fence_dir(config)), self.book)
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth)
@@ -261,18 +262,10 @@ class Agent:
         """Change how fast a VM's points may be sent."""
         return self._primaries.limit(vm, limit)
 
-    def may_start(self, vm: VmId, question: StartQuestion) -> StartAnswer:
-        """Answer libvirt's hook, which asks before a protected VM starts; calls no libvirt."""
-        return self._fences.starts.may_start(vm, question)
-
-    def start_vm(self, vm: str, *, sure: bool, dry_run: bool) -> StartReport:
-        """Start a VM on this host, if its replica agrees or a person is sure."""
-        return self._fences.starts.start(vm, sure=sure, dry_run=dry_run)
-
-    def set_autostart(self, vm: str, *, on: bool) -> RelationshipReport:
-        """Say whether a protected VM is started with this host."""
-        self._require_primary(vm)
-        return self._primaries.set_autostart(vm, on=on)
+    @property
+    def starts(self) -> Fencing:
+        """Starts of protected VMs."""
+        return self._fences.starts
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""

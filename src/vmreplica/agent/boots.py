@@ -40,6 +40,7 @@ class Boots:
         try:
             record = BootRecord.model_validate_json(self._file.read_bytes())
         except FileNotFoundError:
+            self.wait_for(())
             return frozenset()
         except (OSError, ValidationError):
             return None

@@ -12,14 +12,16 @@ from pydantic import ValidationError
 
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.guard import Guard
+from vmreplica.agent.hooks import forget_if_unprotected
 from vmreplica.agent.may_start import YES, Verdict, judge
+from vmreplica.agent.protect import not_protected
 from vmreplica.agent.runner import Runner
 from vmreplica.hypervisor import DomainBrief, Hypervisor
 from vmreplica.model.errors import Corrupt, Refused, TimedOut, VmReplicaError
 from vmreplica.model.ids import HostId, VmId, VmName
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
-from vmreplica.model.start import StartAnswer, StartQuestion, StartReport
+from vmreplica.model.start import AutostartReport, StartAnswer, StartQuestion, StartReport
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -109,11 +111,31 @@ class Fencing:
                 raise _refused(brief.name, verdict)
             with self._guard.fence.permitted(brief.vm) if sure else contextlib.nullcontext():
                 self._hypervisor.start(brief.vm)
-            if sure and brief.vm not in self._hypervisor.policies():
-                # There is no relationship any more that could lift the fence: this word is the last one.
-                self._guard.fence.allow(brief.vm)
+            if sure:
+                forget_if_unprotected(self._hypervisor, self._guard.fence, brief.vm)
         _log.info("started", vm=brief.vm, name=brief.name, sure=sure, replica=verdict.reason or "agrees")
         return self._report(brief, verdict, started=True)
+
+    def set_autostart(self, vm: str, *, on: bool) -> AutostartReport:
+        """Say whether a protected VM is started with its host.
+
+        Raises:
+            NotFound: ``vm-unknown``, ``not-protected``.
+        """
+        brief = self._hypervisor.find(vm)
+        policy = self._hypervisor.policy(brief.vm)
+        if policy is None:
+            raise not_protected(brief.name)
+        self.remember_autostart(brief.vm, policy, on=on)
+        return AutostartReport(vm=brief.vm, name=brief.name, on=on)
+
+    def remember_autostart(self, vm: VmId, policy: Policy, *, on: bool) -> None:
+        """Write into a VM's policy whether it is started with its host."""
+        changed = policy.model_copy(update={"autostart": on})
+        self._hypervisor.set_policy(vm, changed)
+        rel = self._runner.find(vm)
+        if rel is not None:
+            self._runner.update(rel, changed)
 
     def _of_domain(self, brief: DomainBrief) -> Verdict:
         try:

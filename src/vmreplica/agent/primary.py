@@ -205,14 +205,6 @@ class PrimarySide:
         self._runner.update(rel, policy)
         return next(report for report in self.reports() if report.vm == rel.vm)
 
-    def set_autostart(self, vm: str, *, on: bool) -> RelationshipReport:
-        """Say whether the agent starts a VM with its host."""
-        rel = self._find(vm)
-        policy = rel.policy.model_copy(update={"autostart": on})
-        self._hypervisor.set_policy(rel.vm, policy)
-        self._runner.update(rel, policy)
-        return next(report for report in self.reports() if report.vm == rel.vm)
-
     def reports(self) -> list[RelationshipReport]:
         """Report every protected VM."""
         now = dt.datetime.now(dt.UTC)

@@ -128,11 +128,7 @@ class Watchman:
         if policy is None or brief is None:
             return
         if not policy.autostart:
-            remembered = policy.model_copy(update={"autostart": True})
-            self._hypervisor.set_policy(vm, remembered)
-            rel = self._runner.find(vm)
-            if rel is not None:
-                self._runner.update(rel, remembered)
+            self._fencing.remember_autostart(vm, policy, on=True)
         written = self._hypervisor.policy(vm)
         if written is not None and written.autostart:
             self._autostart.set(vm, on=False)

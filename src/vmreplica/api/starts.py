@@ -54,13 +54,13 @@ class Starts:
         except ValidationError:
             raise BadRequest("vm-id-invalid", f"{request.match_info['vm']!r} is not the UUID of a VM") from None
         question = await read_body(request, StartQuestion)
-        return answer(await self._questions.run(partial(self._agent.may_start, vm, question)))
+        return answer(await self._questions.run(partial(self._agent.starts.may_start, vm, question)))
 
     async def _start(self, request: web.Request) -> web.Response:
         vm, body = self._vm(request), await read_body(request, StartRequest)
-        call = partial(self._agent.start_vm, vm, sure=body.sure, dry_run=body.dry_run)
+        call = partial(self._agent.starts.start, vm, sure=body.sure, dry_run=body.dry_run)
         return answer(await self._run(call))
 
     async def _autostart(self, request: web.Request) -> web.Response:
         vm, body = self._vm(request), await read_body(request, AutostartRequest)
-        return answer(await self._run(partial(self._agent.set_autostart, vm, on=body.on)))
+        return answer(await self._run(partial(self._agent.starts.set_autostart, vm, on=body.on)))

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from vmreplica.fsio import publish_bytes
 from vmreplica.hypervisor import qemu_hook
-from vmreplica.model.errors import BadRequest, NotFound
+from vmreplica.model.errors import BadRequest, NotFound, Refused
 
 #: libvirt (6.5 and newer) runs every program in there, after a hook of the host's own that is called just ``qemu``.
 HOOKS: Final = Path("/etc/libvirt/hooks/qemu.d")
@@ -67,6 +67,7 @@ def install_hook(text: str, directory: Path = HOOKS) -> tuple[Path, bool]:
 
     Raises:
         NotFound: libvirt's own directory is not there (``libvirt-not-installed``).
+        Refused: ``hook-not-writable``.
     """
     path = directory / NAME
     if hook_fate(text, directory) == "installed":
@@ -77,9 +78,16 @@ def install_hook(text: str, directory: Path = HOOKS) -> tuple[Path, bool]:
             f"there is no {directory.parent.parent}: libvirt keeps its configuration elsewhere, or is not installed",
             hint="install libvirt, or name the directory of its hooks: vmreplica install-hook --to DIR",
         )
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    publish_bytes(path, text.encode(), mode=0o755)
-    path.chmod(0o755)  # whatever the umask says
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        publish_bytes(path, text.encode(), mode=0o755)
+        path.chmod(0o755)  # whatever the umask says
+    except OSError as error:
+        raise Refused(
+            "hook-not-writable",
+            f"cannot write {path}: {error.strerror}",
+            hint="run the command as root: sudo vmreplica ...",
+        ) from error
     return path, True
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from vmreplica.hypervisor.hook_text import hook_text, install_hook
+from vmreplica.agent import hooks
 from vmreplica.lab.commands import run, tool_environment
 from vmreplica.lab.guest import Guest, GuestSpec, domain_xml, last_announced, make_images, wait_for_text
 from vmreplica.lab.layout import (
@@ -81,8 +81,7 @@ class Host:
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF)
         if not layout.agent_config.exists():
             layout.agent_config.write_text(agent_toml(layout))
-        fences = layout.state_dir / "fence"
-        install_hook(hook_text(fences=fences, store=layout.store, socket=layout.agent_socket), layout.hooks)
+        hooks.install(layout.agent_config, layout.hooks)
         self.namespace.start(
             binds=layout.binds, hidden=[str(path) for path in self._others], read_only=self._without_kvm()
         )

@@ -37,6 +37,22 @@ class AutostartRequest(Shape):
     on: bool
 
 
+class AutostartReport(Shape):
+    """What was set."""
+
+    vm: VmId
+    name: str
+    on: bool
+
+
+class HookReport(Shape):
+    """What became of libvirt's hook."""
+
+    path: str
+    #: Whether it was written now: libvirt has to take notice.
+    changed: bool
+
+
 class StartReport(Shape):
     """What a start did, or would do."""
 
