@@ -59,6 +59,10 @@ class Holds:
         """Tell whether a point is held."""
         return self._damaged or any(hold.point == point for hold in self._holds.values())
 
+    def any(self) -> bool:
+        """Tell whether anything is held."""
+        return self._damaged or bool(self._holds)
+
     def reasons(self, point: PointId) -> tuple[str, ...]:
         """Tell who holds a point and why."""
         return tuple(f"{hold.owner}: {hold.reason}" for hold in self._holds.values() if hold.point == point)

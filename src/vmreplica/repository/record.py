@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
+from vmreplica.model.adoption import Adoption
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
-from vmreplica.model.point import BaseDevice, Seeding
+from vmreplica.model.point import AdoptedBase, BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
@@ -55,6 +56,13 @@ class SeedRecord(Shape):
     problem: Problem | None = None
 
 
+class AdoptionRecord(Shape):
+    """An adoption under way, and what was found out about the old disks before anything was done."""
+
+    adoption: Adoption
+    bases: dict[DiskTarget, AdoptedBase]
+
+
 class ReplicaRecord(Shape):
     """``replica.json``: the relationship as this side knows it."""
 
@@ -75,6 +83,8 @@ class ReplicaRecord(Shape):
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None
+    #: The VM's old disks become the base here: not done before this is gone.
+    adoption: AdoptionRecord | None = None
 
 
 def seeding_of(record: ReplicaRecord, progress: Seeding) -> Seeding | None:
@@ -118,8 +128,15 @@ class FoldDisk(Shape):
     digest: str = ""
     #: The device that the base stands on; its file is left as it is then.
     device: BaseDevice | None = None
+    #: The old disk that is the base; likewise.
+    adopted: AdoptedBase | None = None
     #: Size of the base's disk in bytes: what the device has behind it is not of this disk.
     disk_bytes: int = 0
+
+    @property
+    def outside(self) -> bool:
+        """Whether the base is not in its file but below it."""
+        return self.device is not None or self.adopted is not None
 
 
 class FoldRecord(Shape):

@@ -13,7 +13,7 @@ from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
 from vmreplica.model.units import format_size
-from vmreplica.repository import devices, folding, landing
+from vmreplica.repository import adopting, bases, folding, landing
 from vmreplica.repository.awaiting import Awaiting, Shared
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.holds import Holds
@@ -21,6 +21,7 @@ from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, read_shape, remove_leftovers, store_errors, write_shape
 from vmreplica.repository.record import ReplicaRecord, seeding_of
+from vmreplica.repository.retention import take
 from vmreplica.repository.shelf import Shelf
 
 Clock = Callable[[], dt.datetime]
@@ -108,9 +109,9 @@ class Replica:
         """Tell the replica's truth about the relationship."""
         with self._memory:
             points, record, complaints = self.points(), self._record, list(self._complaints)
-            newest = self._shelf.latest()
+            manifests = self._shelf.manifests()
             seeding = seeding_of(record, self.seeding)
-        complaints += devices.complaints(record, newest.manifest if newest is not None else None)
+        complaints += bases.complaints(self._layout, record, manifests)
         free, least = free_bytes(self.dir), self._min_free
         if free < least:
             complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
@@ -131,6 +132,10 @@ class Replica:
         """List the published points, newest first."""
         with self._memory:
             return self._shelf.summaries(self._holds.reasons)
+
+    def manifests(self) -> list[Manifest]:
+        """List the manifests of the published points, oldest first."""
+        return self._shelf.manifests()
 
     def point(self, point: PointId) -> Manifest:
         """Give a published point's manifest.
@@ -160,13 +165,25 @@ class Replica:
         return self._layout.image(point, target)
 
     def verify_devices(self) -> None:
-        """Make sure that the devices which points stand on are those they were written to, unchanged.
+        """Make sure that the devices and old disks which points stand on are those they were, unchanged.
 
         Raises:
-            Corrupt: ``base-device-changed``.
-            NotFound: ``device-missing``.
+            Corrupt: ``base-device-changed``, ``adopted-base-changed``.
+            NotFound: ``device-missing``, ``adopted-base-missing``.
         """
-        devices.verify_contents(self._shelf.manifests())
+        bases.verify_contents(self._layout, self._shelf.manifests())
+
+    def finish_adoption(self) -> None:
+        """Take points of the new primary from now on: the VM has no life of its own here any more.
+
+        Raises:
+            NoSpace: the store is full; nothing changed but seals, it may be repeated.
+        """
+        with self._folding, self._memory:
+            for manifest in adopting.seal_again(self._layout, self._shelf.manifests()):
+                self._shelf.put(manifest.point, manifest)
+            state = transition(self._record.name, self._record.state, Event.REVERSED)
+            self.update(state=state, adoption=None)
 
     # ---- receiving
 
@@ -271,7 +288,7 @@ class Replica:
             self._settle(pause=self._stop_fold.is_set)
             try:
                 while not self._stop_fold.is_set() and (step := self._next_step()) is not None:
-                    self._take(step)
+                    take(self._layout, self._shelf, step, stopped=self._stop_fold.is_set, before=self.before_fold_step)
                     done += 1
             except folding.FoldStopped:
                 return done
@@ -346,33 +363,6 @@ class Replica:
         with self._memory:
             return next_step(self._shelf.all(), self._record.keep, self._holds.covers)
 
-    def _take(self, step: Step) -> None:
-        """Fold or delete the oldest point; the folding lock is held."""
-        if step.into is None:
-            self._shelf.remove(step.oldest)
-            with store_errors(self._layout.points):
-                remove_tree(self._layout.point(step.oldest.id))
-            return
-        try:
-            manifest = folding.fold(
-                self._layout,
-                step.oldest.manifest,
-                step.into.manifest,
-                stopped=self._stop_fold.is_set,
-                before=self._hiding(step.oldest),
-            )
-        finally:
-            self._shelf.remove_if_gone(step.oldest)
-        self._shelf.put(step.into.id, manifest)
-
-    def _hiding(self, oldest: Point) -> folding.StepHook:
-        def before(step: str) -> None:
-            self.before_fold_step(step)
-            if step == "hide":
-                self._shelf.remove(oldest)
-
-        return before
-
     def _land(self) -> None:
         """Move bases to their devices, as far as nobody holds a point; the folding lock is held."""
         if self.awaiting.base is not None:
@@ -385,5 +375,5 @@ class Replica:
 
     def _settle(self, pause: Callable[[], bool]) -> None:
         """Finish or undo what failed half-way, as far as it need not wait; the folding lock is held."""
-        if landing.settle(self._layout, pause=pause):
+        if landing.settle(self._layout, pause=pause, held=self._holds.any):
             self._reload()
