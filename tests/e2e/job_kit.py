@@ -128,10 +128,18 @@ class Blank:
         disks: targets.
         devices: XML of more devices.
         vm: its UUID, when it shall not be a new one.
+        efi: whether its firmware is UEFI.
     """
 
     def __init__(
-        self, host: Host, name: str, disks: tuple[str, ...] = ("vda",), *, devices: str = "", vm: str | None = None
+        self,
+        host: Host,
+        name: str,
+        disks: tuple[str, ...] = ("vda",),
+        *,
+        devices: str = "",
+        vm: str | None = None,
+        efi: bool = False,
     ) -> None:
         self.host = host
         self.name = name
@@ -140,6 +148,7 @@ class Blank:
         for image in self.images.values():
             qemu_img("create", "-q", "-f", "qcow2", str(image), "64M")
         self._devices = devices
+        self._os = ("firmware='efi'", "q35") if efi else ("", "pc")
         self.define()
 
     def define(self, *, devices: str = "", kernel: str = "", more: str = "") -> None:
@@ -154,7 +163,8 @@ class Blank:
         xml = (
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
             f"<name>{self.name}</name><uuid>{self.uuid}</uuid><memory unit='MiB'>16</memory><vcpu>1</vcpu>"
-            f"<os><type arch='x86_64' machine='pc'>hvm</type>{kernel}</os><features><acpi/></features>"
+            f"<os {self._os[0]}><type arch='x86_64' machine='{self._os[1]}'>hvm</type>{kernel}</os>"
+            "<features><acpi/></features>"
             f"<devices>{disks}{self._devices}{devices}</devices>{more}</domain>"
         )
         self.host.exec(["virsh", "-q", "-c", self.host.layout.uri, "define", "/dev/stdin"], stdin=xml)
@@ -187,7 +197,7 @@ class Blank:
     def remove(self) -> None:
         """Switch it off, forget it and delete its disks."""
         self.host.virsh("destroy", self.name, check=False)
-        self.host.virsh("undefine", self.name, "--checkpoints-metadata", check=False)
+        self.host.virsh("undefine", self.name, "--checkpoints-metadata", "--nvram", check=False)
         for image in self.images.values():
             image.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ import pytest
 
 from vmreplica.hypervisor.definition import BuiltDefinition, build
 from vmreplica.hypervisor.definition_site import Site
+from vmreplica.hypervisor.firmware import Firmware
 from vmreplica.model.errors import BadRequest, Refused
 
 pytestmark = pytest.mark.main_job
@@ -156,6 +157,64 @@ def test_no_kernel_firmware_or_nvram_file_of_the_peer_is_used() -> None:
     assert {"kernel", "initrd", "cmdline", "dtb"} <= {
         match[1] for note in definition.notes if (match := re.match(r"left out: os/(\w+)", note))
     }
+
+
+FIRMWARES = (
+    Firmware("/fw/secure.fd", "/fw/vars.fd", 4096, secure=True, arch="x86_64", machines=("pc-q35-*",)),
+    Firmware("/fw/plain.fd", "/fw/vars.fd", 4096, secure=False, arch="x86_64", machines=("pc-q35-*", "pc-i440fx-*")),
+)
+ACPI = "<features><acpi/></features>"
+NVRAM = Path("/libvirt/nvram/x.fd")
+
+
+@pytest.mark.failover
+@pytest.mark.parametrize(
+    ("os", "more", "machine", "code"),
+    [
+        ("<loader type='pflash' secure='yes'>/evil</loader><nvram>/evil</nvram>", "", "q35", "secure"),
+        ("<loader type='pflash'>/evil</loader><nvram>/evil</nvram>", "", "q35", "plain"),
+        ("<firmware><feature enabled='no' name='secure-boot'/></firmware>", "", "pc-q35-7.2", "plain"),
+        (
+            "<firmware><feature enabled='yes' name='secure-boot'/></firmware>",
+            "<features><acpi/></features>",
+            "q35",
+            "secure",
+        ),
+        ("", "", "q35", "secure"),
+        ("", "", "pc", "plain"),
+    ],
+)
+def test_a_vm_with_its_own_variables_gets_a_firmware_they_fit(os: str, more: str, machine: str, code: str) -> None:
+    xml = domain(os=os, more=more, machine=machine, attributes="firmware='efi'")
+    definition = built(xml, nvram=NVRAM, nvram_size=4096, firmwares=FIRMWARES)
+    loader = find(definition, "os/loader")
+    assert (loader.text, loader.get("type")) == (f"/fw/{code}.fd", "pflash")
+    assert loader.get("secure") == ("yes" if code == "secure" else "no")
+    assert find(definition, "os/nvram").text == str(NVRAM)
+    assert find(definition, "os").get("firmware") is None
+    assert "evil" not in definition.xml
+    smm = tree(definition).find("features/smm[@state='on']")
+    assert (smm is not None) == (code == "secure"), "secure boot needs it"
+
+
+@pytest.mark.failover
+def test_variables_that_fit_no_firmware_here_are_left_out_in_words() -> None:
+    xml = domain(attributes="firmware='efi'")
+    definition = built(xml, nvram=NVRAM, nvram_size=131072, firmwares=FIRMWARES)
+    assert find(definition, "os").get("firmware") == "efi"
+    assert tree(definition).find("os/nvram") is None
+    assert any("131072 bytes" in note and "install" in note for note in definition.notes)
+
+
+@pytest.mark.failover
+def test_a_tpm_whose_state_comes_along_keeps_its_version_and_needs_no_word() -> None:
+    tpm = "<tpm model='tpm-tis'><backend type='emulator' version='{}'/></tpm>"
+    kept = built(domain(DISK + tpm.format("1.2")), tpm="1.2")
+    assert find(kept, "devices/tpm/backend").get("version") == "1.2"
+    assert kept.notes == ()
+    empty = built(domain(DISK + tpm.format("x'/><y z='")))
+    assert find(empty, "devices/tpm/backend").get("version") == "2.0"
+    assert "recovery keys" in empty.notes[-1]
 
 
 def test_a_uefi_guest_is_refused_where_its_firmware_is_missing() -> None:

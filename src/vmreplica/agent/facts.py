@@ -17,6 +17,7 @@ from vmreplica.agent.rest import Identities, RestBook
 from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
 from vmreplica.hypervisor import BackupJob, DiskView, DomainView, Hypervisor
+from vmreplica.hypervisor.machine import Machine, MachineStore
 from vmreplica.model.errors import HypervisorError
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import PointSummary, Position
@@ -118,11 +119,16 @@ class FactFinder:
     def _images(self) -> Identities | None:
         return self._hypervisor.image_identities(self._vm, tuple(self.disks()))
 
+    def machine(self) -> Machine:
+        """Read what the VM keeps outside its disks, now."""
+        return MachineStore().read(self._vm, self.view.definition)
+
     def _described(self, images: Identities | None) -> Identities | None:
-        """Add the definition, which is part of a point, too."""
+        """Add the definition, which is part of a point, too, and what else is."""
         if images is None:
             return None
-        return {**images, "definition": hashlib.sha256(self.view.definition.encode()).hexdigest()}
+        machine = {f"machine {file.name}": file.sha256 for file in self.machine().files}
+        return {**images, **machine, "definition": hashlib.sha256(self.view.definition.encode()).hexdigest()}
 
     def disks(self) -> dict[DiskTarget, DiskView]:
         """Choose the disks that are replicated now."""

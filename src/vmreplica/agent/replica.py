@@ -19,6 +19,7 @@ from vmreplica.agent.seeding import SeedTools
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.layer import written_bytes
 from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
+from vmreplica.failover.preview import with_notes
 from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
@@ -141,7 +142,7 @@ class ReplicaSide:
     def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
-        return self._plan(replica, point, self._ask_primary(replica))
+        return with_notes(self._plan(replica, point, self._ask_primary(replica)), replica, self._hypervisor)
 
     def failover(self, vm: str, point: PointId | None) -> FailoverReport:
         """Start the VM here.
@@ -155,7 +156,7 @@ class ReplicaSide:
             answer = self._asking.submit(self._ask_primary, replica)
             plan = self._plan(replica, point, "silent")
             notes = execute(replica, self._hypervisor, plan, ask_primary=answer.result)
-        shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+        shown = plan.model_copy(update={"notes": notes})
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
@@ -166,8 +167,7 @@ class ReplicaSide:
             NotFound: ``network-unknown``, and those of ``plan.plan_test``.
         """
         replica = self.get(vm)
-        leads_out = network is not None and self._hypervisor.network_leads_out(network)
-        return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
+        return with_notes(self._plan_test(replica, point, network), replica, self._hypervisor, network)
 
     def test(self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM here, beside the VM itself.
@@ -182,10 +182,10 @@ class ReplicaSide:
             VmReplicaError: it was refused, or a step failed and everything was undone.
         """
         replica, began = self.get(vm), time.monotonic()
-        plan = self.plan_test(vm, point, network)
+        plan = self._plan_test(replica, point, network)
         until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
         test, notes = self._tests.start(replica, plan, network=network, until=until)
-        shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+        shown = plan.model_copy(update={"notes": notes})
         return StartedTest(plan=shown, test=test, seconds=time.monotonic() - began)
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
@@ -313,6 +313,10 @@ class ReplicaSide:
 
     def _plan(self, replica: Replica, point: PointId | None, answer: PrimaryAnswer) -> FailoverPlan:
         return plan_unplanned(replica.record, replica.points(), point, now=dt.datetime.now(dt.UTC), primary=answer)
+
+    def _plan_test(self, replica: Replica, point: PointId | None, network: str | None) -> FailoverPlan:
+        leads_out = network is not None and self._hypervisor.network_leads_out(network)
+        return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
 
     def _ask_primary(self, replica: Replica) -> PrimaryAnswer:
         record = replica.record

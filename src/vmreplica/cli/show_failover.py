@@ -97,4 +97,6 @@ def cancel_view(report: CancelReport) -> RenderableType:
 
 
 def _warnings(plan: FailoverPlan) -> list[Text]:
-    return [Text(f"! {printable(warning)}", style="yellow") for warning in plan.warnings]
+    notes = [Text("Other than on the primary:"), *(Text(f"  {printable(note)}") for note in plan.notes)]
+    warnings = [Text(f"! {printable(warning)}", style="yellow") for warning in plan.warnings]
+    return [*(notes if plan.notes else ()), *warnings]

@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from vmreplica.failover.layer import make_layer, refuse_existing, remove_vm
+from vmreplica.failover.machine import place_machine, remarks
 from vmreplica.failover.plan import PrimaryAnswer, StepHook, no_hook
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import BuiltDefinition, build
@@ -35,7 +36,7 @@ def execute(
         replica: the VM's part of the repository.
         hypervisor: this host's libvirt.
         plan: made by ``plan_unplanned`` just before.
-        ask_primary: asked once more at the last moment before the start.
+        ask_primary: asked once more at the last moment before the guest's first instruction.
         before: observer of steps.
 
     Returns:
@@ -54,11 +55,12 @@ def execute(
         before("define")
         built = _definition(replica, hypervisor, plan.point, disks)
         hypervisor.define(built.xml)
-        _refuse_running(plan.name, ask_primary())
         before("start")
         hypervisor.start_paused(plan.vm)
         before("checkpoint")
         untracked = _track(replica, hypervisor, plan.point)
+        # A dead primary takes its time not to answer; QEMU starts meanwhile, and its guest has not run yet.
+        _refuse_running(plan.name, ask_primary())
         _decide(replica)
         before("resume")
         hypervisor.resume(plan.vm)
@@ -67,7 +69,7 @@ def execute(
         raise
     before("started")
     _started(replica)
-    return (*built.notes, *untracked)
+    return (*remarks(replica, plan.point), *built.notes, *untracked)
 
 
 def recover(replica: Replica, hypervisor: Hypervisor) -> None:
@@ -121,7 +123,8 @@ def _fence(replica: Replica, plan: FailoverPlan) -> None:
 
 
 def _definition(replica: Replica, hypervisor: Hypervisor, point: PointId, disks: Mapping[str, Path]) -> BuiltDefinition:
-    site = Site(disks=disks, network_map=replica.record.network_map, **hypervisor.abilities())
+    parts = place_machine(replica, point, replica.record.vm)
+    site = Site(disks=disks, network_map=replica.record.network_map, **parts, **hypervisor.abilities())
     return build(replica.definition(point), site)
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from vmreplica.fsio import remove_tree
 from vmreplica.hypervisor import Hypervisor
+from vmreplica.hypervisor.machine import MachineStore
 from vmreplica.model.errors import Conflict
 from vmreplica.model.ids import PointId, VmId
 from vmreplica.qcow2.tools import create_overlay
@@ -49,11 +50,12 @@ def written_bytes(directory: Path) -> int | None:
 
 
 def remove_vm(hypervisor: Hypervisor, vm: VmId) -> None:
-    """Pull a VM's plug and remove its definition; one that is gone already is no error."""
+    """Pull a VM's plug and remove its definition with its nvram and TPM; one that is gone already is no error."""
     if hypervisor.exists(vm):
         if hypervisor.running(vm):
             hypervisor.stop(vm)
         hypervisor.undefine(vm)
+    MachineStore().remove(vm)
 
 
 def refuse_existing(hypervisor: Hypervisor, vm: VmId, name: str) -> None:

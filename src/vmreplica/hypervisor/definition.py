@@ -15,7 +15,7 @@ from defusedxml.ElementTree import fromstring
 from pydantic import TypeAdapter, ValidationError
 
 from vmreplica.hypervisor.definition_devices import build_devices
-from vmreplica.hypervisor.definition_machine import build_cpu, build_os, without_kvm_parts
+from vmreplica.hypervisor.definition_machine import build_cpu, build_os, require_smm, without_kvm_parts
 from vmreplica.hypervisor.definition_rules import QUIET, TOP, copy_into
 from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import BadRequest
@@ -59,6 +59,7 @@ def build(untrusted: str, site: Site) -> BuiltDefinition:
     _copy_top(root, source, site)
     per_device_boot = source.find("devices/*/boot") is not None
     root.append(build_os(_only(source, "os"), site, per_device_boot=per_device_boot))
+    require_smm(root)
     root.append(build_cpu(source.find("cpu"), site))
     root.append(build_devices(_only(source, "devices"), site))
     return BuiltDefinition(vm, name, ET.tostring(root, encoding="unicode"), site.notes())

@@ -35,6 +35,7 @@ _DISK_PARTS: Final = {
 }
 _QUIET_DISK_PARTS: Final = QUIET | {"driver", "source", "target", "backingStore", "mirror"}
 _TPM_MODELS: Final = "tpm-tis|tpm-crb|tpm-spapr"
+_TPM_VERSIONS: Final = frozenset({"1.2", "2.0"})
 _AGENT: Final = "org.qemu.guest_agent.0"
 _SPICE_AGENT: Final = "com.redhat.spice.0"
 _REASONS: Final = {
@@ -199,10 +200,14 @@ def _tpm(tpm: ET.Element, site: Site, _devices: ET.Element) -> ET.Element | None
     if not offers(site.tpm_backends, "emulator"):
         site.drop("tpm: install swtpm on this host to have one")
         return None
-    site.note("tpm: its content is not replicated yet, it starts empty")
+    backend = tpm.find("backend")
+    told = backend.get("version") if backend is not None else None
+    version = site.tpm or (told if told in _TPM_VERSIONS else "2.0")
+    if site.tpm is None:
+        site.note("tpm: the point has no state of it, it begins empty: what is sealed by it needs its recovery keys")
     model = tpm.get("model", "")
     result = ET.Element("tpm", model=model if matches(_TPM_MODELS, model) else "tpm-crb")
-    ET.SubElement(result, "backend", type="emulator", version="2.0")
+    ET.SubElement(result, "backend", type="emulator", version=version)
     return result
 
 

@@ -138,7 +138,7 @@ class Guest:
     def remove(self) -> None:
         """Switch it off, forget it and delete its images."""
         self.host.virsh("destroy", self.name, check=False)
-        self.host.virsh("undefine", self.name, "--checkpoints-metadata", check=False)
+        self.host.virsh("undefine", self.name, "--checkpoints-metadata", "--nvram", check=False)
         for path in (*self.images, self.console):
             path.unlink(missing_ok=True)
 

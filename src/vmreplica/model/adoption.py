@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, model_validator
 
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, ImagePath, PointId, VmId, VmName
+from vmreplica.model.machine import MachineFiles, Remarks, require_acceptable
 from vmreplica.model.point import MAX_DEFINITION, DiskSize
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.shape import Shape
@@ -40,9 +41,13 @@ class Adoption(Shape):
     checkpoint: CheckpointName | None
     definition: Annotated[str, Field(max_length=MAX_DEFINITION)]
     disks: Annotated[tuple[AdoptedDisk, ...], Field(min_length=1, max_length=64)]
+    #: UEFI variables and TPM state, as ``MachineStore.read`` gives them: libvirt's own go with the VM's definition.
+    machine: MachineFiles = ()
+    machine_remarks: Remarks = ()
 
     @model_validator(mode="after")
     def _coherent(self) -> "Adoption":
+        require_acceptable(self.machine)
         targets = [disk.target for disk in self.disks]
         if len(set(targets)) != len(targets) or len({disk.path for disk in self.disks}) != len(targets):
             raise ValueError("a disk is named twice")

@@ -6,6 +6,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
+from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
 
@@ -48,11 +49,15 @@ class PointOpening(Shape):
     #: How each disk is read: so that a killed agent goes on in the same way, and for the history.
     modes: dict[DiskTarget, DiskMode] = Field(default_factory=dict, max_length=64)
     definition: Annotated[str, Field(max_length=MAX_DEFINITION)]
+    #: UEFI variables and TPM state, read just before the instant, and why something of it is missing.
+    machine: MachineFiles = ()
+    machine_remarks: Remarks = ()
     interval: Annotated[int, Field(ge=5, le=86400)]
     keep: Annotated[int, Field(ge=1, le=1000)]
 
     @model_validator(mode="after")
     def _coherent(self) -> "PointOpening":
+        require_acceptable(self.machine)
         targets = [disk.target for disk in self.disks]
         if len(set(targets)) != len(targets):
             raise ValueError("a disk is named twice")
@@ -133,6 +138,9 @@ class Manifest(Shape):
     epoch: int
     checkpoint: CheckpointName | None
     disks: tuple[DiskManifest, ...]
+    #: What the machine kept outside its disks; the files stand beside the images.
+    machine: MachineEntries = ()
+    machine_remarks: Remarks = ()
     guest_bytes: int
     wire_bytes: int
     #: True once older points were folded into these images: their segment digests no longer apply, each compressed

@@ -185,6 +185,8 @@ class FailoverPlan(Shape):
     newer_points: int
     steps: tuple[FailoverStep, ...]
     warnings: tuple[str, ...] = ()
+    #: What of the machine is other on this host, or is left out: processor, devices, networks, firmware.
+    notes: tuple[str, ...] = ()
     #: What each side looks like afterwards, a sentence each.
     after: tuple[str, ...] = ()
 

@@ -14,8 +14,9 @@ DEFAULT_PORT: Final = 7432
 
 #: The largest segment body: 16 MiB of data, 65 536 records of 16 bytes, and a head of 128 bytes.
 MAX_BODY: Final = 17 * MiB + 128
-#: The largest JSON body: a point's opening carries a domain definition of at most 1 MiB, escaped.
-MAX_JSON: Final = 4 * MiB
+#: The largest JSON body: a point's opening carries a domain definition of at most 1 MiB, escaped, and the machine's own
+#: files of at most 2 MiB, in base64.
+MAX_JSON: Final = 8 * MiB
 #: The largest body of the throughput test.
 MAX_SINK: Final = 64 * MiB
 MAX_PEM: Final = 16 * KiB

@@ -24,6 +24,7 @@ from vmreplica.model.states import State
 from vmreplica.qcow2.shim import write_shim
 from vmreplica.repository import adopted
 from vmreplica.repository.layout import FILE_MODE, Layout, make_dir, store_errors, write_shape
+from vmreplica.repository.machine import store_machine
 from vmreplica.repository.record import AdoptionRecord, ReplicaRecord
 
 #: Called with the name of each step before it is done; may raise to stop it.
@@ -188,6 +189,7 @@ def _publish(layout: Layout, record: AdoptionRecord, now: dt.datetime, before: S
         disks.append(_shim(layout, building, disk, record.bases[disk.target]))
     before("manifest")
     publish_bytes(building / "definition.xml", adoption.definition.encode(), mode=FILE_MODE)
+    store_machine(building, adoption.machine)
     write_shape(building / "manifest.json", _manifest(adoption, tuple(disks), now))
     before("publish")
     publish_dir(building, layout.point(adoption.point))
@@ -217,6 +219,8 @@ def _manifest(adoption: Adoption, disks: tuple[DiskManifest, ...], now: dt.datet
         epoch=adoption.epoch,
         checkpoint=adoption.checkpoint,
         disks=disks,
+        machine=tuple(file.entry for file in adoption.machine),
+        machine_remarks=adoption.machine_remarks,
         guest_bytes=0,
         wire_bytes=0,
         folded=True,

@@ -15,6 +15,7 @@ from vmreplica.qcow2.tables import TablesResult, write_tables
 from vmreplica.repository.chain import backed_disks
 from vmreplica.repository.incoming import DiskCheck, Incoming, IncomingDisk
 from vmreplica.repository.layout import FILE_MODE, Layout, store_errors, write_shape
+from vmreplica.repository.machine import store_machine
 
 _SLACK_CLUSTERS: Final = 4
 
@@ -41,7 +42,7 @@ def publish(
     Raises:
         BadRequest: ``closing-differs``: the closing is not about the disks of the opening.
         Conflict: ``point-incomplete``.
-        Corrupt: ``point-damaged``.
+        Corrupt: ``point-damaged``, ``machine-file-damaged``.
         NoSpace: the store is full.
     """
     opening = incoming.opening
@@ -122,6 +123,8 @@ def _manifest(
         epoch=opening.epoch,
         checkpoint=opening.checkpoint,
         disks=disks,
+        machine=tuple(file.entry for file in opening.machine),
+        machine_remarks=opening.machine_remarks,
         guest_bytes=guest_bytes,
         wire_bytes=wire_bytes,
     )
@@ -130,6 +133,7 @@ def _manifest(
 def _commit(layout: Layout, directory: Path, opening: PointOpening, manifest: Manifest) -> None:
     with store_errors(directory):
         publish_bytes(directory / "definition.xml", opening.definition.encode(), mode=FILE_MODE)
+        store_machine(directory, opening.machine)
         write_shape(directory / "manifest.json", manifest)
         (directory / "opening.json").unlink(missing_ok=True)
         publish_dir(directory, layout.point(opening.point))

@@ -1,0 +1,70 @@
+"""The whole machine fails over: UEFI variables and the TPM's state are those of the point, in copies."""
+
+import struct
+import uuid
+from pathlib import Path
+from typing import Final
+
+import pytest
+from job_kit import NewBlank, enable, inside, switch_off
+
+from vmreplica.lab import Host, Lab
+
+pytestmark = pytest.mark.failover
+
+#: Behind the headers of the firmware volume and of the variable store.
+_FIRST_VARIABLE: Final = 0x48 + 0x1C
+_START: Final = b"\xaa\x55"
+_HEADER: Final = struct.Struct("<2sBBIQ16sIII16s")
+_VENDOR: Final = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
+TPM: Final = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+
+
+def test_variables_and_tpm_state_of_the_chosen_point_come_to_the_replica(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a, efi=True, devices=TPM)
+    nvram, tpm = _nvram(a, vm.name), _tpm(a, vm.uuid)
+    first = nvram.read_bytes()
+    older = enable(a, vm.name, "--keep", "5", every="24h")["result"]["point"]
+    nvram.write_bytes(_with_variable(first, "Lab", b"boot from vdb now"))
+    sealed = {path.name: path.read_bytes() for path in tpm.iterdir() if not path.name.startswith(".")}
+    assert sealed
+    a.ask("sync", vm.name)
+
+    tested = b.ask("failover", vm.name, "--test", "--point", older)
+    copy = tested["test"]
+    assert b"boot from vdb now" not in _nvram(b, copy["name"]).read_bytes(), "that point is older"
+    assert "TPM" not in " ".join(tested["plan"]["notes"])
+    b.ask("failover", vm.name, "--test", "--cancel")
+    assert not _tpm(b, copy["vm"]).exists()
+
+    switch_off(vm)
+    plan = b.ask("failover", vm.name, "--dry-run")
+    done = b.ask("failover", vm.name, "--yes")
+    assert plan["notes"] == done["plan"]["notes"]
+    assert b"boot from vdb now" in _nvram(b, vm.name).read_bytes()
+    assert {path.name for path in _tpm(b, vm.uuid).iterdir()} >= set(sealed)
+    b.ask("failover", vm.name, "--cancel", "--yes")
+    assert not _tpm(b, vm.uuid).exists()
+    assert not list(inside(b, Path("/var/lib/libvirt/qemu/nvram")).glob(f"*{vm.uuid}*")), "no trace is left"
+
+
+def _with_variable(store: bytes, name: str, value: bytes) -> bytes:
+    """Add a UEFI variable behind the last one of a store, as the firmware does, which then keeps it."""
+    place = _FIRST_VARIABLE
+    while store[place : place + 2] == _START:
+        place += -(-(_HEADER.size + sum(_HEADER.unpack_from(store, place)[7:9])) // 4) * 4
+    encoded = name.encode("utf-16-le") + b"\0\0"
+    header = _HEADER.pack(_START, 0x3F, 0, 7, 0, bytes(16), 0, len(encoded), len(value), _VENDOR.bytes_le)
+    variable = header + encoded + value
+    assert store[place : place + len(variable)] == b"\xff" * len(variable), "nothing is there"
+    return store[:place] + variable + store[place + len(variable) :]
+
+
+def _nvram(host: Host, name: str) -> Path:
+    xml = host.virsh("dumpxml", name).stdout
+    return inside(host, Path(xml.split("</nvram>")[0].rpartition(">")[2]))
+
+
+def _tpm(host: Host, vm: str) -> Path:
+    return inside(host, Path(f"/var/lib/libvirt/swtpm/{vm}/tpm2"))
