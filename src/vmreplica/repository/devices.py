@@ -46,14 +46,9 @@ def assign(
     """
     given, lost = dict(held), []
     for target, wish in sorted(wishes.items()):
-        if target in held and held[target].path == wish.device:
-            continue
         if target in held:
-            raise Conflict(
-                "base-device-differs",
-                f"the base of disk {target} of {name} stands on {held[target].path} already",
-                hint=f"to move it: vmreplica disable {name} --delete-copy, then enable it with the other device",
-            )
+            _require_same(name, target, held[target], wish)
+            continue
         _require_allowed(wish.device, allowed)
         device, text = _checked(target, wish)
         _require_free(device, [*others, *((own, f"another disk of {name}") for own in given.values())])
@@ -66,6 +61,15 @@ def assign(
             hint="look at it on the replica; --yes agrees to losing it",
         )
     return given
+
+
+def _require_same(name: VmName, target: DiskTarget, held: BaseDevice, wish: BaseWish) -> None:
+    if held.path != wish.device:
+        raise Conflict(
+            "base-device-differs",
+            f"the base of disk {target} of {name} stands on {held.path} already",
+            hint=f"to move it: vmreplica disable {name} --delete-copy, then enable it with the other device",
+        )
 
 
 def verify(device: BaseDevice, size: int) -> None:
