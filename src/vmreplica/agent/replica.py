@@ -161,7 +161,7 @@ class ReplicaSide:
                 plan,
                 # Not before: the primary might let the VM start in between, as nothing here would forbid it yet.
                 fenced=lambda: asked.append(self._asking.submit(self._ask_primary, replica)),
-                ask_primary=lambda: asked[0].result(),
+                ask_primary=lambda: asked.pop().result(),
             )
         shown = plan.model_copy(update={"notes": notes})
         state = State(replica.record.state)
