@@ -35,18 +35,18 @@ def guard(tmp_path: Path) -> Guard:
 
 
 def test_a_failover_is_remembered_until_the_replica_says_that_it_was_taken_back(guard: Guard) -> None:
-    assert not guard.saw(VM, "web", HOST, position(State.REPLICATING))
-    assert guard.saw(VM, "web", HOST, position(State.FAILED_OVER, 1))
+    assert not guard.saw(VM, "web", Policy(replica=HOST), position(State.REPLICATING))
+    assert guard.saw(VM, "web", Policy(replica=HOST), position(State.FAILED_OVER, 1))
     assert guard.fenced(VM)
     assert "web was failed over to" in (guard.fence.reason(VM) or "")
-    assert not guard.saw(VM, "web", HOST, position(State.REPLICATING, 1))
+    assert not guard.saw(VM, "web", Policy(replica=HOST), position(State.REPLICATING, 1))
     assert guard.fence.find(VM) is None
 
 
 def test_a_fence_that_a_command_made_is_not_touched_by_what_replicas_say(guard: Guard) -> None:
     guard.fence.forbid(VM, "a planned failover has handed it over")
     for state in (State.REPLICATING, State.FAILED_OVER):
-        assert not guard.saw(VM, "web", HOST, position(state, 1))
+        assert not guard.saw(VM, "web", Policy(replica=HOST), position(state, 1))
         assert guard.fence.reason(VM) == "a planned failover has handed it over"
     assert not guard.fenced(VM)
 

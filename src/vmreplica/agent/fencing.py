@@ -86,9 +86,9 @@ class Fencing:
             return Verdict(allowed=False, reason=fence.reason)
         answer = self._ask(policy.replica, vm)
         if isinstance(answer, Position):
-            fenced = self._guard.saw(vm, name, policy.replica, answer)
+            fenced = self._guard.saw(vm, name, policy, answer)
             self._runner.edit(vm, lambda rel, clock: rel.fence(fenced=fenced, runs=None, clock=clock))
-        verdict = judge(name, self._guard.peer_name(policy.replica), answer)
+        verdict = judge(name, self._guard.peer_name(policy.replica), policy.epoch, answer)
         if fence is None or verdict.answered:
             return verdict
         return Verdict(allowed=False, reason=fence.reason, stale=True, answered=False)

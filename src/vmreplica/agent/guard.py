@@ -9,6 +9,7 @@ from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NoSpace, NotFound
 from vmreplica.model.ids import HostId, VmId, VmName
 from vmreplica.model.point import Position
+from vmreplica.model.policy import Policy
 from vmreplica.peer.book import PeerBook
 
 _log: Final = structlog.get_logger(__name__)
@@ -31,7 +32,7 @@ class Guard:
         record = self.fence.find(vm)
         return record is not None and record.ask
 
-    def saw(self, vm: VmId, name: VmName, replica: HostId, position: Position) -> bool:
+    def saw(self, vm: VmId, name: VmName, policy: Policy, position: Position) -> bool:
         """Take note of what a replica said; gives whether the VM lives there.
 
         A fence of another kind (of a planned failover) is left alone: it says more.
@@ -39,7 +40,7 @@ class Guard:
         known = self.fence.find(vm)
         if known is not None and not known.ask:
             return False
-        if not is_stale(position):
+        if not is_stale(position, policy.epoch):
             if known is not None:
                 _log.info("its failover was taken back: the VM may start here again", vm=vm, name=name)
                 self.fence.allow(vm)
@@ -47,7 +48,7 @@ class Guard:
         if known is None:
             _log.warning("failed over elsewhere: the VM may not start here", vm=vm, name=name, epoch=position.epoch)
         try:
-            self.fence.forbid(vm, elsewhere(name, self.peer_name(replica), position.state), ask=True)
+            self.fence.forbid(vm, elsewhere(name, self.peer_name(policy.replica), position.state), ask=True)
         except NoSpace as error:
             _log.warning("the fence of a VM cannot be written", vm=vm, why=error.message)
         return True

@@ -31,27 +31,39 @@ class Verdict:
 YES: Final = Verdict(allowed=True)
 
 
-def is_stale(position: Position) -> bool:
-    """Tell whether the VM's life goes on, or is about to, at the replica."""
-    return position.state not in _QUIET and position.state != State.CANCELLING
+#: The VM's life is there, or is being brought there: nobody else may have it.
+_THERE: Final = frozenset({State.FAILING_OVER, State.FAILED_OVER, State.COMMITTING, State.COMMITTED})
 
 
-def judge(name: str, peer: str, answer: Position | VmReplicaError) -> Verdict:
+def is_stale(position: Position, epoch: int) -> bool:
+    """Tell whether the VM's life goes on, or is about to, at the replica.
+
+    Args:
+        position: what the replica says.
+        epoch: of the primary's policy. A replica that is being made of an old primary has the same one.
+    """
+    if position.state in _THERE:
+        return True
+    return position.epoch > epoch and position.state not in _QUIET | {State.CANCELLING}
+
+
+def judge(name: str, peer: str, epoch: int, answer: Position | VmReplicaError) -> Verdict:
     """Decide by the replica's answer.
 
     Args:
         name: the VM.
         peer: what its replica's host is called.
+        epoch: of the VM's policy.
         answer: the replica's position, or why there is none.
     """
     if isinstance(answer, VmReplicaError):
         return _unanswered(name, peer, answer)
-    if is_stale(answer):
+    if is_stale(answer, epoch):
         return Verdict(allowed=False, reason=elsewhere(name, peer, answer.state), stale=True)
-    if answer.state == State.CANCELLING:
-        text = f"its failover to {peer} is being taken back: try again in a moment"
-        return Verdict(allowed=False, reason=text)
-    return YES
+    if answer.state in _QUIET:
+        return YES
+    what = "its failover there is being taken back" if answer.state == State.CANCELLING else f"it is {answer.state}"
+    return Verdict(allowed=False, reason=f"{peer}, its replica, is busy with {name}: {what}; try again in a moment")
 
 
 def elsewhere(name: str, peer: str, state: str) -> str:

@@ -275,7 +275,7 @@ class Runner:
             return rel.long
 
     def _saw(self, rel: Relationship, position: Position) -> None:
-        fenced = self._guard.saw(rel.vm, rel.name, rel.policy.replica, position)
+        fenced = self._guard.saw(rel.vm, rel.name, rel.policy, position)
         with self._wake:
             rel.fenced = fenced
             rel.position = position

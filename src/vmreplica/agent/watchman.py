@@ -175,27 +175,27 @@ class Watchman:
     # ---- what replicas know
 
     def _learn(self, policies: Mapping[VmId, Policy], briefs: Mapping[VmId, DomainBrief]) -> None:
-        by_host: dict[HostId, list[VmId]] = defaultdict(list)
+        by_host: dict[HostId, list[tuple[DomainBrief, Policy]]] = defaultdict(list)
         for vm, policy in policies.items():
             if vm in briefs:
-                by_host[policy.replica].append(vm)
-        for host, vms in by_host.items():
-            self._ask(host, [briefs[vm] for vm in vms])
+                by_host[policy.replica].append((briefs[vm], policy))
+        for host, theirs in by_host.items():
+            self._ask(host, theirs)
         for vm in policies.keys() & briefs.keys():
             self._show(vm, fenced=self._guard.fenced(vm), runs=briefs[vm].active)
 
     def _show(self, vm: VmId, *, fenced: bool, runs: bool) -> None:
         self._runner.edit(vm, lambda rel, clock: rel.fence(fenced=fenced, runs=runs, clock=clock))
 
-    def _ask(self, host: HostId, briefs: Iterable[DomainBrief]) -> None:
+    def _ask(self, host: HostId, vms: Iterable[tuple[DomainBrief, Policy]]) -> None:
         """Ask a replica for each VM, until it turns out to be silent."""
         try:
             with self._clients.quick(host) as client:
-                for brief in briefs:
+                for brief, policy in vms:
                     if self._stopping.is_set():
                         return
                     try:
-                        self._guard.saw(brief.vm, brief.name, host, client.position(brief.vm))
+                        self._guard.saw(brief.vm, brief.name, policy, client.position(brief.vm))
                     except (Unreachable, TimedOut):
                         raise
                     except VmReplicaError as error:
