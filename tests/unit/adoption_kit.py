@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from point_kit import VM
-from repository_kit import OWNER, START, Primary, noise
+from repository_kit import OWNER, START, Primary, noise, open_repository
 
 from vmreplica.model.point import PointOpening
 from vmreplica.model.units import CLUSTER
-from vmreplica.repository import AdoptedDisk, Adoption
+from vmreplica.repository import AdoptedDisk, Adoption, Replica
 
 #: No whole number of clusters, nor of blocks of 4 KiB.
 SIZE = 40 * CLUSTER + 1536
@@ -73,13 +73,13 @@ def read_old(path: Path) -> bytes:
 
 
 def bitmaps(path: Path) -> dict[str, list[str]]:
-    """The bitmaps in a qcow2 image with their flags."""
-    info = json.loads(qemu_img("info", "--output=json", str(path)))
+    """The bitmaps in a qcow2 image with their flags, whoever has it open."""
+    info = json.loads(qemu_img("info", "-U", "--output=json", str(path)))
     found = info["format-specific"]["data"].get("bitmaps", [])
     return {bitmap["name"]: bitmap["flags"] for bitmap in found}
 
 
-def adoption(disks: Mapping[str, Path], *, size: int = SIZE, **fields: object) -> Adoption:
+def adoption(disks: Mapping[str, Path], *, size: int = SIZE, form: Any = None, **fields: object) -> Adoption:
     """What a host says that becomes the replica of the VM it ran."""
     usual: dict[str, object] = {
         "vm": VM,
@@ -94,7 +94,7 @@ def adoption(disks: Mapping[str, Path], *, size: int = SIZE, **fields: object) -
         "checkpoint": f"vmreplica-aaaaaaaa-{POINT}",
         "definition": "<domain/>",
         "disks": tuple(
-            AdoptedDisk(target=target, path=str(path), format=form_of(path), size=size)
+            AdoptedDisk(target=target, path=str(path), format=form or form_of(path), size=size)
             for target, path in disks.items()
         ),
     }
@@ -123,3 +123,11 @@ def some_content(seed: int = 5, clusters: int = 20) -> dict[int, bytes]:
     """Clusters of noise in places that differ by seed."""
     source = random.Random(seed)
     return {number: noise(seed * 1000 + number) for number in source.sample(range(40), clusters)}
+
+
+def adopted(store: Path, disks: Mapping[str, Path]) -> Replica:
+    """The replica, which takes points."""
+    repository = open_repository(store)
+    replica = repository.adopt(adoption(disks))
+    replica.finish_adoption()
+    return replica

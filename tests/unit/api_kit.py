@@ -9,9 +9,10 @@ from pathlib import Path
 
 from point_kit import VM as VM_ID
 from point_kit import make_summary
+from start_kit import SmallStarts
 
 from vmreplica.api.server import ApiServer, start_api
-from vmreplica.model.errors import Conflict, NotFound, Refused, VmReplicaError
+from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.point import PointSummary
@@ -35,7 +36,6 @@ from vmreplica.model.report import (
     TaskReport,
 )
 from vmreplica.model.seed import SeedRequest
-from vmreplica.model.start import AutostartReport, StartAnswer, StartQuestion, StartReport
 from vmreplica.model.states import State
 
 NOW = dt.datetime(2026, 11, 22, 10, 30, tzinfo=dt.UTC)
@@ -85,35 +85,6 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallStarts:
-    """Says yes to the VM web, and no to all others."""
-
-    def __init__(self, agent: "SmallAgent") -> None:
-        self._agent = agent
-
-    def may_start(self, vm: str, question: StartQuestion) -> StartAnswer:
-        """Answer the hook."""
-        self._agent.note("may-start", vm, question.name, question.policy)
-        return StartAnswer(allowed=question.name == "web", reason="" if question.name == "web" else "it lives on beta")
-
-    def start(self, vm: str, *, sure: bool, dry_run: bool) -> StartReport:
-        """Start a VM, or tell what would happen."""
-        self._agent.note("start", vm, sure, dry_run)
-        allowed = vm == "web"
-        if not (allowed or sure or dry_run):
-            raise Refused("start-refused", f"{vm} lives on beta", hint="vmreplica start VM --i-am-sure")
-        started = not dry_run
-        return StartReport(
-            vm=VM_ID, name=vm, started=started, running=started, allowed=allowed, lives_elsewhere=not allowed,
-            reason="" if allowed else f"{vm} lives on beta",
-        )  # fmt: skip
-
-    def set_autostart(self, vm: str, *, on: bool) -> AutostartReport:
-        """Take note."""
-        self._agent.note("autostart", vm, on)
-        return AutostartReport(vm=VM_ID, name=vm, on=on)
-
-
 class SmallAgent:
     """Implements the facade over what its fields say; remembers what it was asked."""
 
@@ -128,7 +99,7 @@ class SmallAgent:
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
-        self.starts = SmallStarts(self)
+        self.starts = SmallStarts(self._asked)
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -255,6 +226,17 @@ class SmallAgent:
         self._asked("failover", vm, point)
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
 
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Plan a planned failover."""
+        self._asked("plan_planned", vm, patience, force)
+        changes = {"kind": "planned", "loses_seconds": 0.0, "loses_bytes": 0, "warnings": ()}
+        return self._plan(vm, None).model_copy(update=changes)
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Begin a planned failover."""
+        self._asked("planned_failover", vm, patience, force)
+        return self.progress[0]
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Plan a test failover."""
         self._asked("plan_test", vm, point, network)
@@ -334,10 +316,6 @@ class SmallAgent:
         self._asked("history", vm, limit)
         self._known(vm)
         return (cycle(), cycle("failed"))[:limit]
-
-    def note(self, *what: object) -> None:
-        """Remember what was asked, and do what the fields say about it."""
-        self._asked(*what)
 
     def _asked(self, *what: object) -> None:
         self.asked.append(what)

@@ -21,6 +21,8 @@ from vmreplica.agent.guard import Guard
 from vmreplica.agent.hooks import fence_dir
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.peer_verbs import PeerVerbs
+from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
@@ -31,7 +33,7 @@ from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.hypervisor.fence import Fence
-from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -40,9 +42,6 @@ from vmreplica.model.report import (
     DoctorReport,
     FailoverPlan,
     FailoverReport,
-    Invitation,
-    PeerReport,
-    PeerTest,
     PointsReport,
     RelationshipReport,
     StartedTest,
@@ -54,7 +53,7 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.peer.pairing import join
+from vmreplica.peer.planned import PlannedWish
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
 from vmreplica.repository import Repository
@@ -62,7 +61,7 @@ from vmreplica.repository import Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent:
+class Agent(PeerVerbs):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -99,6 +98,8 @@ class Agent:
         )
         self._fences = self._make_fences(autostart)
         self._doctor = self._make_doctor(repository)
+        #: Planned failovers: what peers ask of this host, and the verbs.
+        self.planned = self._make_planned(repository, stages)
         self.receiver = Receiver(
             repository,
             hello=self.hello,
@@ -118,6 +119,19 @@ class Agent:
             guard=self._guard,
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
+        )
+
+    def _make_planned(self, repository: Repository, stages: Stages) -> Planned:
+        return make_planned(
+            self.config,
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            repository=repository,
+            primaries=self._primaries,
+            replicas=self._replicas,
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -158,11 +172,13 @@ class Agent:
         self._doctor.start()
         self._runner.start()
         self._fences.start()
+        self.planned.start_work()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
         self._doctor.stop()
         self._fences.stop()
+        self.planned.stop_work()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
@@ -193,7 +209,7 @@ class Agent:
 
     def status(self, vm: str | None) -> StatusReport:
         """Report the host, with all its relationships or one VM's."""
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
+        rows = self.relationships()
         if vm is not None:
             rows = [row for row in rows if vm in {row.vm, row.name}]
             if not rows:
@@ -311,6 +327,14 @@ class Agent:
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
 
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Tell what a planned failover would do, asked on either side; changes nothing."""
+        return self.planned.plan_verb(vm, PlannedWish(patience=patience, force=force))
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Move a VM to its replica, or go on with that, asked on either side."""
+        return self.planned.begin_verb(vm, PlannedWish(patience=patience, force=force))
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
         return self._replicas.plan_test(vm, point, network)
@@ -321,11 +345,13 @@ class Agent:
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
         """Plan what ``cancel_failover`` does."""
-        return self._replicas.plan_cancel(vm, tests_only=tests_only)
+        of_planned = None if tests_only else self.planned.plan_cancel_verb(vm)
+        return of_planned or self._replicas.plan_cancel(vm, tests_only=tests_only)
 
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
-        return self._replicas.cancel(vm, tests_only=tests_only)
+        taken_back = None if tests_only else self.planned.cancel_verb(vm)
+        return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
 
     def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
         """Set which network of this host stands for which one of the primary."""
@@ -335,40 +361,9 @@ class Agent:
         """Take the points of a VM, held here, from another paired host."""
         return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
 
-    # ---- the facade: peers
-
-    def peers(self) -> tuple[PeerReport, ...]:
-        """List paired hosts."""
-        return tuple(peer.report() for peer in self.book.all())
-
-    def invite(self, for_name: str | None) -> Invitation:
-        """Make a pairing token."""
-        return self.invitations.invite(self.identity, self.config.agent.addresses(), for_name=for_name)
-
-    def join(self, token: str) -> PeerReport:
-        """Pair with the host that made the token."""
-        return join(token, self.identity, self.book, self.config.agent.addresses()).report()
-
-    def remove_peer(self, name: str) -> None:
-        """Forget a paired host.
-
-        Raises:
-            Conflict: a VM is still replicated to or from it.
-        """
-        peer = self.book.by_name(name)
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
-        users = sorted({row.name for row in rows if row.peer_id == peer.host_id})
-        if users:
-            raise Conflict(
-                "peer-in-use",
-                f"{name} is the other side of {', '.join(users)}",
-                hint=f"`vmreplica disable {users[0]}` first",
-            )
-        self.book.remove(name)
-
-    def test_peer(self, name: str) -> PeerTest:
-        """Measure the connection to a paired host."""
-        return self._clients.to(self.book.by_name(name).host_id).measure()
+    def relationships(self) -> list[RelationshipReport]:
+        """Report all relationships, from either side."""
+        return [*self._primaries.reports(), *self._replicas.reports()]
 
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.

@@ -124,7 +124,7 @@ class Cycle:
         self._published: PointSummary | None = None
         self._guest_bytes = 0
         #: A VM that is off was given its moment to come back.
-        self._patient = False
+        self._patient = policy.planned is not None
         #: It is off, and the point published last is all that it has.
         self._at_rest = False
 

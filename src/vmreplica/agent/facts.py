@@ -92,6 +92,7 @@ class FactFinder:
             disks={target: self._disk(disk, position) for target, disk in self.disks().items()},
             checkpoints=self._checkpoints(view, position),
             spool=self._pending(),
+            last=self.policy.planned is not None,
         )
 
     @property

@@ -21,6 +21,7 @@ from vmreplica.agent.protect import (
     check_not_begun,
     not_protected,
     paused,
+    require_not_planned,
     seed_disks,
 )
 from vmreplica.agent.relationship import Relationship, describe
@@ -121,8 +122,8 @@ class PrimarySide:
             begin_at=begin_at,
             **_lasting(old),
         )
-        if old is not None and old.replica != to:
-            raise already_protected(brief.name, self._peer_name(old.replica))
+        if old is not None:
+            self._check_change(brief.name, old, to)
         with self._other_way(brief, seed, old, give_up=give_up):
             position = self._clients.to(to).offer(brief.vm, _offer(brief.name, policy, disks, bases, seed))
             check_not_begun(brief.name, begin_at, position)
@@ -142,7 +143,9 @@ class PrimarySide:
             NotFound: the VM is not protected here.
             Unreachable: the VM is no longer protected, but the replica could not be told.
         """
-        rel = self._find(vm)
+        rel = self._find(vm, moving_too=True)
+        if rel.running:
+            require_not_planned(rel.name, rel.policy)
         self._runner.retire(rel)
         self._sweep(rel.vm, rel.policy.replica)
         returned = rel.policy.autostart and not rel.fenced
@@ -250,6 +253,11 @@ class PrimarySide:
             self._runner.adopt(brief, old)
             raise
 
+    def _check_change(self, name: VmName, old: Policy, to: HostId) -> None:
+        require_not_planned(name, old)
+        if old.replica != to:
+            raise already_protected(name, self._peer_name(old.replica))
+
     def _with_seed(
         self, brief: DomainBrief, policy: Policy, wish: SeedRequest | None, old: Policy | None, position: Position
     ) -> Policy:
@@ -288,9 +296,11 @@ class PrimarySide:
             if is_our_checkpoint(name, replica):
                 self._hypervisor.delete_checkpoint(vm, name)
 
-    def _find(self, vm: str) -> Relationship:
+    def _find(self, vm: str, *, moving_too: bool = False) -> Relationship:
         rel = self._runner.find(vm)
         if rel is not None:
+            if not moving_too:
+                require_not_planned(rel.name, rel.policy)
             return rel
         brief = self._hypervisor.find(vm)
         policy = self._hypervisor.policy(brief.vm)

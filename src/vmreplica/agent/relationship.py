@@ -57,6 +57,11 @@ class Relationship:
         return self.meter is not None
 
     @property
+    def rests(self) -> bool:
+        """Tell whether no cycle begins by itself: a person, or a planned failover, has the VM."""
+        return self.policy.paused or self.policy.planned is not None
+
+    @property
     def begins(self) -> dt.datetime | None:
         """Tell when initial replication begins, as far as it was set and there is no point yet."""
         begun = self.position is not None and self.position.latest is not None
@@ -93,10 +98,10 @@ class Relationship:
 
     def state(self) -> State:
         """Derive the state from facts."""
-        if self.fenced:
-            return State.FENCED
-        if self.policy.paused:
-            return State.PAUSED
+        if self.policy.planned is not None:
+            return State.PREPARING if self.policy.planned.stage == "preparing" else State.PREPARED
+        if self.fenced or self.policy.paused:
+            return State.FENCED if self.fenced else State.PAUSED
         if self.position is None:
             return State.READY
         if self.position.awaited is not None:
@@ -172,7 +177,7 @@ def describe(
         point_age=age,
         points=points,
         next_due=None
-        if rel.running or rel.policy.paused
+        if rel.running or rel.rests
         else now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock)),
         begins_at=begins if (begins := rel.begins) is not None and begins > now else None,
         waits=None if rel.running else rel.waits,

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import AbstractContextManager
 from typing import Final, Literal
 
 import structlog
@@ -315,6 +316,10 @@ class ReplicaSide:
     def reports(self) -> list[RelationshipReport]:
         """Report every replica held here."""
         return [self.describe(replica) for replica in self._repository.replicas()]
+
+    def no_failover(self) -> AbstractContextManager[object]:
+        """Let no failover begin or be taken back in the block."""
+        return self._failing_over
 
     # ---- helpers
 

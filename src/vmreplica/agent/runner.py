@@ -34,6 +34,7 @@ from vmreplica.model.ids import VmId
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
+from vmreplica.peer.line import Halt
 
 _T = TypeVar("_T")
 _log: Final = structlog.get_logger(__name__)
@@ -217,7 +218,7 @@ class Runner:
         return [
             Turn(vm=rel.vm, due=rel.due_at(clock, now), running=rel.running, long=rel.long, queued=rel.queued)
             for rel in self._known.values()
-            if rel.running or not rel.policy.paused
+            if rel.running or not rel.rests
         ]
 
     def _launch(self, rel: Relationship) -> None:
@@ -234,20 +235,21 @@ class Runner:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
         self._keeper.release(rel.vm)
         try:
-            outcome = self._cycle(rel, meter).run()
+            outcome = self.cycle(rel, meter, rel.policy, rel.halt).run()
         except VmReplicaError as caught:
             # There is no way to the replica at all, for example because it is no longer paired.
             outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
         report = report_of(rel, meter, outcome, started=started, seconds=self._clock() - clock)
         self._settle(rel, report, outcome, clock)
 
-    def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
+    def cycle(self, rel: Relationship, meter: Meter, policy: Policy, halt: Halt) -> Cycle:
+        """Make a cycle of a VM, for whoever has its turn."""
         return Cycle(
             stages=self._stages,
             client=self._clients.to(rel.policy.replica),
             vm=rel.vm,
-            policy=rel.policy,
-            halt=rel.halt,
+            policy=policy,
+            halt=halt,
             pace=self._bandwidth.throttle(rel.vm, lambda: rel.policy.limit, meter.sent),
             slot=lambda *, must: self._may_go_long(rel, must=must),
             meter=meter,

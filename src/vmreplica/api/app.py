@@ -25,6 +25,7 @@ from vmreplica.api.requests import (
     JoinRequest,
     LimitRequest,
     NetworksRequest,
+    PlannedRequest,
 )
 from vmreplica.api.starts import Starts
 from vmreplica.model.errors import BadRequest
@@ -81,6 +82,8 @@ class _Vms:
             web.put(f"{_VM}/limit", self._limit),
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
+            web.post(f"{_VM}/planned-plan", self._planned_plan),
+            web.post(f"{_VM}/planned", self._planned),
             web.get(f"{_VM}/test-plan", self._test_plan),
             web.post(f"{_VM}/test", self._test),
             web.get(f"{_VM}/cancel-plan", self._cancel_plan),
@@ -160,6 +163,16 @@ class _Vms:
     async def _failover(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, FailoverRequest)
         return answer(await self._run(partial(self._agent.failover, vm, body.point)))
+
+    async def _planned_plan(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, PlannedRequest)
+        call = partial(self._agent.plan_planned, vm, patience=body.patience, force=body.force)
+        return answer(await self._run(call))
+
+    async def _planned(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, PlannedRequest)
+        call = partial(self._agent.planned_failover, vm, patience=body.patience, force=body.force)
+        return answer(await self._run(call), status=202)
 
     async def _test_plan(self, request: web.Request) -> web.Response:
         vm, point, network = _vm(request), _point(request), request.query.get("network")

@@ -70,6 +70,15 @@ class FailoverRequest(Shape):
     point: PointId | None = None
 
 
+class PlannedRequest(Shape):
+    """Move a VM to its replica, with its guest shut down in an orderly way."""
+
+    #: Seconds that the guest has for that.
+    patience: Annotated[int, Field(ge=5, le=86400)] = 300
+    #: Pull its plug after that.
+    force: bool = False
+
+
 class FailoverTestRequest(Shape):
     """Start a copy beside the VM; without a point from the newest one, without a network unplugged."""
 

@@ -22,6 +22,8 @@ def register(app: typer.Typer) -> None:
         "vmreplica failover web --point 20261122T031500Z-5f3a90c1 --yes --json",
         "vmreplica failover web --test --for 2h",
         "vmreplica failover web --test --network lab-only",
+        "vmreplica failover web --planned --dry-run",
+        "vmreplica failover web --planned --timeout 10m --force",
         "vmreplica failover web --cancel --dry-run",
         "vmreplica failover web --cancel",
     )
@@ -40,6 +42,16 @@ Network = Annotated[
 For = Annotated[
     str | None, typer.Option("--for", metavar="TIME", help="With --test: remove the copy by itself after, say, 2h.")
 ]
+Planned = Annotated[
+    bool,
+    typer.Option("--planned", help="On either side: shut the guest down, send the last changes, start it over there."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="With --planned: pull the guest's plug when it does not shut itself down.")
+]
+Patience = Annotated[
+    str | None, typer.Option("--timeout", metavar="TIME", help="With --planned: for the guest's shutdown; default 5m.")
+]
 Point = Annotated[
     str | None, typer.Option(metavar="ID", help="An older recovery point, as vmreplica points lists them.")
 ]
@@ -53,21 +65,30 @@ def failover(
     network: Network = None,
     lifetime: For = None,
     cancel: Cancel = False,
+    planned: Planned = False,
+    force: Force = False,
+    timeout: Patience = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Fail over, test or take back."""
+    from vmreplica.cli.planned import move, refuse_planned_nonsense  # noqa: PLC0415 - slow to import
+
+    others = bool(point or test or network or lifetime or cancel)
+    refuse_planned_nonsense(planned=planned, others=others, details=force or timeout is not None)
     _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel)
     client = AgentClient(socket)
-    if dry_run and cancel:
-        _show_plan(_cancel_plan(client, vm, tests_only=test), as_json=as_json)
+    if planned:
+        move(client, vm, timeout, force=force, dry_run=dry_run, yes=yes, as_json=as_json)
+    elif dry_run and cancel:
+        show_plan(_cancel_plan(client, vm, tests_only=test), as_json=as_json)
     elif cancel:
         _cancel(client, vm, tests_only=test, yes=yes, as_json=as_json)
     elif dry_run:
         plan = "test-plan" if test else "failover-plan"
-        _show_plan(client.get(vm_path(vm, plan), point=point, network=network), as_json=as_json)
+        show_plan(client.get(vm_path(vm, plan), point=point, network=network), as_json=as_json)
     elif test:
         _test(client, vm, point, network, lifetime, yes=yes, as_json=as_json)
     else:
@@ -163,7 +184,8 @@ def _seconds(lifetime: str | None) -> int | None:
         raise BadRequest("lifetime-invalid", f"--for: {error}", hint="--for 30m, --for 2h") from error
 
 
-def _show_plan(answer: bytes, *, as_json: bool) -> None:
+def show_plan(answer: bytes, *, as_json: bool) -> None:
+    """Print a plan."""
     if as_json:
         show_answer(answer)
         return

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from vmreplica.cli.output import printable
 from vmreplica.cli.show import clock_text
-from vmreplica.model.report import CancelReport, FailoverPlan, FailoverReport, PlanKind, StartedTest
+from vmreplica.model.report import CancelReport, FailoverPlan, FailoverReport, PlanKind, StartedTest, TaskReport
 from vmreplica.model.units import format_duration, format_size
 
 _TITLES: Final[Mapping[PlanKind, str]] = {
@@ -74,6 +74,20 @@ def failover_view(report: FailoverReport) -> RenderableType:
     )
 
 
+def moved_view(task: TaskReport, vm: str) -> RenderableType:
+    """Show what a planned failover did, and how long each step took."""
+    report = task.planned
+    if report is None:
+        return Text(f"{printable(vm)}: {printable(task.what)} is over; `vmreplica status` shows where it is.")
+    plan, name = report.plan, printable(report.plan.name)
+    way = "replication goes the other way already" if report.reversed else "replication will go the other way by itself"
+    spent = ", ".join(f"{step.name} {step.seconds:.1f} s" for step in report.steps)
+    lines = [Text(f"{name} runs on {report.runs_on} after {report.seconds:.1f} s; nothing is lost; {way}.")]
+    if report.downtime is not None:
+        lines.append(Text(f"  off for {report.downtime:.1f} s between its shutdown and its start"))
+    return Group(*lines, Text(f"  {spent}"), *_warnings(plan))
+
+
 def test_view(started: StartedTest) -> RenderableType:
     """Show what a test failover did."""
     test, name = started.test, printable(started.plan.name)
@@ -91,6 +105,8 @@ def test_view(started: StartedTest) -> RenderableType:
 
 def cancel_view(report: CancelReport) -> RenderableType:
     """Show what was taken back."""
+    if report.kind == "planned":
+        return Text(f"{printable(report.name)}: the planned failover was taken back; it is now {report.state}.")
     gone = ", ".join(printable(name) for name in report.removed)
     what = "the failover was taken back" if report.kind == "unplanned" else "the test failovers were removed"
     return Text(f"{printable(report.name)}: {what}: {gone} gone from this host; it is now {report.state}.")

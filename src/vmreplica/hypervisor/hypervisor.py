@@ -20,6 +20,7 @@ from vmreplica.hypervisor.examine import Examiner
 from vmreplica.hypervisor.failovers import Failovers
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.shutdown import PowerSwitch
 from vmreplica.hypervisor.stopped import StoppedView
 from vmreplica.hypervisor.views import DomainBrief, DomainView
 from vmreplica.model.errors import Corrupt, NotFound, TimedOut, Unreachable, VmReplicaError
@@ -84,6 +85,10 @@ class Hypervisor(Failovers):
     def examiner(self) -> Examiner:
         """Give the means of a doctor's look at libvirt and its VMs."""
         return Examiner(self._connection, self._files)
+
+    def power_switch(self) -> PowerSwitch:
+        """Give the means to shut VMs down as their guests wish."""
+        return PowerSwitch(self._connection, self._files)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""

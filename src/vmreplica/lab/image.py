@@ -29,7 +29,8 @@ _SECTOR: Final = 512
 _BOOT_AT: Final = MiB
 _BOOT_SECTORS: Final = (BOOT_DISK_RING - _BOOT_AT) // _SECTOR
 _FAT16_LBA: Final = 0x0E
-_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net")
+#: The last two make the power button heard.
+_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "button", "evdev")
 _MBR: Final = Path("/usr/lib/syslinux/mbr/mbr.bin")
 _UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".ko": bytes,

@@ -1,11 +1,11 @@
 """A relationship's policy: what is replicated where, how often, and how much is kept."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
 from vmreplica.model.export import SeedExport
-from vmreplica.model.ids import DevicePath, DiskTarget, HostId
+from vmreplica.model.ids import DevicePath, DiskTarget, HostId, PointId
 from vmreplica.model.point import DiskSize
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.seed import SeedDisk
@@ -15,6 +15,20 @@ MIN_INTERVAL = 5
 MAX_INTERVAL = 86400
 DEFAULT_INTERVAL = 300
 DEFAULT_KEEP = 24
+
+
+class Planned(Shape):
+    """A planned failover under way: what an agent needs that was killed in it, to go on or back.
+
+    ``preparing``: the replica was not asked to start the VM. ``prepared``: it has the last point, and may have been
+    asked. ``withdrawing``: it is asked to forget about it; only when it has agreed may the VM start here again.
+    """
+
+    stage: Literal["preparing", "prepared", "withdrawing"]
+    #: Whether the VM ran when it began: it is started again when the failover is taken back.
+    was_running: bool
+    #: The last point, once the replica has it.
+    point: PointId | None = None
 
 
 class Policy(Shape):
@@ -37,6 +51,8 @@ class Policy(Shape):
     begin_at: AwareDatetime | None = None
     #: The agent starts the VM with its host, once its replica agrees; libvirt, which asks nobody, does not.
     autostart: bool = False
+    #: A planned failover under way.
+    planned: Planned | None = None
 
 
 class BaseWish(Shape):

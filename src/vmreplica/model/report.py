@@ -200,6 +200,29 @@ class FailoverReport(Shape):
     seconds: float
 
 
+class StepTime(Shape):
+    """How long a step took."""
+
+    name: str
+    seconds: float
+
+
+class PlannedReport(Shape):
+    """What a planned failover did."""
+
+    plan: FailoverPlan
+    #: The host that it runs on now.
+    runs_on: HostName
+    #: How its guest was shut down: by its agent, the power button, its plug; None: it was off.
+    shutdown: Literal["agent", "button", "plug"] | None
+    #: Replication goes the other way already; else it will, by itself.
+    reversed: bool
+    steps: tuple[StepTime, ...]
+    #: Seconds for which no guest ran, less its own shutting down and booting; None: it was off before.
+    downtime: float | None
+    seconds: float
+
+
 class StartedTest(Shape):
     """What a test failover did."""
 
@@ -213,8 +236,8 @@ class CancelReport(Shape):
 
     vm: VmId
     name: str
-    kind: Literal["unplanned", "test"]
-    #: Names of the VMs that were removed here.
+    kind: Literal["unplanned", "test", "planned"]
+    #: Names of the VMs that were removed here; of a planned failover none.
     removed: tuple[str, ...]
     state: State
 
@@ -229,6 +252,8 @@ class TaskReport(Shape):
     result: CycleReport | None = None
     #: Of an import, in place of ``result``.
     imported: ImportReport | None = None
+    #: Of a planned failover, likewise.
+    planned: PlannedReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""

@@ -25,6 +25,7 @@ from vmreplica.peer.hashes import pack_hashes
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.listening import BOOK, SEEN, PeerServer, start_server
 from vmreplica.peer.pairing import Invitations, accept
+from vmreplica.peer.planned import PlannedService, add_routes
 from vmreplica.peer.service import PeerService
 from vmreplica.peer.wire import MAX_BODY, MAX_JSON, MAX_PAIR, MAX_SINK, PREFIX, PairRequest
 
@@ -53,6 +54,7 @@ def make_app(
     service: PeerService,
     *,
     idle_limit: float = IDLE_LIMIT,
+    planned: PlannedService | None = None,
 ) -> web.Application:
     """Make the application that ``start_server`` serves.
 
@@ -63,6 +65,7 @@ def make_app(
         addresses: where peers reach this host, told to those who join.
         service: what is done for peers.
         idle_limit: seconds without a byte before the sender of a segment is given up.
+        planned: what is done in planned failovers; None: such requests are unknown.
     """
     app = web.Application(middlewares=[_problems, _authorise(Access(book))])
     app[BOOK] = book
@@ -71,6 +74,8 @@ def make_app(
     app.cleanup_ctx.append(pool.closing)
     _Pairing(identity, book, invitations, tuple(addresses), pool).add_to(app)
     _Routes(service, pool, BodySlots(idle_limit)).add_to(app)
+    if planned is not None:
+        add_routes(app, planned, pool.call, _caller)
     return app
 
 

@@ -163,8 +163,14 @@ def _said(complaints: IO[bytes]) -> str:
 
 def _grow(path: Path, form: ImageFormat, size: int) -> None:
     """Make an image's disk as big as this; never smaller."""
-    if int(chain_info(path, form)[0]["virtual-size"]) < size:
-        _run(["resize", "-q", "-f", form, str(path), str(size)], str(path))
+    info = chain_info(path, form)[0]
+    if int(info["virtual-size"]) >= size:
+        return
+    for bitmap in info.get("format-specific", {}).get("data", {}).get("bitmaps", []):
+        if "in-use" in bitmap["flags"]:
+            # Of a QEMU that was killed: nobody can use it any more, and with it QEMU refuses to change the size.
+            _run(["bitmap", "--remove", "-f", form, str(path), bitmap["name"]], str(path))
+    _run(["resize", "-q", "-f", form, str(path), str(size)], str(path))
 
 
 def _run(arguments: list[str], what: str) -> None:

@@ -121,7 +121,9 @@ def verify_contents(layout: Layout, manifests: Iterable[Manifest]) -> None:
 def complaints(layout: Layout, record: ReplicaRecord, manifests: Sequence[Manifest]) -> list[str]:
     """Tell what is wrong with the bases outside of image files, for people."""
     newest = manifests[-1] if manifests else None
-    return devices.complaints(record, newest) + adopted.complaints(layout, manifests)
+    # Of disks that are being adopted the seal is not the last word.
+    old = adopted.complaints(layout, manifests) if record.adoption is None else []
+    return devices.complaints(record, newest) + old
 
 
 def adopted_bases(manifests: Iterable[Manifest]) -> list[AdoptedBase]:
