@@ -73,6 +73,7 @@ def test_a_silent_replica_is_a_no_until_a_person_is_sure_with_an_agent_or_withou
     enable(a, vm.name)
     switch_off(vm)
     assert start(a, vm.name, "--dry-run")["allowed"]
+    assert lab.host("b").ask("failover", vm.name, "--dry-run"), "who only asks is not about to start"
     lab.cut("a", "b")
     began = time.monotonic()
     said = refused(vm)

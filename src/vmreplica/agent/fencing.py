@@ -79,6 +79,11 @@ class Fencing:
         with self._lock:
             return self._starting.get(vm, 0.0) > time.monotonic()
 
+    def shown(self, vm: VmId) -> None:
+        """Take note that libvirt shows what became of a start: from now on it is the one to be asked."""
+        with self._lock:
+            self._starting.pop(vm, None)
+
     def verdict(self, vm: VmId, name: VmName, policy: Policy) -> Verdict:
         """Ask a VM's replica whether it may start here."""
         fence = self._guard.fence.find(vm)
@@ -103,10 +108,10 @@ class Fencing:
         brief = self._hypervisor.find(vm)
         if brief.active:
             return StartReport(vm=brief.vm, name=brief.name, started=False, running=True, allowed=True)
+        if dry_run:
+            return self._report(brief, self._of_domain(brief), started=False)
         with self._claim(brief.vm) as claim:
-            verdict = claim.settle(self._of_domain(brief))
-            if dry_run:
-                return self._report(brief, verdict, started=False)
+            verdict = claim.settle(self._of_domain(brief), sure=sure)
             if not (verdict.allowed or sure):
                 raise _refused(brief.name, verdict)
             with self._guard.fence.permitted(brief.vm) if sure else contextlib.nullcontext():
@@ -194,9 +199,9 @@ class _Claim:
             self._claims[self._vm] = now + _STARTS_WITHIN
         return self
 
-    def settle(self, verdict: Verdict) -> Verdict:
+    def settle(self, verdict: Verdict, *, sure: bool = False) -> Verdict:
         """Take note of the answer."""
-        self._kept = verdict.allowed
+        self._kept = verdict.allowed or sure
         return verdict
 
     def __exit__(self, kind: object, *_rest: object) -> None:

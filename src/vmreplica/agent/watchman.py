@@ -30,6 +30,8 @@ _ROUND, _BOOT_ROUND = 30.0, 5.0
 _PAUSE: Final = 2.0
 #: Events that change what there is to be told of a VM.
 _TELLING: Final = frozenset({"started", "resumed", "stopped", "crashed", "defined"})
+#: Events after which libvirt knows what became of a start.
+_SETTLING: Final = frozenset({"started", "stopped", "crashed"})
 
 
 class Watchman:
@@ -86,7 +88,9 @@ class Watchman:
 
     # ---- inside
 
-    def _on_event(self, _vm: VmId, event: str) -> None:
+    def _on_event(self, vm: VmId, event: str) -> None:
+        if event in _SETTLING:
+            self._fencing.shown(vm)
         if event in _TELLING:
             self.wake()
 
