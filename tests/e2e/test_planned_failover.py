@@ -46,4 +46,6 @@ def test_a_writing_guest_moves_with_its_last_record(lab: Lab, new_guest: NewGues
     assert check_point(b, vm, report["plan"]["point"]).last == last, "the last record is there"
     assert b.wait_domain_alive(guest.name) > last
     assert not running(a, guest.name)
-    assert points(b, guest.name)[-1]["kind"] == "final"
+    first, *others = points(a, guest.name)
+    assert (first["point"], first["kind"], first["wire_bytes"]) == (report["plan"]["point"], "final", 0)
+    assert {point["kind"] for point in others} <= {"delta"}, "nothing is compared, nothing is sent again"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from job_kit import NewBlank, enable, inside, switch_off
+from job_kit import NewBlank, NewGuest, enable, inside, switch_off, wait_cycles
 
-from vmreplica.lab import Host, Lab
+from vmreplica.lab import Host, Lab, check_records
 
 pytestmark = pytest.mark.failover
 
@@ -47,6 +47,25 @@ def test_variables_and_tpm_state_of_the_chosen_point_come_to_the_replica(lab: La
     b.ask("failover", vm.name, "--cancel", "--yes")
     assert not _tpm(b, vm.uuid).exists()
     assert not list(inside(b, Path("/var/lib/libvirt/qemu/nvram")).glob(f"*{vm.uuid}*")), "no trace is left"
+
+
+@pytest.mark.slow
+def test_a_uefi_guest_with_two_disks_goes_on_from_its_own_variables(lab: Lab, new_guest: NewGuest) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    guest = new_guest(a, disks=2, firmware="efi", network="lan")
+    guest.wait_for("UEFI variables are new")
+    guest.wait_record(5)
+    enable(a, guest.name)
+    replicated = guest.wait_record(guest.last_seen() or 0)
+    wait_cycles(a, guest.name, 2)
+    lab.crash("a")
+    b.ask("failover", guest.name, "--yes")
+    said = b.watch_console(guest.name, r"boot complete, last record (\d+) found")
+    assert "UEFI variables are ours" in said
+    assert b.wait_domain_alive(guest.name) >= replicated
+    b.virsh("destroy", guest.name)
+    report = check_records(b.disk_paths(guest.name))
+    assert report.ok, report
 
 
 def _with_variable(store: bytes, name: str, value: bytes) -> bytes:

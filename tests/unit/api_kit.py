@@ -15,6 +15,7 @@ from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
+from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -264,15 +265,36 @@ class SmallAgent:
         kind = "test" if tests_only else "unplanned"
         return CancelReport(vm=VM_ID, name=self._known(vm).name, kind=kind, removed=(vm,), state=State.REPLICATING)
 
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Plan to swap the roles."""
+        self._asked("plan_reverse", vm)
+        return self._plan(vm, None).model_copy(update={"kind": "reverse"})
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Begin to swap the roles."""
+        self._asked("reverse", vm)
+        self._known(vm)
+        return self.progress[0]
+
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take points from elsewhere."""
         self._asked("hand_over", vm, to)
         return self._known(vm)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Remember a map."""
-        self._asked("map_networks", vm, mapping)
-        return self._known(vm)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell a map."""
+        self._asked("networks", vm)
+        return self._networks(vm, {"lan": "br0"})
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Remember a change of a map."""
+        self._asked("change_networks", vm, change)
+        return self._networks(vm, change.networks)
+
+    def _networks(self, vm: str, networks: dict[str, str]) -> NetworksReport:
+        nic = InterfaceReport(number=0, mac="52:54:00:00:00:01", source="lan", place="none")
+        name = self._known(vm).name
+        return NetworksReport(vm=VM_ID, name=name, networks=networks, interfaces=(nic,), notes=("no br0 here",))
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List hosts."""

@@ -14,6 +14,7 @@ from vmreplica.cli.show import cycle_text
 from vmreplica.cli.watch import progress_text
 from vmreplica.model import errors
 from vmreplica.model.export import ExportSeed
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
     FailoverPlan,
@@ -34,6 +35,11 @@ from vmreplica.model.shape import Shape
 from vmreplica.model.start import AutostartReport, StartReport
 
 pytestmark = pytest.mark.main_job
+
+
+def networks_change(networks: dict[str, str], *unmap: str) -> tuple[object, ...]:
+    return "change_networks", "web", NetworksChange(networks=networks, unmap=unmap)
+
 
 FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
 
@@ -58,7 +64,8 @@ FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
         (("start", "web", "--i-am-sure"), StartReport),
         (("start", "db", "--i-am-sure", "--yes"), StartReport),
         (("autostart", "web", "--disable"), AutostartReport),
-        (("networks", "web", "--map", "lan=br0"), RelationshipReport),
+        (("networks", "web"), NetworksReport),
+        (("networks", "web", "--map", "lan=br0"), NetworksReport),
         (("failover", "web", "--dry-run"), FailoverPlan),
         (("failover", "web", "--yes"), FailoverReport),
         (("peer", "invite"), Invitation),
@@ -131,7 +138,9 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
         (("failover", "web", "--point", OLD, "--yes"), ("failover", "web", OLD)),
         (("failover", "web", "--point", OLD, "--dry-run"), ("plan_failover", "web", OLD)),
         (("hand-over", "web", "--to", "host2", "--yes"), ("hand_over", "web", "host2")),
-        (("networks", "web", "--map", "a=b", "--map", "c=d=e"), ("map_networks", "web", {"a": "b", "c": "d=e"})),
+        (("networks", "web", "--map", "a=b", "--map", "c=d=e"), networks_change({"a": "b", "c": "d=e"})),
+        (("networks", "web", "--map", "b,vlan=2=bridge:o,vlan=3"), networks_change({"b,vlan=2": "bridge:o,vlan=3"})),
+        (("networks", "web", "--unmap", "a", "--unmap", "b,vlan=1"), networks_change({}, "a", "b,vlan=1")),
         (("peer", "invite", "--for", "backup2"), ("invite", "backup2")),
         (("peer", "join", " abc "), ("join", "abc")),
     ],
@@ -271,6 +280,8 @@ def test_json_of_an_answer_that_is_not_json_is_an_error_document(tmp_path: Path)
         (("failover", "web", "--point", "yesterday", "--yes"), "request-invalid"),
         (("failover", "web", "--point", "yesterday", "--dry-run"), "point-id-invalid"),
         (("networks", "web", "--map", "lan"), "network-map-invalid"),
+        (("networks", "web", "--map", "lan=br0,vlan=4095"), "request-invalid"),
+        (("networks", "web", "--map", "lan=none,vlan=1"), "request-invalid"),
         (("networks", "web", "--map", "lan="), "network-map-invalid"),
         (("networks", "web", "--map", "a=b", "--map", "a=c"), "network-map-invalid"),
         (("history", "web", "--limit", "0"), "limit-invalid"),

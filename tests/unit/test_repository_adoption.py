@@ -80,6 +80,7 @@ def test_no_point_is_taken_before_the_vm_has_no_life_of_its_own_here_any_more(tm
     assert repository.adopt(adoption({"vda": old})).record.state is State.REVERSING
     replica = repository.replica(VM)
     replica.finish_adoption()
+    replica.finish_adoption()
     assert (replica.record.state, replica.record.adoption) == (State.REPLICATING, None)
     replica.verify_devices()
     assert repository.adopt(adoption({"vda": old})) is replica, "asked again, it is done"

@@ -2,11 +2,13 @@
 
 import datetime as dt
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import structlog
 
 from vmreplica import __version__
+from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.building import make_dir, make_stages, seed_tools
 from vmreplica.agent.clients import Clients
@@ -15,26 +17,23 @@ from vmreplica.agent.doctor.doctor import Doctor
 from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
-from vmreplica.agent.fence_side import FenceSide
-from vmreplica.agent.fencing import Fencing
+from vmreplica.agent.fence_side import FenceParts, FenceSide
 from vmreplica.agent.guard import Guard
-from vmreplica.agent.hooks import fence_dir
+from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
-from vmreplica.agent.peer_verbs import PeerVerbs
 from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
+from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
-from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.hypervisor.autostart import Autostart
-from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NotFound
-from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -54,14 +53,13 @@ from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.planned import PlannedWish
-from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
-from vmreplica.repository import Repository
+from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(PeerVerbs):
+class Agent(Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -77,16 +75,22 @@ class Agent(PeerVerbs):
         self.book = PeerBook(paths.state_dir / "peers.json")
         self.invitations = Invitations(paths.state_dir / "invitations.json")
         self._clients = Clients(self.identity, self.book)
-        self._tasks = Tasks()
-        self._journal = Journal(paths.state_dir / "journal.db")
+        self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
-        autostart = Autostart(paths.libvirt_uri)
-        self._guard = Guard(Fence(fence_dir(config)), self.book)
+        fences = FenceParts(config, self.book)
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
-        self._runner = self._make_runner(stages, bandwidth)
+        self._runner = self._make_runner(stages, bandwidth, fences.guard)
+        self._adopting = Adopting(repository, stages, self._runner, fences.fence, self.identity.host_id)
+        self._reversing = Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
         self._primaries = PrimarySide(
             stages=stages,
             runner=self._runner,
@@ -94,21 +98,26 @@ class Agent(PeerVerbs):
             book=self.book,
             tasks=self._tasks,
             bandwidth=bandwidth,
-            autostart=autostart,
+            autostart=fences.autostart,
         )
-        self._fences = self._make_fences(autostart)
+        self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
+        self.starts = self._fences.starts
         self._doctor = self._make_doctor(repository)
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
-        self.receiver = Receiver(
+        self.receiver = self._make_receiver(repository)
+
+    def _make_receiver(self, repository: Repository) -> Receiver:
+        return Receiver(
             repository,
             hello=self.hello,
             runs_here=self.runs_here,
             on_published=self._replicas.published,
             seeds=self._replicas.seeder,
+            reverse=self._adopting.accept,
         )
 
-    def _make_runner(self, stages: Stages, bandwidth: Bandwidth) -> Runner:
+    def _make_runner(self, stages: Stages, bandwidth: Bandwidth, guard: Guard) -> Runner:
         limits = self.config.limits
         return Runner(
             stages=stages,
@@ -116,7 +125,8 @@ class Agent(PeerVerbs):
             journal=self._journal,
             bandwidth=bandwidth,
             keeper=Keeper(stages, limits.pause_hold),
-            guard=self._guard,
+            guard=guard,
+            swap=Swap(self._hypervisor, self._clients),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )
@@ -132,6 +142,7 @@ class Agent(PeerVerbs):
             repository=repository,
             primaries=self._primaries,
             replicas=self._replicas,
+            reverse=partial(self._reversing.begin, planned=True),
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -147,16 +158,6 @@ class Agent(PeerVerbs):
         )
         return Doctor(parts)
 
-    def _make_fences(self, autostart: Autostart) -> FenceSide:
-        return FenceSide(
-            self.config,
-            guard=self._guard,
-            clients=self._clients,
-            hypervisor=self._hypervisor,
-            autostart=autostart,
-            runner=self._runner,
-        )
-
     def _replica_side(self, repository: Repository) -> ReplicaSide:
         return ReplicaSide(
             repository=repository,
@@ -169,6 +170,7 @@ class Agent(PeerVerbs):
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
         self._replicas.start()
+        self._adopting.recover()
         self._doctor.start()
         self._runner.start()
         self._fences.start()
@@ -185,31 +187,11 @@ class Agent(PeerVerbs):
         self._journal.close()
         self._hypervisor.close()
 
-    # ---- what peers ask
-
-    def hello(self) -> Hello:
-        """Tell who this host is."""
-        return Hello(
-            name=self.identity.name,
-            host_id=self.identity.host_id,
-            version=__version__,
-            now=dt.datetime.now(dt.UTC),
-            free_bytes=free_bytes(self.config.agent.store),
-        )
-
-    def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
-        """Tell the replica of one of our VMs whether the VM runs here."""
-        rel = self._primaries.find(vm)
-        if rel is None or rel.policy.replica != peer:
-            raise NotFound("vm-unknown", f"no VM {vm} of this host is replicated to the asking one")
-        runs = self._fences.starts.starting(rel.vm) or self._hypervisor.running(rel.vm)
-        return RunsHere(vm=rel.vm, runs=runs, epoch=rel.policy.epoch)
-
     # ---- the facade: VMs
 
     def status(self, vm: str | None) -> StatusReport:
         """Report the host, with all its relationships or one VM's."""
-        rows = self.relationships()
+        rows = one_each(self._primaries.reports(), self._replicas.reports())
         if vm is not None:
             rows = [row for row in rows if vm in {row.vm, row.name}]
             if not rows:
@@ -224,11 +206,11 @@ class Agent(PeerVerbs):
 
     def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
         """Look for trouble, on this host or with one VM."""
-        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._replicas.find(vm), trial=trial)
+        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._held(vm), trial=trial)
 
     def points(self, vm: str) -> PointsReport:
         """List recovery points, held here or on the VM's replica."""
-        replica = self._replicas.find(vm)
+        replica = self._held(vm)
         if replica is not None:
             return self._replicas.points(replica)
         rel = self._primaries.find(vm)
@@ -278,15 +260,10 @@ class Agent(PeerVerbs):
         """Change how fast a VM's points may be sent."""
         return self._primaries.limit(vm, limit)
 
-    @property
-    def starts(self) -> Fencing:
-        """Starts of protected VMs."""
-        return self._fences.starts
-
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""
-        replica = self._replicas.find(vm)
-        if replica is not None and self._primaries.find(vm) is None:
+        replica = self._held(vm)
+        if replica is not None:
             self._replicas.forget(replica, delete_copy=delete_copy)
         else:
             self._primaries.disable(vm, delete_copy=delete_copy)
@@ -327,6 +304,14 @@ class Agent(PeerVerbs):
         """Start the VM on this host."""
         return self._replicas.failover(vm, point)
 
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Tell what a swap of the roles would do; changes nothing."""
+        return self._reversing.plan(vm)
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Protect a VM that was failed over to this host from here; the task is the first cycle."""
+        return self._reversing.reverse(vm).report()
+
     def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
         """Tell what a planned failover would do, asked on either side; changes nothing."""
         return self.planned.plan_verb(vm, PlannedWish(patience=patience, force=force))
@@ -353,17 +338,23 @@ class Agent(PeerVerbs):
         taken_back = None if tests_only else self.planned.cancel_verb(vm)
         return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
-        return self._replicas.map_networks(vm, mapping)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+        return self._replicas.networks(vm)
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change which network of this host stands for which one of the primary."""
+        return self._replicas.change_networks(vm, change)
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take the points of a VM, held here, from another paired host."""
         return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
 
-    def relationships(self) -> list[RelationshipReport]:
-        """Report all relationships, from either side."""
-        return [*self._primaries.reports(), *self._replicas.reports()]
+    # ---- helpers
+
+    def _held(self, vm: str) -> Replica | None:
+        """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
+        return self._replicas.find(vm) if self._primaries.find(vm) is None else None
 
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.
@@ -371,8 +362,8 @@ class Agent(PeerVerbs):
         Raises:
             NotFound: ``not-protected``.
         """
-        replica = self._replicas.find(vm)
-        if replica is not None and self._primaries.find(vm) is None:
+        replica = self._held(vm)
+        if replica is not None:
             raise self._replicas.copy_only(replica)
 
     def _explain_missing(self, vm: str) -> None:

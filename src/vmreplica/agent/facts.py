@@ -133,8 +133,7 @@ class FactFinder:
 
     def disks(self) -> dict[DiskTarget, DiskView]:
         """Choose the disks that are replicated now."""
-        chosen = (d for d in self.view.disks if d.reason_ineligible is None and d.target not in self.policy.excluded)
-        return {disk.target: disk for disk in chosen}
+        return replicated_disks(self.view, self.policy)
 
     def _disk(self, disk: DiskView, position: Position) -> DiskFacts:
         return DiskFacts(
@@ -175,3 +174,9 @@ class FactFinder:
         if not complete and checkpoint is not None:
             self.job = self._hypervisor.attach_backup(self._vm, checkpoint)
         return SpoolFacts(opening=point.opening, complete=complete, job_runs=self.job is not None)
+
+
+def replicated_disks(view: DomainView, policy: Policy) -> dict[DiskTarget, DiskView]:
+    """Choose the disks of a VM that are replicated, by target."""
+    chosen = (disk for disk in view.disks if disk.reason_ineligible is None and disk.target not in policy.excluded)
+    return {disk.target: disk for disk in chosen}

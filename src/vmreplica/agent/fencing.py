@@ -15,6 +15,7 @@ from vmreplica.agent.guard import Guard
 from vmreplica.agent.hooks import forget_if_unprotected
 from vmreplica.agent.may_start import YES, Verdict, judge
 from vmreplica.agent.protect import not_protected
+from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.runner import Runner
 from vmreplica.hypervisor import DomainBrief, Hypervisor
 from vmreplica.model.errors import Corrupt, Refused, TimedOut, VmReplicaError
@@ -89,10 +90,13 @@ class Fencing:
         fence = self._guard.fence.find(vm)
         if fence is not None and not fence.ask:
             return Verdict(allowed=False, reason=fence.reason)
+        if policy.reverse is not None:
+            # The old primary is not our replica yet: nobody else could have the VM.
+            return YES
         answer = self._ask(policy.replica, vm)
         if isinstance(answer, Position):
             fenced = self._guard.saw(vm, name, policy, answer)
-            self._runner.edit(vm, lambda rel, clock: rel.fence(fenced=fenced, runs=None, clock=clock))
+            show_fence(self._runner, vm, fenced=fenced, runs=None)
         verdict = judge(name, self._guard.peer_name(policy.replica), policy.epoch, answer)
         if fence is None or verdict.answered:
             return verdict
@@ -208,6 +212,16 @@ class _Claim:
         if not self._kept or kind is not None:
             with self._lock:
                 self._claims.pop(self._vm, None)
+
+
+def show_fence(runner: Runner, vm: VmId, *, fenced: bool, runs: bool | None) -> None:
+    """Show whether a VM lives on its replica, and whether it runs here as well; None: as before."""
+
+    def change(rel: Relationship, clock: float) -> None:
+        if rel.vm == vm:
+            rel.fence(fenced=fenced, runs=runs, clock=clock)
+
+    runner.each(change)
 
 
 def _refused(name: VmName, verdict: Verdict) -> Refused:

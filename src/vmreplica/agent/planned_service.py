@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -78,7 +79,7 @@ class Planned:
 
     def plan_verb(self, vm: str, wish: PlannedWish) -> FailoverPlan:
         """Tell what a planned failover would do, asked on either side."""
-        rel = self._primaries.find(vm)
+        rel = self._primaries.protected(vm)
         if rel is not None:
             return self._here.plan(rel, wish)
         replica = self._receiving(vm)
@@ -86,7 +87,7 @@ class Planned:
 
     def begin_verb(self, vm: str, wish: PlannedWish) -> TaskReport:
         """Begin a planned failover, or go on with it, asked on either side."""
-        rel = self._primaries.find(vm)
+        rel = self._primaries.protected(vm)
         if rel is not None:
             return self._here.begin(rel, wish).report()
         replica = self._receiving(vm)
@@ -139,12 +140,12 @@ class Planned:
 
     def _moving(self, vm: str) -> Relationship | None:
         """Find a VM that is protected from here; of one that was failed over to here, only while it is moving back."""
-        rel = self._primaries.find(vm)
+        rel = self._primaries.protected(vm)
         past = rel is not None and rel.policy.planned is None and self._replicas.find(vm) is not None
         return None if past else rel
 
     def _ours(self, peer: HostId, vm: VmId) -> Relationship:
-        rel = self._primaries.find(vm)
+        rel = self._primaries.protected(vm)
         if rel is None or rel.policy.replica != peer:
             raise Refused(
                 "not-your-vm",
@@ -188,14 +189,20 @@ def make_planned(
     repository: Repository,
     primaries: PrimarySide,
     replicas: ReplicaSide,
+    reverse: Callable[[Replica], object],
     before: StepHook = no_hook,
 ) -> Planned:
-    """Put the parts together; ``before`` observes the steps of both sides."""
+    """Put the parts together; ``reverse`` begins to swap roles, ``before`` observes the steps of both sides."""
     hypervisor = stages.hypervisor
     ban = Fence(config.agent.state_dir / "fence")
     tools = Tools(stages=stages, runner=runner, clients=clients, ban=ban, before=before)
     there = PlannedThere(
-        repository=repository, replicas=replicas, hypervisor=hypervisor, clients=clients, before=before
+        repository=repository,
+        replicas=replicas,
+        hypervisor=hypervisor,
+        clients=clients,
+        reverse=reverse,
+        before=before,
     )
     here = PlannedFailovers(tools, book=book, tasks=tasks, here=config.agent.name)
     return Planned(here=here, there=there, primaries=primaries, replicas=replicas, clients=clients, tasks=tasks)

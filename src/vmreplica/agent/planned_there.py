@@ -11,6 +11,7 @@ from vmreplica.agent.clients import Clients
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.failover.execute import execute
 from vmreplica.failover.layer import refuse_existing
+from vmreplica.failover.machine import foresee_machine, parts_of
 from vmreplica.failover.plan import StepHook, no_hook, plan_unplanned
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import Hypervisor
@@ -131,7 +132,9 @@ class PlannedThere:
     def _rehearse(self, replica: Replica, question: ReadinessQuestion) -> tuple[str, ...]:
         record = replica.record
         disks = {target: replica.run_dir / f"{target}.qcow2" for target in question.disks}
-        site = Site(disks=disks, network_map=record.network_map, **self._hypervisor.abilities())
+        points = replica.points()
+        parts = foresee_machine(replica, points[0].point, record.vm) if points else parts_of(record.vm, ())
+        site = Site(disks=disks, network_map=record.network_map, **parts, **self._hypervisor.abilities())
         built = build(question.definition, site)
         if built.vm != record.vm:
             raise Refused("definition-of-another-vm", f"the definition is of {built.vm}, not of {record.name}")

@@ -26,12 +26,13 @@ from vmreplica.agent.protect import (
 )
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
+from vmreplica.agent.sweeping import delete_checkpoints, forget_primary, sweep_checkpoints
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.hypervisor import DiskView, DomainBrief
 from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.model.errors import NotFound, Refused, Unreachable
 from vmreplica.model.export import ExportSeed
-from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName, is_our_checkpoint
+from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.rates import NO_LIMIT, Limit
@@ -147,7 +148,8 @@ class PrimarySide:
         if rel.running:
             require_not_planned(rel.name, rel.policy)
         self._runner.retire(rel)
-        self._sweep(rel.vm, rel.policy.replica)
+        sweep_checkpoints(self._stages, rel.vm, rel.policy.replica)
+        forget_primary(self._stages, rel.vm)
         returned = rel.policy.autostart and not rel.fenced
         # Both before, as a crash may follow, and after, as it may have been taken over again in between.
         self._give_back_autostart(rel, wanted=returned)
@@ -177,7 +179,7 @@ class PrimarySide:
         self.pause(vm)
         rel = self._find(vm)
         self._hypervisor.end_backup(rel.vm)
-        self._delete_checkpoints(rel.vm, rel.policy.replica)
+        delete_checkpoints(self._stages, rel.vm, rel.policy.replica)
 
     def resume(self, vm: str) -> None:
         """Go on after a pause, at once."""
@@ -216,6 +218,13 @@ class PrimarySide:
     def find(self, vm: str) -> Relationship | None:
         """Find a protected VM by name or UUID."""
         return self._runner.find(vm)
+
+    def protected(self, vm: str) -> Relationship | None:
+        """Find a protected VM by name or UUID, also when the scheduler has not looked for it yet."""
+        try:
+            return self._find(vm, moving_too=True)
+        except NotFound:
+            return None
 
     def _describe(self, rel: Relationship, now: dt.datetime, clock: float) -> RelationshipReport:
         return describe(
@@ -277,24 +286,10 @@ class PrimarySide:
         self._runner.change(rel, policy)
         return rel
 
-    def _sweep(self, vm: VmId, replica: HostId) -> None:
-        self._hypervisor.end_backup(vm)
-        self._delete_checkpoints(vm, replica)
-        point = self._stages.spool.point(vm)
-        if point is not None:
-            point.discard()
-        self._stages.fingerprints.remove(vm)
-        self._stages.rest.forget(vm)
-
     def _give_back_autostart(self, rel: Relationship, *, wanted: bool) -> None:
         """Let libvirt start a VM with the host again, as it did before it was protected."""
         if wanted:
             self._autostart.set(rel.vm, on=True)
-
-    def _delete_checkpoints(self, vm: VmId, replica: HostId) -> None:
-        for name in self._hypervisor.checkpoints(vm):
-            if is_our_checkpoint(name, replica):
-                self._hypervisor.delete_checkpoint(vm, name)
 
     def _find(self, vm: str, *, moving_too: bool = False) -> Relationship:
         rel = self._runner.find(vm)

@@ -96,12 +96,21 @@ class Relationship:
             return True
         return event in {"started", "resumed"} and (self.waits is not None or (self.running and event == "started"))
 
-    def state(self) -> State:
-        """Derive the state from facts."""
+    def _decreed(self) -> State | None:
+        """Tell the state as far as it does not depend on what the replica holds."""
         if self.policy.planned is not None:
             return State.PREPARING if self.policy.planned.stage == "preparing" else State.PREPARED
-        if self.fenced or self.policy.paused:
-            return State.FENCED if self.fenced else State.PAUSED
+        if self.fenced:
+            return State.FENCED
+        if self.policy.paused:
+            return State.PAUSED
+        return State.REVERSING if self.policy.reverse is not None else None
+
+    def state(self) -> State:
+        """Derive the state from facts."""
+        decreed = self._decreed()
+        if decreed is not None:
+            return decreed
         if self.position is None:
             return State.READY
         if self.position.awaited is not None:

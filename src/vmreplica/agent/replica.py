@@ -14,7 +14,8 @@ import structlog
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
-from vmreplica.agent.relationship import seed_progress
+from vmreplica.agent.networks import change_networks, networks_report
+from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
 from vmreplica.failover.execute import execute, recover, undo
@@ -25,9 +26,9 @@ from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
-from vmreplica.model.health import Facts, judge
-from vmreplica.model.ids import HostId, PointId, VmId
-from vmreplica.model.point import PointSummary, Position
+from vmreplica.model.ids import HostId, HostName, PointId, VmId
+from vmreplica.model.networks import NetworksChange, NetworksReport
+from vmreplica.model.point import PointSummary
 from vmreplica.model.report import (
     CancelReport,
     FailoverPlan,
@@ -143,7 +144,7 @@ class ReplicaSide:
     def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
-        return with_notes(self._plan(replica, point, self._ask_primary(replica)), replica, self._hypervisor)
+        return with_notes(self._plan(replica, point, self.ask_primary(replica)), replica, self._hypervisor)
 
     def failover(self, vm: str, point: PointId | None) -> FailoverReport:
         """Start the VM here.
@@ -161,7 +162,7 @@ class ReplicaSide:
                 self._hypervisor,
                 plan,
                 # Not before: the primary might let the VM start in between, as nothing here would forbid it yet.
-                fenced=lambda: asked.append(self._asking.submit(self._ask_primary, replica)),
+                fenced=lambda: asked.append(self._asking.submit(self.ask_primary, replica)),
                 ask_primary=lambda: asked.pop().result(),
             )
         shown = plan.model_copy(update={"notes": notes})
@@ -220,11 +221,18 @@ class ReplicaSide:
                 return self._cancelled(replica, kind, (replica.record.name,))
         return self._cancelled(replica, kind, self._tests.end(replica))
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Say which network of this host stands for which one of the primary."""
-        replica = self.get(vm)
-        replica.update(network_map=mapping)
-        return self.describe(replica)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+        return networks_report(self.get(vm), self._hypervisor)
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change that.
+
+        Raises:
+            BadRequest: ``network-map-invalid``.
+        """
+        change_networks(self.get(vm), change)
+        return self.networks(vm)
 
     def hand_over(self, vm: str, to: HostId) -> RelationshipReport:
         """Take a VM's points from another host: the one that it was migrated to.
@@ -238,8 +246,8 @@ class ReplicaSide:
         record = replica.record
         if record.owner != to:
             require_no_failover(record)
-            if self._ask_primary(replica) == "runs":
-                raise runs_there(record, self._peer_name(record.owner))
+            if self.ask_primary(replica) == "runs":
+                raise runs_there(record, self.peer_name(record.owner))
             replica.update(owner=to)
             _log.info("replica handed over", vm=record.vm, was=record.owner, owner=to)
         return self.describe(replica)
@@ -275,38 +283,11 @@ class ReplicaSide:
 
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
-        record, position = replica.record, replica.position()
-        points = [point for point in replica.points() if point.bootable]
-        latest = points[0] if points else None
-        now = dt.datetime.now(dt.UTC)
-        age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-        state = State(record.state)
-        complaints = [*position.complaints, *_seed_complaint(position)]
-        awaited = position.awaited is not None
-        facts = Facts(
-            state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints)
-        )
-        return RelationshipReport(
-            vm=record.vm,
-            name=record.name,
-            role="replica",
-            peer=self._peer_name(record.owner),
-            peer_id=record.owner,
-            state=state,
-            health=judge(facts),
-            interval=record.interval,
-            keep=record.keep,
-            epoch=record.epoch,
-            latest=latest,
-            point_age=age,
-            points=len(points),
-            tests=self._tests.reports(replica),
-            progress=seed_progress(position, prefix=""),
-        )
+        return describe_replica(replica, self.peer_name(replica.record.owner), self._tests.reports(replica))
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""
-        name, primary = replica.record.name, self._peer_name(replica.record.owner) or "its primary"
+        name, primary = replica.record.name, self.peer_name(replica.record.owner) or "its primary"
         return NotFound(
             "not-protected",
             f"this host only holds the copy of {name}, which {primary} sends",
@@ -330,7 +311,8 @@ class ReplicaSide:
         leads_out = network is not None and self._hypervisor.network_leads_out(network)
         return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
 
-    def _ask_primary(self, replica: Replica) -> PrimaryAnswer:
+    def ask_primary(self, replica: Replica) -> PrimaryAnswer:
+        """Ask the host that sent a VM's points whether the VM runs there; takes a second at most."""
         record = replica.record
         asked = self._asking.submit(self._runs_there, record.owner, record.vm)
         try:
@@ -384,13 +366,9 @@ class ReplicaSide:
             if folded:
                 _log.info("folded old points into the base", vm=vm, points=folded)
 
-    def _peer_name(self, host: HostId) -> str | None:
+    def peer_name(self, host: HostId) -> HostName | None:
+        """Tell what a host is called; None when it is no longer paired."""
         try:
             return self._book.by_id(host).name
         except NotFound:
             return None
-
-
-def _seed_complaint(position: Position) -> list[str]:
-    failed = position.seeding.failed if position.seeding is not None else None
-    return [f"it cannot begin with the existing copy: {failed.message}"] if failed is not None else []

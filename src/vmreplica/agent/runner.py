@@ -26,6 +26,7 @@ from vmreplica.agent.lost_policy import put_policy_back
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship, seed_progress
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
+from vmreplica.agent.swap import ASK_AGAIN, NOT_SWAPPED, OLD_PRIMARY_AWAY, Swap
 from vmreplica.agent.tasks import Task
 from vmreplica.agent.turns import borrowed
 from vmreplica.hypervisor import DomainBrief
@@ -43,8 +44,8 @@ _log: Final = structlog.get_logger(__name__)
 _REFRESH: Final = 15.0
 #: Seconds that ending a running cycle may take before a verb gives up waiting for it.
 _HALT_LIMIT: Final = 60.0
-#: Seconds between questions to a replica that reads an existing copy.
-_SEED_GLANCE: Final = 2.0
+#: Seconds until the next cycle, by what the last one waited for: somebody else's work, or being there.
+_GLANCES: Final = {WAITS_FOR_SEED: 2.0, OLD_PRIMARY_AWAY: ASK_AGAIN}
 #: What passes by itself: tasks wait for the point to come.
 _PATIENT: Final = frozenset({RESYNC_QUEUED, WAITS_FOR_SEED})
 
@@ -59,6 +60,7 @@ class Runner:
         bandwidth: how fast is sent.
         keeper: looks after backup jobs of VMs whose cycles rest.
         guard: told of each position: whether the VM lives on its replica.
+        swap: asks old primaries to become replicas.
         concurrent: cycles at once.
         slots: of these, such as read whole disks.
     """
@@ -72,6 +74,7 @@ class Runner:
         bandwidth: Bandwidth,
         keeper: Keeper,
         guard: Guard,
+        swap: Swap,
         concurrent: int,
         slots: int,
     ) -> None:
@@ -82,6 +85,7 @@ class Runner:
         self._bandwidth = bandwidth
         self._keeper = keeper
         self._guard = guard
+        self._swap = swap
         self._concurrent = concurrent
         self._slots = slots
         self._clock: Callable[[], float] = time.monotonic
@@ -182,13 +186,6 @@ class Runner:
             rel.policy = policy
             self._wake.notify_all()
 
-    def edit(self, vm: VmId, change: Callable[[Relationship, float], None]) -> None:
-        """Change what is shown of a VM, or when its cycle is due, with the present time of the scheduler's clock."""
-        with self._wake:
-            if (rel := self._known.get(vm)) is not None:
-                change(rel, self._clock())
-                self._wake.notify_all()
-
     def turn(self, rel: Relationship, what: str, patience: float) -> AbstractContextManager[bool]:
         """Take a VM's turn, so that no cycle of it runs meanwhile; see ``borrowed``."""
         return borrowed(self._wake, rel, what, patience=patience, clock=self._clock)
@@ -235,12 +232,23 @@ class Runner:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
         self._keeper.release(rel.vm)
         try:
-            outcome = self.cycle(rel, meter, rel.policy, rel.halt).run()
+            outcome = self._outcome(rel, meter)
         except VmReplicaError as caught:
             # There is no way to the replica at all, for example because it is no longer paired.
             outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
         report = report_of(rel, meter, outcome, started=started, seconds=self._clock() - clock)
         self._settle(rel, report, outcome, clock)
+
+    def _outcome(self, rel: Relationship, meter: Meter) -> Outcome:
+        """Run a cycle; first let the old primary become the replica, if that is wanted."""
+        if rel.policy.reverse is not None:
+            meter.phase("asking the old primary to become the replica")
+            policy = self._swap.ask(rel)
+            if policy is None:
+                return NOT_SWAPPED
+            with self._wake:
+                rel.policy = policy
+        return self.cycle(rel, meter, rel.policy, rel.halt).run()
 
     def cycle(self, rel: Relationship, meter: Meter, policy: Policy, halt: Halt) -> Cycle:
         """Make a cycle of a VM, for whoever has its turn."""
@@ -305,8 +313,8 @@ class Runner:
             if not rel.queued:
                 # Else it keeps its place.
                 self._plan_next(rel, outcome, started, now)
-                if outcome.waits == WAITS_FOR_SEED:
-                    rel.due = now + _SEED_GLANCE
+                if outcome.waits in _GLANCES:
+                    rel.due = now + _GLANCES[outcome.waits]
                 elif rel.waiting or rel.news:
                     rel.due = now
             answered, rel.answering = rel.answering, []

@@ -12,7 +12,7 @@ import structlog
 
 from vmreplica.agent.boots import Boots
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.fencing import Fencing
+from vmreplica.agent.fencing import Fencing, show_fence
 from vmreplica.agent.guard import Guard
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.runner import Runner
@@ -172,9 +172,10 @@ class Watchman:
 
     def _say_waiting(self, vm: VmId, why: str | None) -> None:
         def say(rel: Relationship, _clock: float) -> None:
-            rel.start_waits = why
+            if rel.vm == vm:
+                rel.start_waits = why
 
-        self._runner.edit(vm, say)
+        self._runner.each(say)
 
     # ---- what replicas know
 
@@ -186,10 +187,7 @@ class Watchman:
         for host, theirs in by_host.items():
             self._ask(host, theirs)
         for vm in policies.keys() & briefs.keys():
-            self._show(vm, fenced=self._guard.fenced(vm), runs=briefs[vm].active)
-
-    def _show(self, vm: VmId, *, fenced: bool, runs: bool) -> None:
-        self._runner.edit(vm, lambda rel, clock: rel.fence(fenced=fenced, runs=runs, clock=clock))
+            show_fence(self._runner, vm, fenced=self._guard.fenced(vm), runs=briefs[vm].active)
 
     def _ask(self, host: HostId, vms: Iterable[tuple[DomainBrief, Policy]]) -> None:
         """Ask a replica for each VM, until it turns out to be silent."""

@@ -24,12 +24,12 @@ from vmreplica.api.requests import (
     InviteRequest,
     JoinRequest,
     LimitRequest,
-    NetworksRequest,
     PlannedRequest,
 )
 from vmreplica.api.starts import Starts
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
+from vmreplica.model.networks import NetworksChange
 from vmreplica.model.report import HistoryReport, PeersReport
 
 MAX_BODY: Final = 1 << 20
@@ -88,7 +88,10 @@ class _Vms:
             web.post(f"{_VM}/test", self._test),
             web.get(f"{_VM}/cancel-plan", self._cancel_plan),
             web.post(f"{_VM}/cancel", self._cancel),
-            web.put(f"{_VM}/networks", self._networks),
+            web.get(f"{_VM}/networks", self._networks),
+            web.put(f"{_VM}/networks", self._change_networks),
+            web.get(f"{_VM}/reverse-plan", self._reverse_plan),
+            web.post(f"{_VM}/reverse", self._reverse),
             web.post(f"{_VM}/hand-over", self._hand_over),
         ]
 
@@ -191,9 +194,18 @@ class _Vms:
         vm, body = _vm(request), await read_body(request, CancelRequest)
         return answer(await self._run(partial(self._agent.cancel_failover, vm, tests_only=body.tests_only)))
 
+    async def _reverse_plan(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.plan_reverse, _vm(request))))
+
+    async def _reverse(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.reverse, _vm(request))), status=202)
+
     async def _networks(self, request: web.Request) -> web.Response:
-        vm, body = _vm(request), await read_body(request, NetworksRequest)
-        return answer(await self._run(partial(self._agent.map_networks, vm, dict(body.networks))))
+        return answer(await self._run(partial(self._agent.networks, _vm(request))))
+
+    async def _change_networks(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, NetworksChange)
+        return answer(await self._run(partial(self._agent.change_networks, vm, body)))
 
     async def _hand_over(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, HandOverRequest)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from vmreplica.model.ids import VmId
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -123,8 +124,17 @@ class AgentFacade(Protocol):
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change which network of this host stands for which one of the primary."""
+
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Tell what a swap of the roles would do; changes nothing."""
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Protect a VM that was failed over to this host from here, with its old primary as the replica."""
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take the points of a VM, held here, from another paired host."""

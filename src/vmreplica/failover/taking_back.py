@@ -15,9 +15,10 @@ def what_to_cancel(record: ReplicaRecord, *, tests_only: bool) -> Literal["unpla
     """Tell whether a cancellation is about the failover in effect, or about the test failovers.
 
     Raises:
-        Conflict: ``nothing-to-cancel``.
+        Conflict: ``nothing-to-cancel``, ``roles-swapped``.
     """
     if not tests_only and State(record.state) is State.FAILED_OVER:
+        _require_not_swapped(record)
         return "unplanned"
     if record.tests:
         return "test"
@@ -26,6 +27,20 @@ def what_to_cancel(record: ReplicaRecord, *, tests_only: bool) -> Literal["unpla
         f"{record.name} is {record.state}: there is no {'' if tests_only else 'failover and no '}test failover",
         hint="`vmreplica status` shows what runs here",
     )
+
+
+def _require_not_swapped(record: ReplicaRecord) -> None:
+    """Refuse to take back a failover whose old primary is, or is becoming, the replica.
+
+    Raises:
+        Conflict: ``roles-swapped``.
+    """
+    if record.swapped:
+        raise Conflict(
+            "roles-swapped",
+            f"the failover of {record.name} cannot be taken back: its old primary is its replica, or is asked to be",
+            hint=f"vmreplica status {record.name}; to move the VM back, fail it over on that host",
+        )
 
 
 def plan_cancel(

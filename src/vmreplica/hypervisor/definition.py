@@ -49,7 +49,7 @@ def build(untrusted: str, site: Site) -> BuiltDefinition:
             (``definition-...``).
         Refused: this host cannot run it (``definition-machine-unknown``, ``definition-needs-efi``).
     """
-    source = _parse(untrusted)
+    source = parse_untrusted(untrusted)
     root = ET.Element("domain", type=site.domain_type)
     name = _identity(root, source, "name", _VM_NAME)
     vm = _identity(root, source, "uuid", _VM_ID)
@@ -65,7 +65,12 @@ def build(untrusted: str, site: Site) -> BuiltDefinition:
     return BuiltDefinition(vm, name, ET.tostring(root, encoding="unicode"), site.notes())
 
 
-def _parse(untrusted: str) -> ET.Element:
+def parse_untrusted(untrusted: str) -> ET.Element:
+    """Read a document that a peer sent.
+
+    Raises:
+        BadRequest: it is no domain, too large, too deep, or has a DTD or entities (``definition-...``).
+    """
     if len(untrusted) > MAX_DEFINITION:
         raise _bad("too-large", f"has {len(untrusted)} characters, {MAX_DEFINITION} are allowed")
     try:

@@ -24,6 +24,8 @@ from vmreplica.hypervisor.definition_site import Site, offers
 from vmreplica.model.errors import BadRequest
 
 _BUSES: Final = "virtio|scsi|sata|ide|usb|sd"
+_DISK_NAME: Final = "(hd|sd|vd)[a-z]{1,3}"
+_DRIVE_BUSES: Final = frozenset({"ide", "sata", "scsi", "usb"})
 _DISK_PARTS: Final = {
     "boot": BOOT_ORDER,
     "address": ADDRESS,
@@ -73,6 +75,8 @@ def _disk(disk: ET.Element, site: Site, _devices: ET.Element) -> ET.Element | No
     target = disk.find("target")
     name = target.get("dev", "") if target is not None else ""
     device = disk.get("device", "disk")
+    if device == "cdrom" and name not in site.disks:
+        return _empty_drive(disk, name, site)
     if device != "disk" or name not in site.disks:
         site.drop(f"{device} {name}" + (": it is not replicated" if device == "disk" else ""))
         return None
@@ -87,6 +91,26 @@ def _disk(disk: ET.Element, site: Site, _devices: ET.Element) -> ET.Element | No
             copy_into(result, child, _DISK_PARTS[child.tag], site.drop, f"disk {name}/{child.tag}")
         elif child.tag not in _QUIET_DISK_PARTS:
             site.drop(f"disk {name}/{child.tag}")
+    return result
+
+
+def _empty_drive(drive: ET.Element, name: str, site: Site) -> ET.Element | None:
+    """Build a CD-ROM drive without its medium, which is a file of the primary: the guest keeps its drive letters."""
+    target = drive.find("target")
+    bus = target.get("bus", "") if target is not None else ""
+    if not matches(_DISK_NAME, name) or bus not in _DRIVE_BUSES:
+        site.drop(f"cdrom {name}")
+        return None
+    if drive.find("source") is not None:
+        site.note(f"cdrom {name}: it is empty here, its medium stays with the primary")
+    result = ET.Element("disk", type="file", device="cdrom")
+    ET.SubElement(result, "driver", name="qemu", type="raw")
+    ET.SubElement(result, "target", dev=name, bus=bus)
+    ET.SubElement(result, "readonly")
+    for part in ("boot", "address"):
+        found = drive.find(part)
+        if found is not None:
+            copy_into(result, found, _DISK_PARTS[part], site.drop, f"cdrom {name}/{part}")
     return result
 
 

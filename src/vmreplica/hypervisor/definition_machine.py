@@ -174,6 +174,8 @@ def build_cpu(source: ET.Element | None, site: Site) -> ET.Element:
 def _host_cpu(result: ET.Element, mode: str, site: Site) -> None:
     if site.domain_type == "kvm":
         result.set("mode", mode)
+        if mode != "host-model":
+            site.note(f"cpu: {mode}: the guest finds this host's own processor, which may differ from the primary's")
         return
     site.note(f"cpu: {mode} needs KVM, which does not work here; the best emulated processor is used")
     result.set("mode", "maximum")

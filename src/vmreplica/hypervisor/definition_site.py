@@ -27,6 +27,8 @@ class Site:
     domain_type: str
     #: Bridges of this host.
     bridges: Collection[str] = ()
+    #: Those of them that are of Open vSwitch, to which libvirt gives VLAN tags.
+    vlan_bridges: Collection[str] = ()
     #: Machine types of this host, aliases included.
     machines: Collection[str] | None = None
     #: CPU models that run here.

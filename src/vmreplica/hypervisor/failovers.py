@@ -1,6 +1,7 @@
 """What a failover asks of the local libvirt: what the host offers, defining, starting, stopping, removing VMs."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import libvirt
 
@@ -12,9 +13,11 @@ from vmreplica.hypervisor.connection import LONG_LIMIT
 from vmreplica.hypervisor.domains import Domains, brief_of
 from vmreplica.hypervisor.inspection import untracked_disks
 from vmreplica.hypervisor.networks import network_leads_out
-from vmreplica.hypervisor.probe import bridges, usable_domain_type
+from vmreplica.hypervisor.probe import bridges, usable_domain_type, vlan_bridges
 from vmreplica.hypervisor.views import DomainBrief
 from vmreplica.model.ids import VmId
+
+_KEEP: Final = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
 
 
 class Failovers(Domains):
@@ -34,6 +37,7 @@ class Failovers(Domains):
                 domain_type=domain_type,
                 networks=networks,
                 bridges=bridges(),
+                vlan_bridges=vlan_bridges(),
             )
 
         return self._connection.call("ask what this host offers", ask, repeatable=True)
@@ -115,13 +119,18 @@ class Failovers(Domains):
         self._with(vm, "stop", lambda domain: _ignore(domain.destroy()) if domain.isActive() else None,
                    limit=LONG_LIMIT)  # fmt: skip
 
-    def undefine(self, vm: VmId) -> None:
-        """Remove a VM's definition with all libvirt keeps about it; its disks stay."""
+    def undefine(self, vm: VmId, *, keep_files: bool = False) -> None:
+        """Remove a VM's definition with all libvirt keeps about it; its disks stay.
+
+        Args:
+            vm: which.
+            keep_files: its UEFI variables and the state of its TPM stay, too.
+        """
         flags = (
             libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            | (_KEEP if keep_files else libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
         )
         self._with(vm, "undefine", lambda domain: _ignore(domain.undefineFlags(flags)))
         self._shelf.forget_all(vm)

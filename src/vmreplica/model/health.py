@@ -68,13 +68,19 @@ _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
         "not-protected",
         Level.WARNING,
         "the VM runs on its replica and is not protected",
-        "move it back or protect it again; its old primary must not be started",
+        "vmreplica reverse VM makes its old primary the replica; the old primary must not start the VM",
+    ),
+    State.REVERSING: (
+        "not-protected",
+        Level.WARNING,
+        "the VM is not protected until its old primary has become its replica",
+        "it is asked again until it answers: vmreplica status VM tells what it said; its stale copy must be off",
     ),
     State.COMMITTED: (
         "not-protected",
         Level.WARNING,
         "the VM runs on its replica and is not protected",
-        "vmreplica enable VM --to PEER",
+        "vmreplica reverse VM makes its old primary the replica",
     ),
 }
 

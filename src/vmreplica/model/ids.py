@@ -30,6 +30,9 @@ CheckpointName = Annotated[str, StringConstraints(pattern=r"^vmreplica-[0-9a-f]{
 #: A domain's name. libvirt allows nearly everything; we refuse slashes, control characters and leading dashes.
 VmName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/\-][^\x00-\x1f\x7f/]{0,254}$")]
 
+#: A network or bridge as the domain XML or a network map names it.
+NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/]{1,255}$")]
+
 #: A block device by its name below /dev: no part is empty or begins with a dot, so none leads elsewhere.
 DevicePath = Annotated[
     str, StringConstraints(pattern=r"^/dev(/[A-Za-z0-9_+@=][A-Za-z0-9._:+@=-]*){1,8}$", max_length=255)

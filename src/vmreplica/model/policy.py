@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from vmreplica.model.export import SeedExport
-from vmreplica.model.ids import DevicePath, DiskTarget, HostId, PointId
+from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, HostId, NetworkName, PointId
 from vmreplica.model.point import DiskSize
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.seed import SeedDisk
@@ -15,6 +15,20 @@ MIN_INTERVAL = 5
 MAX_INTERVAL = 86400
 DEFAULT_INTERVAL = 300
 DEFAULT_KEEP = 24
+
+
+class ReverseWish(Shape):
+    """The host that a VM was failed over from shall become its replica, with its old disks; it has not agreed yet."""
+
+    #: What the VM here was started from; None: nobody knows any more.
+    point: PointId | None
+    #: The checkpoint that was made before its first instruction, if that worked.
+    checkpoint: CheckpointName | None
+    #: The old primary was shut down for it and sent its last write.
+    planned: bool = False
+    #: Which network of the old primary stands for which one of this host.
+    network_map: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)] = Field(default_factory=dict)
+    since: AwareDatetime
 
 
 class Planned(Shape):
@@ -51,6 +65,8 @@ class Policy(Shape):
     begin_at: AwareDatetime | None = None
     #: The agent starts the VM with its host, once its replica agrees; libvirt, which asks nobody, does not.
     autostart: bool = False
+    #: Set from when a person wants the roles swapped until the old primary has agreed.
+    reverse: ReverseWish | None = None
     #: A planned failover under way.
     planned: Planned | None = None
 

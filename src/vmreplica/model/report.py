@@ -94,6 +94,8 @@ class RelationshipReport(Shape):
     autostart: bool = False
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
+    #: How many recovery points of before its failover the disks of a VM here still stand on.
+    stands_on: int = 0
 
 
 class StatusReport(Shape):

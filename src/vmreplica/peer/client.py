@@ -24,7 +24,7 @@ from vmreplica.peer.line import Line
 from vmreplica.peer.measuring import Greeting, greet, measure
 from vmreplica.peer.planned import PlannedWish, Readiness, ReadinessQuestion, StartedThere, StartWish, Withdrawal
 from vmreplica.peer.transport import Answer, Buffer, Connections
-from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, RunsHere
+from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, ReverseRequest, RunsHere
 
 T = TypeVar("T", bound=Shape)
 
@@ -110,6 +110,10 @@ class PeerClient:
     def remove(self, vm: VmId, *, delete_copy: bool) -> None:
         """Ask the peer to dissolve a relationship."""
         self._exchange("DELETE", f"/replicas/{vm}?copy={'delete' if delete_copy else 'keep'}")
+
+    def reverse(self, request: ReverseRequest) -> Position:
+        """Ask the peer, the old primary of a VM, to become its replica with its old disks; may take minutes."""
+        return self._ask(Position, "POST", f"/replicas/{request.vm}/reverse", request, timeout=COMPLETE_TIMEOUT)
 
     def points(self, vm: VmId) -> PointsReport:
         """List the recovery points at the peer, newest first."""

@@ -5,7 +5,8 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, AwareDatetime, Field
 
-from vmreplica.model.ids import HostId, HostName, VmId
+from vmreplica.model.ids import CheckpointName, HostId, HostName, NetworkName, PointId, VmId, VmName
+from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import KiB, MiB
 
@@ -68,6 +69,24 @@ class RunsHere(Shape):
     vm: VmId
     runs: bool
     epoch: Annotated[int, Field(ge=0)]
+
+
+class ReverseRequest(Shape):
+    """What the host that a VM was failed over to asks of its old primary: be the replica, with your old disks."""
+
+    vm: VmId
+    name: VmName
+    #: That of the failover; the old primary must have a lower one.
+    epoch: Annotated[int, Field(ge=1)]
+    interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
+    keep: Annotated[int, Field(ge=1, le=1000)]
+    #: What the VM was started from.
+    point: PointId | None = None
+    #: Tracks what the VM wrote since that point.
+    checkpoint: CheckpointName | None = None
+    planned: bool = False
+    #: Which network of the old primary stands for which one of the asking host.
+    network_map: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)] = Field(default_factory=dict)
 
 
 class PairRequest(Shape):

@@ -77,6 +77,8 @@ class ReplicaRecord(Shape):
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     failover: FailoverRecord | None = None
+    #: The VM that was started here shall be protected from here: its failover is not taken back any more.
+    swapped: bool = False
     #: The export that the first copy came in.
     imported: ExportId | None = None
     tests: tuple[FailoverTestRecord, ...] = ()

@@ -174,12 +174,14 @@ class Replica:
         bases.verify_contents(self._layout, self._shelf.manifests())
 
     def finish_adoption(self) -> None:
-        """Take points of the new primary from now on: the VM has no life of its own here any more.
+        """Take points of the new primary from now on: the VM has no life of its own here any more. Again is harmless.
 
         Raises:
             NoSpace: the store is full; nothing changed but seals, it may be repeated.
         """
         with self._folding, self._memory:
+            if self._record.adoption is None:
+                return
             for manifest in adopting.seal_again(self._layout, self._shelf.manifests()):
                 self._shelf.put(manifest.point, manifest)
             state = transition(self._record.name, self._record.state, Event.REVERSED)

@@ -1,0 +1,53 @@
+"""A relationship as its replica reports it."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+from vmreplica.agent.relationship import seed_progress
+from vmreplica.model.health import Facts, judge
+from vmreplica.model.ids import HostName
+from vmreplica.model.point import Position
+from vmreplica.model.report import FailoverTest, RelationshipReport
+from vmreplica.model.states import State
+from vmreplica.repository import Replica
+
+
+def describe_replica(replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest]) -> RelationshipReport:
+    """Report a relationship from its replica.
+
+    Args:
+        replica: what is held here.
+        peer: the primary's name, when it is still paired.
+        tests: its test failovers.
+    """
+    record, position = replica.record, replica.position()
+    points = [point for point in replica.points() if point.bootable]
+    latest = points[0] if points else None
+    now = dt.datetime.now(dt.UTC)
+    age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
+    state = State(record.state)
+    complaints = [*position.complaints, *_seed_complaint(position)]
+    awaited = position.awaited is not None
+    facts = Facts(state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints))
+    return RelationshipReport(
+        vm=record.vm,
+        name=record.name,
+        role="replica",
+        peer=peer,
+        peer_id=record.owner,
+        state=state,
+        health=judge(facts),
+        interval=record.interval,
+        keep=record.keep,
+        epoch=record.epoch,
+        latest=latest,
+        point_age=age,
+        points=len(points),
+        tests=tuple(tests),
+        progress=seed_progress(position, prefix=""),
+    )
+
+
+def _seed_complaint(position: Position) -> list[str]:
+    failed = position.seeding.failed if position.seeding is not None else None
+    return [f"it cannot begin with the existing copy: {failed.message}"] if failed is not None else []
