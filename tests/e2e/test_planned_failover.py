@@ -9,6 +9,7 @@ from job_kit import (
     check_point,
     enable,
     points,
+    relation,
 )
 
 from vmreplica.lab import Host, Lab
@@ -46,6 +47,9 @@ def test_a_writing_guest_moves_with_its_last_record(lab: Lab, new_guest: NewGues
     assert check_point(b, vm, report["plan"]["point"]).last == last, "the last record is there"
     assert b.wait_domain_alive(guest.name) > last
     assert not running(a, guest.name)
+    assert report["reversed"]
+    assert guest.name not in a.guest_names(), "nothing on the old primary can start it by accident"
+    assert (relation(a, guest.name)["role"], relation(b, guest.name)["role"]) == ("replica", "primary")
     first, *others = points(a, guest.name)
     assert (first["point"], first["kind"], first["wire_bytes"]) == (report["plan"]["point"], "final", 0)
     assert {point["kind"] for point in others} <= {"delta"}, "nothing is compared, nothing is sent again"

@@ -6,6 +6,7 @@ its first act: killed anywhere, the next run goes on, or back, from there.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
@@ -54,8 +55,9 @@ class StartBan(Protocol):
     def allow(self, vm: VmId) -> None:
         """Forbid it no longer."""
 
-    def permit_once(self, vm: VmId) -> None:
-        """Let the next start through."""
+    def permitted(self, vm: VmId) -> AbstractContextManager[None]:
+        """Let one start through that happens in the block."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,8 +271,8 @@ class Run:
         self._tools.before("undo")
         self._tools.ban.allow(self._vm)
         if planned is not None and planned.was_running and not self._hypervisor.running(self._vm):
-            self._tools.ban.permit_once(self._vm)
-            self._hypervisor.start(self._vm)
+            with self._tools.ban.permitted(self._vm):
+                self._hypervisor.start(self._vm)
         # Only now: killed before, the next run starts it.
         self._tools.before("undone")
         self._persist(None, epoch=position.epoch if position is not None else self._policy.epoch)

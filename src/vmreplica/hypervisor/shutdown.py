@@ -1,5 +1,6 @@
 """Shutting a VM down as its guest wishes, and what must be known before; whether libvirt would accept a definition."""
 
+import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -20,6 +21,9 @@ _FLAGS: Final = {
     "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
     "button": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
 }
+#: Looks at jobs, and seconds between them.
+_LOOKS: Final = 5
+_STEP: Final = 0.2
 _AGENT: Final = "org.qemu.guest_agent.0"
 
 
@@ -79,7 +83,16 @@ class PowerSwitch:
                 hint = f"wait until it has ended; virsh domjobinfo {name} shows it"
                 raise HypervisorError("vm-busy", f"{name} is busy: a foreign backup job works on it", hint=hint)
 
-        self._connection.call(f"look at the jobs of {name}", check, repeatable=True)
+        for left in range(_LOOKS, 0, -1):
+            try:
+                self._connection.call(f"look at the jobs of {name}", check, repeatable=True)
+            except HypervisorError as error:
+                # A job of ours that ends just now makes libvirt refuse the look.
+                if error.code != "libvirt-refused" or left == 1:
+                    raise
+                time.sleep(_STEP)
+            else:
+                return
 
     def ask(self, vm: VmId, bell: Bell) -> None:
         """Ask a guest to shut itself down; it may take its time, or not hear it. One that is off is fine."""
