@@ -95,6 +95,7 @@ def test_a_silent_replica_is_a_no_until_a_person_is_sure_with_an_agent_or_withou
     refused(vm)  # that word was good for one start
 
 
+@pytest.mark.slow
 def test_a_vm_that_starts_with_its_host_waits_for_its_replica_and_then_starts_once(
     lab: Lab, new_blank: NewBlank
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_vm_that_starts_with_its_host_waits_for_its_replica_and_then_starts_on
     assert not runs(a, vm.name)
 
 
+@pytest.mark.slow
 def test_a_stale_vm_that_a_person_started_all_the_same_is_critical(lab: Lab, new_blank: NewBlank) -> None:
     a, b = lab.host("a"), lab.host("b")
     vm = new_blank(a)
