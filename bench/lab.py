@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.backup import disks
-from bench.hosts import PathLike, sent_bytes
+from bench.hosts import PathLike, sent_bytes, virsh
 from vmreplica.lab import GuestSpec, Lab
 from vmreplica.lab import Host as LabHost
 
@@ -69,6 +69,7 @@ class BenchLab:
 
     primary: BenchHost
     replica: BenchHost
+    lab: Lab
 
     def add_guest(self, name: str, *, content: Path | None = None) -> Path:
         """Start an idle guest on the primary; with content, as its second disk ``vdb``, a copy of that image.
@@ -98,6 +99,25 @@ class BenchLab:
             raise RuntimeError(f"the cycle was not published as a {kind}: {cycle}")
         return Cycled(float(cycle["seconds"]), cycle["point"], sent)
 
+    def swapped(self) -> "BenchLab":
+        """Give the same lab seen from a guest that was moved: its replica is the primary now."""
+        return BenchLab(self.replica, self.primary, self.lab)
+
+    def give_up(self, guest: str) -> None:
+        """Remove a guest that was moved here, its replication and what the other host holds of it."""
+        self.primary.vmreplica("disable", guest, "--delete-copy", "--yes")
+        virsh(self.primary, "destroy", guest)
+        virsh(self.primary, "undefine", guest, "--checkpoints-metadata")
+
+    @contextmanager
+    def primary_lost(self, guest: str) -> Iterator[None]:
+        """Lose the primary for a while: it does not answer, and its guest is off; afterwards both are back."""
+        self.lab.cut(self.primary.name, self.replica.name)
+        virsh(self.primary, "destroy", guest)
+        yield
+        self.lab.heal(self.primary.name, self.replica.name)
+        virsh(self.primary, "start", guest)
+
     def require_equal(self, guest: str, target: str, point: str) -> None:
         """Refuse a recovery point whose disk is not the primary's: a fast copy that is no copy does not count.
 
@@ -118,6 +138,6 @@ def two_hosts() -> Iterator[BenchLab]:
     try:
         primary, replica = (BenchHost(host) for host in lab.hosts)
         lab.pair(primary.name, replica.name)
-        yield BenchLab(primary, replica)
+        yield BenchLab(primary, replica, lab)
     finally:
         lab.down()

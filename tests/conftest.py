@@ -112,5 +112,5 @@ def _forget(guest: Guest | Blank) -> None:
         if not host.up:
             lab.start(host.name)
         host.virsh("destroy", guest.name, check=False)
-        host.virsh("undefine", guest.name, "--checkpoints-metadata", check=False)
+        host.virsh("undefine", guest.name, "--checkpoints-metadata", "--nvram", check=False)
     guest.remove()

@@ -46,6 +46,17 @@ class NBD:
         completion: Callable[[int], int] | None = None,
         flags: int = 0,
     ) -> int: ...
+    def aio_pwrite(
+        self,
+        buf: bytes | bytearray | memoryview,
+        offset: int,
+        completion: Callable[[int], int] | None = None,
+        flags: int = 0,
+    ) -> int: ...
+    def aio_zero(
+        self, count: int, offset: int, completion: Callable[[int], int] | None = None, flags: int = 0
+    ) -> int: ...
+    def aio_flush(self, completion: Callable[[int], int] | None = None, flags: int = 0) -> int: ...
     def aio_block_status(
         self,
         count: int,

@@ -1,5 +1,6 @@
 """What tests of the main job ask of the command line and of the lab, and a VM whose disks are written from outside."""
 
+import copy
 import json
 import subprocess
 import uuid
@@ -127,10 +128,18 @@ class Blank:
         disks: targets.
         devices: XML of more devices.
         vm: its UUID, when it shall not be a new one.
+        efi: whether its firmware is UEFI.
     """
 
     def __init__(
-        self, host: Host, name: str, disks: tuple[str, ...] = ("vda",), *, devices: str = "", vm: str | None = None
+        self,
+        host: Host,
+        name: str,
+        disks: tuple[str, ...] = ("vda",),
+        *,
+        devices: str = "",
+        vm: str | None = None,
+        efi: bool = False,
     ) -> None:
         self.host = host
         self.name = name
@@ -139,6 +148,7 @@ class Blank:
         for image in self.images.values():
             qemu_img("create", "-q", "-f", "qcow2", str(image), "64M")
         self._devices = devices
+        self._os = ("firmware='efi'", "q35") if efi else ("", "pc")
         self.define()
 
     def define(self, *, devices: str = "", kernel: str = "", more: str = "") -> None:
@@ -153,7 +163,8 @@ class Blank:
         xml = (
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
             f"<name>{self.name}</name><uuid>{self.uuid}</uuid><memory unit='MiB'>16</memory><vcpu>1</vcpu>"
-            f"<os><type arch='x86_64' machine='pc'>hvm</type>{kernel}</os><features><acpi/></features>"
+            f"<os {self._os[0]}><type arch='x86_64' machine='{self._os[1]}'>hvm</type>{kernel}</os>"
+            "<features><acpi/></features>"
             f"<devices>{disks}{self._devices}{devices}</devices>{more}</domain>"
         )
         self.host.exec(["virsh", "-q", "-c", self.host.layout.uri, "define", "/dev/stdin"], stdin=xml)
@@ -186,7 +197,7 @@ class Blank:
     def remove(self) -> None:
         """Switch it off, forget it and delete its disks."""
         self.host.virsh("destroy", self.name, check=False)
-        self.host.virsh("undefine", self.name, "--checkpoints-metadata", check=False)
+        self.host.virsh("undefine", self.name, "--checkpoints-metadata", "--nvram", check=False)
         for image in self.images.values():
             image.unlink(missing_ok=True)
 
@@ -198,6 +209,31 @@ def switch_off(vm: Blank) -> None:
     """Switch a protected VM off and wait until its last point is on its replica, so that no other one comes."""
     vm.stop()
     assert until(lambda: relation(vm.host, vm.name)["waits"] == "vm-off", 90), vm.host.ask("history", vm.name)
+
+
+def at(host: Host, vm: Blank) -> Blank:
+    """Give the same VM as it stands on another host, for writing to its disks there."""
+    there = copy.copy(vm)
+    there.host = host
+    return there
+
+
+def tracking(host: Host, vm: Blank) -> list[tuple[str, str, int]]:
+    """Tell disk, name and dirty bytes of each recording bitmap of a running VM."""
+    asked = json.dumps({"execute": "query-block"})
+    said = json.loads(host.virsh("qemu-monitor-command", vm.name, asked).stdout)["return"]
+    disks = (f"vd{chr(ord('a') + number)}" for number in range(len(said)))
+    return [
+        (target, bitmap["name"], bitmap["count"])
+        for target, device in zip(disks, said, strict=True)
+        for bitmap in device.get("inserted", {}).get("dirty-bitmaps", [])
+        if bitmap["recording"]
+    ]
+
+
+def tracked(host: Host, vm: Blank) -> set[str]:
+    """Tell the disks of a running VM that have a recording bitmap."""
+    return {target for target, _name, _bytes in tracking(host, vm)}
 
 
 def disk_xml(target: str, image: Path, kind: str = "qcow2") -> str:

@@ -42,7 +42,7 @@ def test_nothing_of_the_primary_s_host_gets_into_the_vm_that_is_started(lab: Lab
     enable(a, vm.name, every="24h")
     vm.stop()
 
-    notes = " ".join(b.ask("failover", vm.name, "--yes")["plan"]["warnings"])
+    notes = " ".join(b.ask("failover", vm.name, "--yes")["plan"]["notes"])
     for word in ("hostdev", "filesystem", "cdrom hda", "commandline", "kernel", "52:54:00:00:00:09"):
         assert word in notes, f"a person is told of {word}: {notes}"
     for xml in (b.virsh("dumpxml", vm.name).stdout, b.virsh("dumpxml", "--inactive", vm.name).stdout):

@@ -10,6 +10,7 @@ from job_kit import (
     Blank,
     NewBlank,
     NewGuest,
+    at,
     check_point,
     enable,
     inside,
@@ -19,6 +20,8 @@ from job_kit import (
     relation,
     same_content,
     switch_off,
+    tracked,
+    tracking,
     wait_cycles,
     wait_reason,
 )
@@ -99,7 +102,8 @@ def _expect_the_old_primary_to_be_told(lab: Lab, guest: Guest, vm: str) -> None:
     assert "running" not in a.virsh("domstate", guest.name).stdout, "nobody has started it"
     # Somebody starts it all the same.
     held = [point["point"] for point in points(b, guest.name)]
-    guest.start()
+    assert "was failed over to b" in a.virsh("start", guest.name, check=False).stderr
+    assert a.ask("start", guest.name, "--i-am-sure", "--yes")["started"]
     code, error = refusal(a, "sync", guest.name)
     assert (code, error["code"]) == (5, "failed-over-elsewhere")
     code, error = refusal(a, "enable", guest.name, "--to", "b")
@@ -192,13 +196,14 @@ def test_network_cards_are_attached_as_the_map_says_or_unplugged(lab: Lab, new_b
     assert "52:54:00:00:00:01" not in unplugged
 
 
-def test_a_failover_killed_at_any_step_is_undone_or_finished(lab: Lab, new_blank: NewBlank) -> None:
+def test_a_failover_killed_before_the_guest_may_have_run_is_undone_and_later_finished(
+    lab: Lab, new_blank: NewBlank
+) -> None:
     a, b = lab.host("a"), lab.host("b")
     vm = new_blank(a)
     enable(a, vm.name, every="24h")
     switch_off(vm)
-    point = points(b, vm.name)[-1]["point"]
-    for step in ("fence", "layer", "define", "start"):
+    for step in ("fence", "layer", "define", "start", "checkpoint"):
         _kill_at(b, vm.name, step)
         b.start_agent()
         assert until(lambda: relation(b, vm.name)["state"] == "replicating", 30), step
@@ -207,21 +212,48 @@ def test_a_failover_killed_at_any_step_is_undone_or_finished(lab: Lab, new_blank
         assert [found["holds"] for found in points(b, vm.name)] == [[], []], step
         assert relation(b, vm.name)["epoch"] == 0
 
+    _kill_at(b, vm.name, "resume")
+    assert "paused" in b.virsh("domstate", vm.name).stdout, "it waits for its checkpoint"
+    assert tracked(b, vm) == {"vda"}
+    b.start_agent()
+    _expect_finished(b, vm, epoch=1)
+    b.ask("failover", vm.name, "--cancel", "--yes")
+
     vm.start()
     vm.write("vda", "0", "64k", 1)
     assert a.ask("sync", vm.name)["result"]["kind"] == "delta", "after all that it still receives"
     switch_off(vm)
-
     _kill_at(b, vm.name, "started")
     assert "running" in b.virsh("domstate", vm.name).stdout
     b.start_agent()
+    _expect_finished(b, vm, epoch=2)
+    assert refusal(a, "sync", vm.name)[1]["code"] == "failed-over-elsewhere", "the finished failover is in force"
+
+
+def _expect_finished(b: Host, vm: Blank, *, epoch: int) -> None:
     assert until(lambda: relation(b, vm.name)["state"] == "failed-over", 30)
-    assert relation(b, vm.name)["epoch"] == 1
+    assert until(lambda: "running" in b.virsh("domstate", vm.name).stdout, 10)
+    assert relation(b, vm.name)["epoch"] == epoch
     held = [bool(found["holds"]) for found in points(b, vm.name)]
     assert held == [False] * (len(held) - 1) + [True]
-    assert points(b, vm.name)[-1]["point"] > point
-    assert "running" in b.virsh("domstate", vm.name).stdout
-    assert refusal(a, "sync", vm.name)[1]["code"] == "failed-over-elsewhere", "the finished failover is in force"
+    assert tracked(b, vm) == {"vda"}
+
+
+def test_what_the_copy_writes_is_tracked_for_the_way_back(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a, disks=("vda", "vdb"))
+    enable(a, vm.name, every="24h")
+    switch_off(vm)
+    report = b.ask("failover", vm.name, "--yes")
+    copy = at(b, vm)
+    copy.write("vdb", "1M", "64k", 3)
+    owner = a.ask("status")["host_id"]
+    bitmaps = tracking(b, vm)
+    assert {(target, name) for target, name, _bytes in bitmaps} == {
+        (target, f"vmreplica-{owner[:8]}-{report['plan']['point']}") for target in ("vda", "vdb")
+    }
+    assert {target: count for target, _name, count in bitmaps} == {"vda": 0, "vdb": 65536}
+    assert "vmreplica" not in b.virsh("checkpoint-list", vm.name).stdout, "nobody else meets it"
 
 
 def _kill_at(b: Host, vm: str, step: str) -> None:

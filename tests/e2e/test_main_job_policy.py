@@ -90,7 +90,7 @@ def test_a_failed_over_vm_lacks_the_disk_that_was_left_out(lab: Lab, new_blank: 
     enable(a, vm.name, "--exclude-disk", "vdb", every="24h")
     vm.stop()
     report = b.ask("failover", vm.name, "--yes")
-    assert any("vdb" in warning for warning in report["plan"]["warnings"]), "what is missing is told"
+    assert any("vdb" in note for note in report["plan"]["notes"]), "what is missing is told"
     assert [path.name for path in b.disk_paths(vm.name)] == ["vda.qcow2"]
 
 

@@ -134,6 +134,11 @@ def test_a_failover_is_taken_back_and_another_point_is_tried(lab: Lab, new_blank
     newer = a.ask("sync", vm.name)["result"]["point"]
     vm.stop()
     b.ask("failover", vm.name, "--yes")
+    plan = b.ask("failover", vm.name, "--cancel", "--dry-run")
+    assert (plan["kind"], plan["point"], relation(b, vm.name)["state"]) == ("cancel", newer, "failed-over")
+    assert plan["loses_seconds"] > 0
+    layer = inside(b, b.layout.store / vm.uuid / "run" / "vda.qcow2")
+    assert plan["loses_bytes"] == layer.stat().st_blocks * 512
     first = b.ask("failover", vm.name, "--cancel", "--yes")
     assert (first["kind"], first["removed"], first["state"]) == ("unplanned", [vm.name], "replicating")
     assert vm.name not in b.guest_names()

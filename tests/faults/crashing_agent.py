@@ -31,6 +31,8 @@ _PLACES: Final = {
     "SpoolDisk": "vmreplica.spool.disk",
     "PeerClient": "vmreplica.peer.client",
     "Replica": "vmreplica.repository.replica",
+    "Repository": "vmreplica.repository.store",
+    "adopting": "vmreplica.repository.adopting",
     "publish": "vmreplica.repository.publish",
     "Awaiting": "vmreplica.repository.awaiting",
     "Parcel": "vmreplica.parcel.parcel",

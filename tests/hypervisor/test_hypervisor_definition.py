@@ -141,8 +141,8 @@ def test_a_uefi_server_is_refused_before_libvirt_sees_it_where_firmware_is_missi
     if abilities["efi"]:
         definition = build(untrusted, Site(disks=images, network_map={}, **abilities))
         hypervisor.define(definition.xml)
-        assert "<loader" in hypervisor.inspect(vm).definition
-        return
+        assert "<os firmware='efi'>" in hypervisor.inspect(vm).definition
+    abilities["efi"] = False
     with pytest.raises(Refused) as caught:
         build(untrusted, Site(disks=images, network_map={}, **abilities))
     assert caught.value.code == "definition-needs-efi"

@@ -37,7 +37,7 @@ from vmreplica.peer.hashes import Hashes
 from vmreplica.peer.identity import Identity, utc_now
 from vmreplica.peer.pairing import Invitations, join
 from vmreplica.peer.server import PeerServer, make_app, start_server
-from vmreplica.peer.wire import Hello, RunsHere
+from vmreplica.peer.wire import Hello, ReverseRequest, RunsHere
 
 POINT = "20261122T100000Z-00c0ffee"
 NOW = dt.datetime(2026, 11, 22, 10, 0, tzinfo=dt.UTC)
@@ -64,6 +64,7 @@ class KeepingService:
         self.abandoned: list[tuple[str, str, str]] = []
         self.awaited: list[tuple[str, AwaitedBase]] = []
         self.given_up: list[tuple[str, str]] = []
+        self.reversed: list[tuple[str, ReverseRequest]] = []
         self.clock_ahead = dt.timedelta()
         self.free_bytes = 1 << 40
 
@@ -109,6 +110,12 @@ class KeepingService:
 
     def give_up_base(self, peer: str, vm: str) -> None:
         self.given_up.append((peer, vm))
+
+    def reverse(self, peer: str, request: ReverseRequest) -> Position:
+        self.reversed.append((peer, request))
+        return Position(
+            vm=request.vm, state="replicating", epoch=request.epoch, latest=None, incoming=None, free_bytes=1
+        )
 
     def abandon(self, peer: str, vm: str, point: str) -> None:
         self.abandoned.append((peer, vm, point))

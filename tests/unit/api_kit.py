@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
+from start_kit import SmallStarts
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
+from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -84,7 +87,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent:
+class SmallAgent(KeepsFailovers):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -98,6 +101,7 @@ class SmallAgent:
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
+        self.starts = SmallStarts(self._asked)
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -215,6 +219,7 @@ class SmallAgent:
             newer_points=1 if point == OLD else 0,
             steps=(FailoverStep(name="define", text="define web with 1 disk"),),
             warnings=("the primary still answers",),
+            after=("here: web runs",),
         )
 
     def failover(self, vm: str, point: str | None) -> FailoverReport:
@@ -222,6 +227,17 @@ class SmallAgent:
         plan = self.plan_failover(vm, point)
         self._asked("failover", vm, point)
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
+
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Plan a planned failover."""
+        self._asked("plan_planned", vm, patience, force)
+        changes = {"kind": "planned", "loses_seconds": 0.0, "loses_bytes": 0, "warnings": ()}
+        return self._plan(vm, None).model_copy(update=changes)
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Begin a planned failover."""
+        self._asked("planned_failover", vm, patience, force)
+        return self.progress[0]
 
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Plan a test failover."""
@@ -237,21 +253,49 @@ class SmallAgent:
         )
         return StartedTest(plan=self._plan(vm, point), test=test, seconds=1.25)
 
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Plan to take back."""
+        self._asked("plan_cancel", vm, tests_only)
+        lost = {} if tests_only else {"loses_seconds": 90.0, "loses_bytes": 5 << 20}
+        harmless = {"kind": "cancel", "loses_seconds": 0.0, "loses_bytes": 0, "warnings": ()}
+        return self._plan(vm, None).model_copy(update=harmless | lost)
+
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take it back."""
         self._asked("cancel_failover", vm, tests_only)
         kind = "test" if tests_only else "unplanned"
         return CancelReport(vm=VM_ID, name=self._known(vm).name, kind=kind, removed=(vm,), state=State.REPLICATING)
 
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Plan to swap the roles."""
+        self._asked("plan_reverse", vm)
+        return self._plan(vm, None).model_copy(update={"kind": "reverse"})
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Begin to swap the roles."""
+        self._asked("reverse", vm)
+        self._known(vm)
+        return self.progress[0]
+
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take points from elsewhere."""
         self._asked("hand_over", vm, to)
         return self._known(vm)
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Remember a map."""
-        self._asked("map_networks", vm, mapping)
-        return self._known(vm)
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell a map."""
+        self._asked("networks", vm)
+        return self._networks(vm, {"lan": "br0"})
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Remember a change of a map."""
+        self._asked("change_networks", vm, change)
+        return self._networks(vm, change.networks)
+
+    def _networks(self, vm: str, networks: dict[str, str]) -> NetworksReport:
+        nic = InterfaceReport(number=0, mac="52:54:00:00:00:01", source="lan", place="none")
+        name = self._known(vm).name
+        return NetworksReport(vm=VM_ID, name=name, networks=networks, interfaces=(nic,), notes=("no br0 here",))
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List hosts."""

@@ -29,9 +29,12 @@ from vmreplica.model.errors import (
     Unreachable,
     VmReplicaError,
 )
+from vmreplica.model.networks import NetworksChange
 from vmreplica.model.report import StatusReport, TaskReport
 
 pytestmark = pytest.mark.main_job
+
+CHANGE = NetworksChange(networks={"lan": "br0"}, unmap=("dmz",))
 
 
 @pytest.fixture
@@ -101,10 +104,13 @@ def test_status_of_one_vm_asks_the_agent_for_that_vm(socket: Path, agent: SmallA
         ("POST", "sync", None, ("sync", "web"), 202),
         ("GET", "failover-plan", None, ("plan_failover", "web", None), 200),
         ("GET", f"failover-plan?point={OLD}", None, ("plan_failover", "web", OLD), 200),
+        ("GET", "cancel-plan", None, ("plan_cancel", "web", False), 200),
+        ("GET", "cancel-plan?tests_only=true", None, ("plan_cancel", "web", True), 200),
         ("POST", "failover", {}, ("failover", "web", None), 200),
         ("POST", "failover", {"point": NEW}, ("failover", "web", NEW), 200),
         ("POST", "hand-over", {"to": "host2"}, ("hand_over", "web", "host2"), 200),
-        ("PUT", "networks", {"networks": {"lan": "br0"}}, ("map_networks", "web", {"lan": "br0"}), 200),
+        ("GET", "networks", None, ("networks", "web"), 200),
+        ("PUT", "networks", {"networks": {"lan": "br0"}, "unmap": ["dmz"]}, ("change_networks", "web", CHANGE), 200),
     ],
 )
 def test_each_act_on_a_vm_reaches_the_agent_as_it_was_sent(

@@ -14,6 +14,7 @@ from vmreplica.cli.show import cycle_text
 from vmreplica.cli.watch import progress_text
 from vmreplica.model import errors
 from vmreplica.model.export import ExportSeed
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
     FailoverPlan,
@@ -31,8 +32,14 @@ from vmreplica.model.report import (
 )
 from vmreplica.model.seed import ExistingDisk, ExistingSeed
 from vmreplica.model.shape import Shape
+from vmreplica.model.start import AutostartReport, StartReport
 
 pytestmark = pytest.mark.main_job
+
+
+def networks_change(networks: dict[str, str], *unmap: str) -> tuple[object, ...]:
+    return "change_networks", "web", NetworksChange(networks=networks, unmap=unmap)
+
 
 FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
 
@@ -52,7 +59,13 @@ FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
         (("limit", "web"), RelationshipReport),
         (("limit", "web", "50M"), RelationshipReport),
         (("hand-over", "web", "--to", "host2", "--yes"), RelationshipReport),
-        (("networks", "web", "--map", "lan=br0"), RelationshipReport),
+        (("start", "web"), StartReport),
+        (("start", "db", "--dry-run"), StartReport),
+        (("start", "web", "--i-am-sure"), StartReport),
+        (("start", "db", "--i-am-sure", "--yes"), StartReport),
+        (("autostart", "web", "--disable"), AutostartReport),
+        (("networks", "web"), NetworksReport),
+        (("networks", "web", "--map", "lan=br0"), NetworksReport),
         (("failover", "web", "--dry-run"), FailoverPlan),
         (("failover", "web", "--yes"), FailoverReport),
         (("peer", "invite"), Invitation),
@@ -111,6 +124,11 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
         (("failover", "web", "--cancel", "--yes"), ("cancel_failover", "web", False)),
         (("failover", "web", "--cancel", "--test", "--yes"), ("cancel_failover", "web", True)),
         (("failover", "web", "--test", "--dry-run", "--network", "lab"), ("plan_test", "web", None, "lab")),
+        (("commit", "web", "--yes", "--no-wait"), ("commit", "web")),
+        (("commit", "web", "--dry-run"), ("plan_commit", "web")),
+        (("failover", "web", "--commit", "--dry-run"), ("plan_commit", "web")),
+        (("failover", "web", "--cancel", "--dry-run"), ("plan_cancel", "web", False)),
+        (("failover", "web", "--cancel", "--test", "--dry-run"), ("plan_cancel", "web", True)),
         (("failover", "web", "--test", "--for", "2h"), ("test_failover", "web", None, None, 7200)),
         (
             ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
@@ -123,7 +141,9 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
         (("failover", "web", "--point", OLD, "--yes"), ("failover", "web", OLD)),
         (("failover", "web", "--point", OLD, "--dry-run"), ("plan_failover", "web", OLD)),
         (("hand-over", "web", "--to", "host2", "--yes"), ("hand_over", "web", "host2")),
-        (("networks", "web", "--map", "a=b", "--map", "c=d=e"), ("map_networks", "web", {"a": "b", "c": "d=e"})),
+        (("networks", "web", "--map", "a=b", "--map", "c=d=e"), networks_change({"a": "b", "c": "d=e"})),
+        (("networks", "web", "--map", "b,vlan=2=bridge:o,vlan=3"), networks_change({"b,vlan=2": "bridge:o,vlan=3"})),
+        (("networks", "web", "--unmap", "a", "--unmap", "b,vlan=1"), networks_change({}, "a", "b,vlan=1")),
         (("peer", "invite", "--for", "backup2"), ("invite", "backup2")),
         (("peer", "join", " abc "), ("join", "abc")),
     ],
@@ -263,6 +283,12 @@ def test_json_of_an_answer_that_is_not_json_is_an_error_document(tmp_path: Path)
         (("failover", "web", "--point", "yesterday", "--yes"), "request-invalid"),
         (("failover", "web", "--point", "yesterday", "--dry-run"), "point-id-invalid"),
         (("networks", "web", "--map", "lan"), "network-map-invalid"),
+        (("networks", "web", "--map", "lan=br0,vlan=4095"), "request-invalid"),
+        (("networks", "web", "--ip", "0=192.0.2.7"), "addresses-invalid"),
+        (("networks", "web", "--ip", "0=192.0.2.7/24", "--ip", "0=192.0.2.8/24"), "addresses-invalid"),
+        (("networks", "web", "--ip", "192.0.2.7/24"), "addresses-invalid"),
+        (("networks", "web", "--ip", "eth0=192.0.2.7/24"), "request-invalid"),
+        (("networks", "web", "--map", "lan=none,vlan=1"), "request-invalid"),
         (("networks", "web", "--map", "lan="), "network-map-invalid"),
         (("networks", "web", "--map", "a=b", "--map", "a=c"), "network-map-invalid"),
         (("history", "web", "--limit", "0"), "limit-invalid"),
@@ -301,7 +327,14 @@ def test_a_vm_with_an_odd_name_can_be_asked_for(program: Program, agent: SmallAg
 
 @pytest.mark.parametrize(
     "args",
-    [("failover", "web"), ("disable", "web"), ("disable", "web", "--delete-copy"), ("peer", "remove", "backup1")],
+    [
+        ("failover", "web"),
+        ("failover", "web", "--cancel"),
+        ("commit", "web"),
+        ("disable", "web"),
+        ("disable", "web", "--delete-copy"),
+        ("peer", "remove", "backup1"),
+    ],
 )
 @pytest.mark.parametrize("json_flag", [(), ("--json",)])
 def test_without_a_terminal_what_needs_a_confirmation_is_refused(
@@ -310,7 +343,7 @@ def test_without_a_terminal_what_needs_a_confirmation_is_refused(
     ran = program(*args, *json_flag)
     assert ran.code == 2
     assert "confirmation-needed" in (ran.out if json_flag else ran.err)
-    assert {what for what, *_ in agent.asked} <= {"plan_failover"}
+    assert {what for what, *_ in agent.asked} <= {"plan_failover", "plan_cancel", "plan_commit"}
 
 
 def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None:
@@ -320,11 +353,36 @@ def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None
     assert "the primary still answers" in ran.err
 
 
+@pytest.mark.parametrize("args", [("commit", "web", "--yes"), ("failover", "web", "--commit", "--yes")])
+def test_a_commit_is_followed_to_its_end(program: Program, agent: SmallAgent, args: tuple[str, ...]) -> None:
+    ran = program(*args)
+    assert ran.code == 0
+    assert "web no longer stands on recovery points; 5.0 MiB were given back." in ran.out
+    assert "/s/vda.qcow2" in ran.out
+    assert agent.asked[0] == ("commit", "web")
+
+
+def test_a_refused_commit_names_what_would_be_lost(program: Program) -> None:
+    ran = program("commit", "web")
+    assert "Lost: the recovery points of web here, and the way back to them." in ran.err
+
+
+def test_a_refused_cancellation_names_what_would_be_lost(program: Program) -> None:
+    ran = program("failover", "web", "--cancel")
+    assert "Lost: everything web wrote since its failover, 1m 30s ago (at most 5.0 MiB)." in ran.err
+
+
+def test_test_failovers_are_cancelled_without_a_question(program: Program, agent: SmallAgent) -> None:
+    assert program("failover", "web", "--cancel", "--test").code == 0
+    assert agent.asked == [("cancel_failover", "web", True)]
+
+
 def test_a_dry_run_of_a_failover_shows_the_plan_and_does_nothing(program: Program, agent: SmallAgent) -> None:
     ran = program("failover", "web", "--dry-run")
     assert ran.code == 0
     assert f"Unplanned failover of web from point {NEW}" in ran.out
     assert "1. define web with 1 disk" in ran.out
+    assert "Afterwards:\n  here: web runs\n" in ran.out
     assert agent.asked == [("plan_failover", "web", None)]
 
 

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from vmreplica.cli.client import AgentClient, vm_path
+from vmreplica.cli.networks import parse_mapping
 from vmreplica.cli.output import printable
-from vmreplica.cli.protect import parse_mapping
 from vmreplica.cli.show import relation_view, status_view
 from vmreplica.model.errors import BadRequest, NotFound
 from vmreplica.model.ids import VmName

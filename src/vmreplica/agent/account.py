@@ -9,6 +9,7 @@ from vmreplica.agent.exporting import base_awaited
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import differed, vm_off
 from vmreplica.agent.relationship import Relationship
+from vmreplica.agent.swap import OLD_PRIMARY_AWAY, old_primary_away
 from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.report import CycleReport
@@ -60,4 +61,6 @@ def waiting_error(rel: Relationship, outcome: Outcome) -> VmReplicaError | None:
         return None
     if outcome.waits == BASE_AWAITED:
         return base_awaited(rel.name)
+    if outcome.waits == OLD_PRIMARY_AWAY:
+        return old_primary_away(rel.name)
     return vm_off(rel.name, dt.datetime.now(dt.UTC))

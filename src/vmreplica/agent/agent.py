@@ -2,11 +2,13 @@
 
 import datetime as dt
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import structlog
 
 from vmreplica import __version__
+from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.building import make_dir, make_stages, seed_tools
 from vmreplica.agent.clients import Clients
@@ -15,31 +17,29 @@ from vmreplica.agent.doctor.doctor import Doctor
 from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.fence_side import FenceParts, FenceSide
+from vmreplica.agent.guard import Guard
+from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
+from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
-from vmreplica.fsio import free_bytes
+from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import Conflict, NotFound
-from vmreplica.model.ids import HostId, VmId
+from vmreplica.model.errors import NotFound
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
-    CancelReport,
     CycleReport,
     DoctorReport,
-    FailoverPlan,
-    FailoverReport,
-    Invitation,
-    PeerReport,
-    PeerTest,
     PointsReport,
     RelationshipReport,
-    StartedTest,
     StatusReport,
     TaskReport,
 )
@@ -48,15 +48,13 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.peer.pairing import join
-from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
-from vmreplica.repository import Repository
+from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent:
+class Agent(FailoverVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -72,14 +70,22 @@ class Agent:
         self.book = PeerBook(paths.state_dir / "peers.json")
         self.invitations = Invitations(paths.state_dir / "invitations.json")
         self._clients = Clients(self.identity, self.book)
-        self._tasks = Tasks()
-        self._journal = Journal(paths.state_dir / "journal.db")
+        self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
+        fences = FenceParts(config, self.book)
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
-        self._runner = self._make_runner(stages, bandwidth)
+        self._runner = self._make_runner(stages, bandwidth, fences.guard)
+        self._adopting = Adopting(repository, stages, self._runner, fences.fence, self.identity.host_id)
+        self._reversing = Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
         self._primaries = PrimarySide(
             stages=stages,
             runner=self._runner,
@@ -87,17 +93,26 @@ class Agent:
             book=self.book,
             tasks=self._tasks,
             bandwidth=bandwidth,
+            autostart=fences.autostart,
         )
+        self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
+        self.starts = self._fences.starts
         self._doctor = self._make_doctor(repository)
-        self.receiver = Receiver(
+        #: Planned failovers: what peers ask of this host, and the verbs.
+        self.planned = self._make_planned(repository, stages)
+        self.receiver = self._make_receiver(repository)
+
+    def _make_receiver(self, repository: Repository) -> Receiver:
+        return Receiver(
             repository,
             hello=self.hello,
             runs_here=self.runs_here,
             on_published=self._replicas.published,
             seeds=self._replicas.seeder,
+            reverse=self._adopting.accept,
         )
 
-    def _make_runner(self, stages: Stages, bandwidth: Bandwidth) -> Runner:
+    def _make_runner(self, stages: Stages, bandwidth: Bandwidth, guard: Guard) -> Runner:
         limits = self.config.limits
         return Runner(
             stages=stages,
@@ -105,8 +120,24 @@ class Agent:
             journal=self._journal,
             bandwidth=bandwidth,
             keeper=Keeper(stages, limits.pause_hold),
+            guard=guard,
+            swap=Swap(self._hypervisor, self._clients),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
+        )
+
+    def _make_planned(self, repository: Repository, stages: Stages) -> Planned:
+        return make_planned(
+            self.config,
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            repository=repository,
+            primaries=self._primaries,
+            replicas=self._replicas,
+            reverse=partial(self._reversing.begin, planned=True),
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:
@@ -134,42 +165,28 @@ class Agent:
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
         self._replicas.start()
+        self._adopting.recover()
         self._doctor.start()
         self._runner.start()
+        self._fences.start()
+        self.planned.start_work()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
         self._doctor.stop()
+        self._fences.stop()
+        self.planned.stop_work()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
         self._journal.close()
         self._hypervisor.close()
 
-    # ---- what peers ask
-
-    def hello(self) -> Hello:
-        """Tell who this host is."""
-        return Hello(
-            name=self.identity.name,
-            host_id=self.identity.host_id,
-            version=__version__,
-            now=dt.datetime.now(dt.UTC),
-            free_bytes=free_bytes(self.config.agent.store),
-        )
-
-    def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
-        """Tell the replica of one of our VMs whether the VM runs here."""
-        rel = self._primaries.find(vm)
-        if rel is None or rel.policy.replica != peer:
-            raise NotFound("vm-unknown", f"no VM {vm} of this host is replicated to the asking one")
-        return RunsHere(vm=rel.vm, runs=self._hypervisor.running(rel.vm), epoch=rel.policy.epoch)
-
     # ---- the facade: VMs
 
     def status(self, vm: str | None) -> StatusReport:
         """Report the host, with all its relationships or one VM's."""
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
+        rows = one_each(self._primaries.reports(), self._replicas.reports())
         if vm is not None:
             rows = [row for row in rows if vm in {row.vm, row.name}]
             if not rows:
@@ -184,11 +201,11 @@ class Agent:
 
     def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
         """Look for trouble, on this host or with one VM."""
-        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._replicas.find(vm), trial=trial)
+        return self._doctor.host() if vm is None else self._doctor.vm(vm, self._held(vm), trial=trial)
 
     def points(self, vm: str) -> PointsReport:
         """List recovery points, held here or on the VM's replica."""
-        replica = self._replicas.find(vm)
+        replica = self._held(vm)
         if replica is not None:
             return self._replicas.points(replica)
         rel = self._primaries.find(vm)
@@ -240,8 +257,8 @@ class Agent:
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""
-        replica = self._replicas.find(vm)
-        if replica is not None and self._primaries.find(vm) is None:
+        replica = self._held(vm)
+        if replica is not None:
             self._replicas.forget(replica, delete_copy=delete_copy)
         else:
             self._primaries.disable(vm, delete_copy=delete_copy)
@@ -274,68 +291,11 @@ class Agent:
         self._require_primary(vm)
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
 
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
-        """Tell what a failover would do and lose; changes nothing."""
-        return self._replicas.plan(vm, point)
+    # ---- helpers
 
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
-        """Start the VM on this host."""
-        return self._replicas.failover(vm, point)
-
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
-        """Tell what a test failover would do; changes nothing."""
-        return self._replicas.plan_test(vm, point, network)
-
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
-        """Start a copy of the VM on this host, beside the VM."""
-        return self._replicas.test(vm, point=point, network=network, seconds=seconds)
-
-    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
-        """Take back the failover, or the test failovers, with every trace."""
-        return self._replicas.cancel(vm, tests_only=tests_only)
-
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
-        return self._replicas.map_networks(vm, mapping)
-
-    def hand_over(self, vm: str, to: str) -> RelationshipReport:
-        """Take the points of a VM, held here, from another paired host."""
-        return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
-
-    # ---- the facade: peers
-
-    def peers(self) -> tuple[PeerReport, ...]:
-        """List paired hosts."""
-        return tuple(peer.report() for peer in self.book.all())
-
-    def invite(self, for_name: str | None) -> Invitation:
-        """Make a pairing token."""
-        return self.invitations.invite(self.identity, self.config.agent.addresses(), for_name=for_name)
-
-    def join(self, token: str) -> PeerReport:
-        """Pair with the host that made the token."""
-        return join(token, self.identity, self.book, self.config.agent.addresses()).report()
-
-    def remove_peer(self, name: str) -> None:
-        """Forget a paired host.
-
-        Raises:
-            Conflict: a VM is still replicated to or from it.
-        """
-        peer = self.book.by_name(name)
-        rows = [*self._primaries.reports(), *self._replicas.reports()]
-        users = sorted({row.name for row in rows if row.peer_id == peer.host_id})
-        if users:
-            raise Conflict(
-                "peer-in-use",
-                f"{name} is the other side of {', '.join(users)}",
-                hint=f"`vmreplica disable {users[0]}` first",
-            )
-        self.book.remove(name)
-
-    def test_peer(self, name: str) -> PeerTest:
-        """Measure the connection to a paired host."""
-        return self._clients.to(self.book.by_name(name).host_id).measure()
+    def _held(self, vm: str) -> Replica | None:
+        """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
+        return self._replicas.find(vm) if self._primaries.find(vm) is None else None
 
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.
@@ -343,8 +303,8 @@ class Agent:
         Raises:
             NotFound: ``not-protected``.
         """
-        replica = self._replicas.find(vm)
-        if replica is not None and self._primaries.find(vm) is None:
+        replica = self._held(vm)
+        if replica is not None:
             raise self._replicas.copy_only(replica)
 
     def _explain_missing(self, vm: str) -> None:

@@ -4,8 +4,6 @@ Killed anywhere, the next run finds the same facts and goes on from there: the s
 agent, and what has been replicated is asked from the replica.
 """
 
-import datetime as dt
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,22 +30,14 @@ from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.keeper import give_up
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.opening import new_opening
 from vmreplica.agent.protect import seed_failed
 from vmreplica.agent.transfer import PATIENCE, FrozenView, Transfer
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, CheckpointBroken
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
-from vmreplica.model.ids import (
-    CheckpointName,
-    DiskTarget,
-    PointId,
-    VmId,
-    checkpoint_name,
-    is_our_checkpoint,
-    new_point_id,
-    point_instant,
-)
-from vmreplica.model.point import DiskSpec, PointKind, PointOpening, PointSummary, Position
+from vmreplica.model.ids import CheckpointName, DiskTarget, VmId, is_our_checkpoint
+from vmreplica.model.point import PointKind, PointOpening, PointSummary, Position
 from vmreplica.model.policy import Policy
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace
@@ -134,7 +124,7 @@ class Cycle:
         self._published: PointSummary | None = None
         self._guest_bytes = 0
         #: A VM that is off was given its moment to come back.
-        self._patient = False
+        self._patient = policy.planned is not None
         #: It is off, and the point published last is all that it has.
         self._at_rest = False
 
@@ -278,7 +268,7 @@ class Cycle:
                 f"{self._facts.name} has no disk left that can be replicated",
                 hint=f"`vmreplica status {self._facts.name}` names the reasons",
             )
-        point = self._stages.spool.create(self._opening(step))
+        point = self._stages.spool.create(new_opening(self._vm, self._policy, step, self._facts))
         try:
             job = self._freeze(point.opening, step.base)
         except CheckpointBroken as error:
@@ -297,34 +287,6 @@ class Cycle:
         followed = {target for target, mode in step.modes.items() if mode == "delta"}
         _log.warning("change tracking lost", vm=self._vm, disks=sorted(error.disks), why=error.message)
         self._facts.trouble.update(dict.fromkeys(error.disks & followed or followed, error.message))
-
-    def _opening(self, step: Capture) -> PointOpening:
-        instant = self._instant()
-        view = self._facts.view
-        disks = self._facts.disks()
-        point: PointId = new_point_id(instant, secrets.token_hex(4))
-        return PointOpening(
-            vm=self._vm,
-            name=view.name,
-            point=point,
-            parent=step.parent,
-            kind=step.kind,
-            instant=instant,
-            epoch=self._policy.epoch,
-            checkpoint=checkpoint_name(self._policy.replica, point),
-            disks=tuple(DiskSpec(target=target, size=disks[target].size) for target in sorted(step.modes)),
-            modes=dict(step.modes),
-            definition=view.definition,
-            interval=self._policy.interval,
-            keep=self._policy.keep,
-        )
-
-    def _instant(self) -> dt.datetime:
-        """Tell the time, but never a second that the replica's latest point has: names sort by time."""
-        now = dt.datetime.now(dt.UTC)
-        if self._facts.latest is None:
-            return now
-        return max(now, point_instant(self._facts.latest.point) + dt.timedelta(seconds=1))
 
     def _freeze(self, opening: PointOpening, base: CheckpointName | None) -> FrozenView:
         bases = {target: base if mode == "delta" else None for target, mode in opening.modes.items()}

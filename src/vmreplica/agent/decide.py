@@ -60,6 +60,8 @@ class CycleFacts:
     #: Every checkpoint on the domain, foreign ones included.
     checkpoints: tuple[str, ...]
     spool: SpoolFacts | None
+    #: A planned failover waits for the last point of the VM that is off.
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +231,9 @@ def _delta(facts: CycleFacts, latest: PointSummary) -> Capture:
     told = sorted(f"{target}: {why}" for target, why in troubles.items() if why)
     told += [] if facts.running else ["the VM is off: its last point"]
     known = {disk.target for disk in latest.disks}
+    usual: PointKind = "final" if facts.last and not facts.running else "delta"
     return Capture(
-        kind="resync" if any(troubles[target] for target in troubles if target in known) else "delta",
+        kind="resync" if any(troubles[target] for target in troubles if target in known) else usual,
         parent=latest.point,
         modes=modes,
         base=latest.checkpoint if "delta" in modes.values() else None,

@@ -17,6 +17,7 @@ from vmreplica.agent.rest import Identities, RestBook
 from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
 from vmreplica.hypervisor import BackupJob, DiskView, DomainView, Hypervisor
+from vmreplica.hypervisor.machine import Machine, MachineStore
 from vmreplica.model.errors import HypervisorError
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import PointSummary, Position
@@ -91,6 +92,7 @@ class FactFinder:
             disks={target: self._disk(disk, position) for target, disk in self.disks().items()},
             checkpoints=self._checkpoints(view, position),
             spool=self._pending(),
+            last=self.policy.planned is not None,
         )
 
     @property
@@ -118,16 +120,20 @@ class FactFinder:
     def _images(self) -> Identities | None:
         return self._hypervisor.image_identities(self._vm, tuple(self.disks()))
 
+    def machine(self) -> Machine:
+        """Read what the VM keeps outside its disks, now."""
+        return MachineStore().read(self._vm, self.view.definition)
+
     def _described(self, images: Identities | None) -> Identities | None:
-        """Add the definition, which is part of a point, too."""
+        """Add the definition, which is part of a point, too, and what else is."""
         if images is None:
             return None
-        return {**images, "definition": hashlib.sha256(self.view.definition.encode()).hexdigest()}
+        machine = {f"machine {file.name}": file.sha256 for file in self.machine().files}
+        return {**images, **machine, "definition": hashlib.sha256(self.view.definition.encode()).hexdigest()}
 
     def disks(self) -> dict[DiskTarget, DiskView]:
         """Choose the disks that are replicated now."""
-        chosen = (d for d in self.view.disks if d.reason_ineligible is None and d.target not in self.policy.excluded)
-        return {disk.target: disk for disk in chosen}
+        return replicated_disks(self.view, self.policy)
 
     def _disk(self, disk: DiskView, position: Position) -> DiskFacts:
         return DiskFacts(
@@ -168,3 +174,9 @@ class FactFinder:
         if not complete and checkpoint is not None:
             self.job = self._hypervisor.attach_backup(self._vm, checkpoint)
         return SpoolFacts(opening=point.opening, complete=complete, job_runs=self.job is not None)
+
+
+def replicated_disks(view: DomainView, policy: Policy) -> dict[DiskTarget, DiskView]:
+    """Choose the disks of a VM that are replicated, by target."""
+    chosen = (disk for disk in view.disks if disk.reason_ineligible is None and disk.target not in policy.excluded)
+    return {disk.target: disk for disk in chosen}

@@ -3,7 +3,7 @@
 import contextlib
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -21,15 +21,18 @@ from vmreplica.agent.protect import (
     check_not_begun,
     not_protected,
     paused,
+    require_not_planned,
     seed_disks,
 )
 from vmreplica.agent.relationship import Relationship, describe
 from vmreplica.agent.runner import Runner
+from vmreplica.agent.sweeping import delete_checkpoints, forget_primary, sweep_checkpoints
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.hypervisor import DiskView, DomainBrief
+from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.model.errors import NotFound, Refused, Unreachable
 from vmreplica.model.export import ExportSeed
-from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName, is_our_checkpoint
+from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.rates import NO_LIMIT, Limit
@@ -51,6 +54,7 @@ class PrimarySide:
         book: paired hosts.
         tasks: where acts that take long are registered.
         bandwidth: how fast is sent.
+        autostart: which VMs libvirt starts with the host.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class PrimarySide:
         book: PeerBook,
         tasks: Tasks,
         bandwidth: Bandwidth,
+        autostart: Autostart,
     ) -> None:
         self._stages = stages
         self._hypervisor = stages.hypervisor
@@ -70,6 +75,7 @@ class PrimarySide:
         self._book = book
         self._tasks = tasks
         self._bandwidth = bandwidth
+        self._autostart = autostart
 
     def enable(
         self,
@@ -113,19 +119,23 @@ class PrimarySide:
             interval=interval,
             keep=keep,
             excluded=excluded,
-            epoch=old.epoch if old else 0,
             limit=(old.limit if old else NO_LIMIT) if limit is None else limit,
             begin_at=begin_at,
+            **_lasting(old),
         )
-        if old is not None and old.replica != to:
-            raise already_protected(brief.name, self._peer_name(old.replica))
+        if old is not None:
+            self._check_change(brief.name, old, to)
         with self._other_way(brief, seed, old, give_up=give_up):
             position = self._clients.to(to).offer(brief.vm, _offer(brief.name, policy, disks, bases, seed))
             check_not_begun(brief.name, begin_at, position)
             policy = self._with_seed(brief, policy, seed, old, position)
             self._hypervisor.set_policy(brief.vm, policy)
+        return self._begin(brief, policy)
+
+    def _begin(self, brief: DomainBrief, policy: Policy) -> Task:
+        """Let a policy that was agreed on take effect."""
         rel = self._runner.find(brief.vm)
-        if rel is not None and begin_at is not None:
+        if rel is not None and policy.begin_at is not None:
             self._runner.halt(rel)  # what has begun already rests until then
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)
@@ -138,10 +148,17 @@ class PrimarySide:
             NotFound: the VM is not protected here.
             Unreachable: the VM is no longer protected, but the replica could not be told.
         """
-        rel = self._find(vm)
+        rel = self._find(vm, moving_too=True)
+        if rel.running:
+            require_not_planned(rel.name, rel.policy)
         self._runner.retire(rel)
-        self._sweep(rel.vm, rel.policy.replica)
+        sweep_checkpoints(self._stages, rel.vm, rel.policy.replica)
+        forget_primary(self._stages, rel.vm)
+        returned = rel.policy.autostart and not rel.fenced
+        # Both before, as a crash may follow, and after, as it may have been taken over again in between.
+        self._give_back_autostart(rel, wanted=returned)
         self._hypervisor.set_policy(rel.vm, None)
+        self._give_back_autostart(rel, wanted=returned)
         _log.info("protection ended", vm=rel.vm, name=rel.name)
         try:
             self._clients.to(rel.policy.replica).remove(rel.vm, delete_copy=delete_copy)
@@ -166,7 +183,7 @@ class PrimarySide:
         self.pause(vm)
         rel = self._find(vm)
         self._hypervisor.end_backup(rel.vm)
-        self._delete_checkpoints(rel.vm, rel.policy.replica)
+        delete_checkpoints(self._stages, rel.vm, rel.policy.replica)
 
     def resume(self, vm: str) -> None:
         """Go on after a pause, at once."""
@@ -206,6 +223,13 @@ class PrimarySide:
         """Find a protected VM by name or UUID."""
         return self._runner.find(vm)
 
+    def protected(self, vm: str) -> Relationship | None:
+        """Find a protected VM by name or UUID, also when the scheduler has not looked for it yet."""
+        try:
+            return self._find(vm, moving_too=True)
+        except NotFound:
+            return None
+
     def _describe(self, rel: Relationship, now: dt.datetime, clock: float) -> RelationshipReport:
         return describe(
             rel,
@@ -242,6 +266,11 @@ class PrimarySide:
             self._runner.adopt(brief, old)
             raise
 
+    def _check_change(self, name: VmName, old: Policy, to: HostId) -> None:
+        require_not_planned(name, old)
+        if old.replica != to:
+            raise already_protected(name, self._peer_name(old.replica))
+
     def _with_seed(
         self, brief: DomainBrief, policy: Policy, wish: SeedRequest | None, old: Policy | None, position: Position
     ) -> Policy:
@@ -261,23 +290,16 @@ class PrimarySide:
         self._runner.change(rel, policy)
         return rel
 
-    def _sweep(self, vm: VmId, replica: HostId) -> None:
-        self._hypervisor.end_backup(vm)
-        self._delete_checkpoints(vm, replica)
-        point = self._stages.spool.point(vm)
-        if point is not None:
-            point.discard()
-        self._stages.fingerprints.remove(vm)
-        self._stages.rest.forget(vm)
+    def _give_back_autostart(self, rel: Relationship, *, wanted: bool) -> None:
+        """Let libvirt start a VM with the host again, as it did before it was protected."""
+        if wanted:
+            self._autostart.set(rel.vm, on=True)
 
-    def _delete_checkpoints(self, vm: VmId, replica: HostId) -> None:
-        for name in self._hypervisor.checkpoints(vm):
-            if is_our_checkpoint(name, replica):
-                self._hypervisor.delete_checkpoint(vm, name)
-
-    def _find(self, vm: str) -> Relationship:
+    def _find(self, vm: str, *, moving_too: bool = False) -> Relationship:
         rel = self._runner.find(vm)
         if rel is not None:
+            if not moving_too:
+                require_not_planned(rel.name, rel.policy)
             return rel
         brief = self._hypervisor.find(vm)
         policy = self._hypervisor.policy(brief.vm)
@@ -310,6 +332,11 @@ def _offer(
         erase=bases.erase,
         seed=seed_disks(name, seed, {disk.target: disk.size for disk in disks}),
     )
+
+
+def _lasting(old: Policy | None) -> dict[str, Any]:
+    """Tell what of a policy outlives its change."""
+    return {} if old is None else {"epoch": old.epoch, "autostart": old.autostart}
 
 
 def _known_position(client: PeerClient, vm: VmId) -> Position | None:

@@ -9,7 +9,7 @@ from vmreplica.model.errors import BadRequest, Conflict, NotFound, Problem, Refu
 from vmreplica.model.ids import DevicePath, DiskTarget, VmName
 from vmreplica.model.moments import require_ahead
 from vmreplica.model.point import PointSummary, Position
-from vmreplica.model.policy import BaseWish
+from vmreplica.model.policy import BaseWish, Policy
 from vmreplica.model.seed import ExistingSeed, SeedDisk, SeedRequest
 from vmreplica.model.units import format_size
 
@@ -46,6 +46,20 @@ def check_disks(view: DomainView, excluded: Sequence[DiskTarget]) -> list[DiskVi
             hint="a VM needs at least one disk that can be replicated and is not excluded",
         )
     return wanted
+
+
+def require_not_planned(name: VmName, policy: Policy) -> None:
+    """Refuse what must not meet a planned failover.
+
+    Raises:
+        Conflict: ``planned-under-way``.
+    """
+    if policy.planned is not None:
+        raise Conflict(
+            "planned-under-way",
+            f"{name} is moving to its replica: a planned failover is under way",
+            hint=f"vmreplica failover {name} --planned goes on with it, --cancel takes it back",
+        )
 
 
 def check_beginning(name: VmName, begin_at: dt.datetime | None, now: dt.datetime) -> None:

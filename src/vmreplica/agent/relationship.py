@@ -32,7 +32,12 @@ class Relationship:
     waits: str | None = None
     #: The VM went off or came back while its cycle ran: another one is due at once.
     news: bool = False
+    #: The VM lives on its replica.
     fenced: bool = False
+    #: And runs here as well.
+    runs_stale: bool = False
+    #: Why it was not started with its host yet.
+    start_waits: str | None = None
     #: Set while a cycle runs.
     meter: Meter | None = None
     #: Kind of the point on its way, while one is.
@@ -52,6 +57,11 @@ class Relationship:
         return self.meter is not None
 
     @property
+    def rests(self) -> bool:
+        """Tell whether no cycle begins by itself: a person, or a planned failover, has the VM."""
+        return self.policy.paused or self.policy.planned is not None
+
+    @property
     def begins(self) -> dt.datetime | None:
         """Tell when initial replication begins, as far as it was set and there is no point yet."""
         begun = self.position is not None and self.position.latest is not None
@@ -67,18 +77,40 @@ class Relationship:
         begins = self.begins
         return self.due if begins is None else begin_due(self.due, clock, (begins - now).total_seconds())
 
+    def fence(self, *, fenced: bool, runs: bool | None, clock: float) -> None:
+        """Take note of whether it lives on its replica; one that does so no more has a cycle due.
+
+        Args:
+            fenced: whether it does.
+            runs: whether it runs here as well; None: as before.
+            clock: the present monotonic time.
+        """
+        if self.fenced and not fenced:
+            self.due = clock
+        self.fenced = fenced
+        self.runs_stale = fenced and (self.runs_stale if runs is None else runs)
+
     def takes_notice(self, event: str) -> bool:
         """Tell whether a cycle is due at once: a VM that went off has a last point, one that is back has news."""
         if event in {"stopped", "crashed"}:
             return True
         return event in {"started", "resumed"} and (self.waits is not None or (self.running and event == "started"))
 
-    def state(self) -> State:
-        """Derive the state from facts."""
+    def _decreed(self) -> State | None:
+        """Tell the state as far as it does not depend on what the replica holds."""
+        if self.policy.planned is not None:
+            return State.PREPARING if self.policy.planned.stage == "preparing" else State.PREPARED
         if self.fenced:
             return State.FENCED
         if self.policy.paused:
             return State.PAUSED
+        return State.REVERSING if self.policy.reverse is not None else None
+
+    def state(self) -> State:
+        """Derive the state from facts."""
+        decreed = self._decreed()
+        if decreed is not None:
+            return decreed
         if self.position is None:
             return State.READY
         if self.position.awaited is not None:
@@ -118,6 +150,8 @@ def _facts(rel: Relationship, state: State, age: float | None) -> Facts:
         missed_in_a_row=rel.missed,
         awaited=rel.position is not None and rel.position.awaited is not None,
         complaints=rel.position.complaints if rel.position else (),
+        runs_stale=rel.runs_stale,
+        start_waits=rel.start_waits,
     )
 
 
@@ -152,7 +186,7 @@ def describe(
         point_age=age,
         points=points,
         next_due=None
-        if rel.running or rel.policy.paused
+        if rel.running or rel.rests
         else now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock)),
         begins_at=begins if (begins := rel.begins) is not None and begins > now else None,
         waits=None if rel.running else rel.waits,
@@ -162,4 +196,5 @@ def describe(
         progress=rel.meter.progress() if rel.meter else seed_progress(rel.position),
         last_cycle=rel.last,
         excluded=rel.policy.excluded,
+        autostart=rel.policy.autostart,
     )

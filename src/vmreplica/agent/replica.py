@@ -1,29 +1,37 @@
 """The replica side of the agent: what this host holds for others, and starting it when a person says so."""
 
 import datetime as dt
-import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import AbstractContextManager
 from typing import Final, Literal
 
 import structlog
 
+from vmreplica.agent.addressing import Addressing
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.committing import Commits
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
-from vmreplica.agent.relationship import seed_progress
+from vmreplica.agent.networks import change_networks, networks_report
+from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
+from vmreplica.agent.tasks import Task
+from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
+from vmreplica.failover.layer import written_bytes
 from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
+from vmreplica.failover.preview import with_notes
+from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
-from vmreplica.model.health import Facts, judge
-from vmreplica.model.ids import HostId, PointId, VmId
-from vmreplica.model.point import PointSummary, Position
+from vmreplica.model.ids import HostId, HostName, PointId, VmId
+from vmreplica.model.networks import NetworksChange, NetworksReport
+from vmreplica.model.point import PointSummary
 from vmreplica.model.report import (
     CancelReport,
     FailoverPlan,
@@ -40,8 +48,6 @@ _log: Final = structlog.get_logger(__name__)
 
 #: Seconds a primary has to say whether the VM runs there; on the worst day it is gone and nobody wants to wait.
 _ASK_LIMIT: Final = 1.0
-#: Seconds between looks whether the time of a test failover is over.
-_TEST_CHECK: Final = 10.0
 
 
 class ReplicaSide:
@@ -71,9 +77,11 @@ class ReplicaSide:
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
+        #: Failovers that are being kept for good.
+        self.commits = Commits(hypervisor, repository.min_free)
+        self._addressing = Addressing(repository, hypervisor)
         self._failing_over = threading.Lock()
-        self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
+        self._upkeep = Upkeep(repository, self._tests)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
         self.imports = Imports(repository, clients.here, self._upkeep.put)
 
@@ -84,20 +92,23 @@ class ReplicaSide:
             try:
                 recover(replica, self._hypervisor)
                 self._tests.recover(replica)
+                self.commits.recover(replica)
             except VmReplicaError as error:
                 _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
             self._upkeep.put(replica.record.vm)
-        self._thread.start()
+        self._upkeep.start()
         self.seeder.start()
+        self._addressing.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self.commits.stop()
         self.imports.stop()
         self.seeder.stop()
-        self._upkeep.put(None)
-        self._thread.join()
+        self._addressing.stop()
+        self._upkeep.stop()
         self._asking.shutdown(wait=False, cancel_futures=True)
 
     def published(self, vm: VmId, _point: PointSummary) -> None:
@@ -139,7 +150,7 @@ class ReplicaSide:
     def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
-        return self._plan(replica, point, self._ask_primary(replica))
+        return with_notes(self._plan(replica, point, self.ask_primary(replica)), replica, self._hypervisor)
 
     def failover(self, vm: str, point: PointId | None) -> FailoverReport:
         """Start the VM here.
@@ -150,10 +161,17 @@ class ReplicaSide:
         replica = self.get(vm)
         began = time.monotonic()
         with self._failing_over:
-            answer = self._asking.submit(self._ask_primary, replica)
             plan = self._plan(replica, point, "silent")
-            notes = execute(replica, self._hypervisor, plan, ask_primary=answer.result)
-        shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+            asked: list[Future[PrimaryAnswer]] = []
+            notes = execute(
+                replica,
+                self._hypervisor,
+                plan,
+                # Not before: the primary might let the VM start in between, as nothing here would forbid it yet.
+                fenced=lambda: asked.append(self._asking.submit(self.ask_primary, replica)),
+                ask_primary=lambda: asked.pop().result(),
+            )
+        shown = plan.model_copy(update={"notes": notes})
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
@@ -164,8 +182,7 @@ class ReplicaSide:
             NotFound: ``network-unknown``, and those of ``plan.plan_test``.
         """
         replica = self.get(vm)
-        leads_out = network is not None and self._hypervisor.network_leads_out(network)
-        return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
+        return with_notes(self._plan_test(replica, point, network), replica, self._hypervisor, network)
 
     def test(self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM here, beside the VM itself.
@@ -180,11 +197,22 @@ class ReplicaSide:
             VmReplicaError: it was refused, or a step failed and everything was undone.
         """
         replica, began = self.get(vm), time.monotonic()
-        plan = self.plan_test(vm, point, network)
+        plan = self._plan_test(replica, point, network)
         until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
         test, notes = self._tests.start(replica, plan, network=network, until=until)
-        shown = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+        self._addressing.add_test(replica, test.vm)
+        shown = plan.model_copy(update={"notes": notes})
         return StartedTest(plan=shown, test=test, seconds=time.monotonic() - began)
+
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Plan what ``cancel`` does; changes nothing.
+
+        Raises:
+            Conflict: ``nothing-to-cancel``.
+        """
+        replica, now = self.get(vm), dt.datetime.now(dt.UTC)
+        written = written_bytes(replica.run_dir)
+        return plan_cancel(replica.record, replica.points(), tests_only=tests_only, now=now, written=written)
 
     def cancel(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover in effect; when there is none, or it is asked for, the test failovers.
@@ -193,25 +221,35 @@ class ReplicaSide:
             Conflict: ``nothing-to-cancel``.
         """
         replica = self.get(vm)
-        record = replica.record
-        if not tests_only and State(record.state) is State.FAILED_OVER:
-            with self._failing_over:
+        with self._failing_over:
+            kind = what_to_cancel(replica.record, tests_only=tests_only)
+            if kind == "unplanned":
                 undo(replica, self._hypervisor)
-            return self._cancelled(replica, "unplanned", (record.name,))
-        removed = self._tests.end(replica)
-        if not removed:
-            raise Conflict(
-                "nothing-to-cancel",
-                f"{record.name} is {record.state}: there is no {'' if tests_only else 'failover and no '}test failover",
-                hint="`vmreplica status` shows what runs here",
-            )
-        return self._cancelled(replica, "test", removed)
+                return self._cancelled(replica, kind, (replica.record.name,))
+        return self._cancelled(replica, kind, self._tests.end(replica))
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Say which network of this host stands for which one of the primary."""
+    def commit(self, vm: str, task: Task) -> None:
+        """Begin to keep the failover of a VM for good; the task ends with it.
+
+        Raises:
+            VmReplicaError: it was refused, nothing has changed.
+        """
         replica = self.get(vm)
-        replica.update(network_map=mapping)
-        return self.describe(replica)
+        with self._failing_over:
+            self.commits.begin(replica, task)
+
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+        return networks_report(self.get(vm), self._hypervisor)
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change that.
+
+        Raises:
+            BadRequest: ``network-map-invalid``.
+        """
+        change_networks(self.get(vm), change)
+        return self.networks(vm)
 
     def hand_over(self, vm: str, to: HostId) -> RelationshipReport:
         """Take a VM's points from another host: the one that it was migrated to.
@@ -225,8 +263,8 @@ class ReplicaSide:
         record = replica.record
         if record.owner != to:
             require_no_failover(record)
-            if self._ask_primary(replica) == "runs":
-                raise runs_there(record, self._peer_name(record.owner))
+            if self.ask_primary(replica) == "runs":
+                raise runs_there(record, self.peer_name(record.owner))
             replica.update(owner=to)
             _log.info("replica handed over", vm=record.vm, was=record.owner, owner=to)
         return self.describe(replica)
@@ -252,6 +290,7 @@ class ReplicaSide:
             )
         self.seeder.cancel(record.vm)
         if delete_copy:
+            self.commits.give_up(replica)
             replica.move(Event.REMOVE)
             if record.failover is not None:
                 replica.release(record.failover.hold)
@@ -262,38 +301,12 @@ class ReplicaSide:
 
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
-        record, position = replica.record, replica.position()
-        points = [point for point in replica.points() if point.bootable]
-        latest = points[0] if points else None
-        now = dt.datetime.now(dt.UTC)
-        age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-        state = State(record.state)
-        complaints = [*position.complaints, *_seed_complaint(position)]
-        awaited = position.awaited is not None
-        facts = Facts(
-            state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints)
-        )
-        return RelationshipReport(
-            vm=record.vm,
-            name=record.name,
-            role="replica",
-            peer=self._peer_name(record.owner),
-            peer_id=record.owner,
-            state=state,
-            health=judge(facts),
-            interval=record.interval,
-            keep=record.keep,
-            epoch=record.epoch,
-            latest=latest,
-            point_age=age,
-            points=len(points),
-            tests=self._tests.reports(replica),
-            progress=seed_progress(position, prefix=""),
-        )
+        peer = self.peer_name(replica.record.owner)
+        return describe_replica(replica, peer, self._tests.reports(replica), self.commits)
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""
-        name, primary = replica.record.name, self._peer_name(replica.record.owner) or "its primary"
+        name, primary = replica.record.name, self.peer_name(replica.record.owner) or "its primary"
         return NotFound(
             "not-protected",
             f"this host only holds the copy of {name}, which {primary} sends",
@@ -304,12 +317,21 @@ class ReplicaSide:
         """Report every replica held here."""
         return [self.describe(replica) for replica in self._repository.replicas()]
 
+    def no_failover(self) -> AbstractContextManager[object]:
+        """Let no failover begin or be taken back in the block."""
+        return self._failing_over
+
     # ---- helpers
 
     def _plan(self, replica: Replica, point: PointId | None, answer: PrimaryAnswer) -> FailoverPlan:
         return plan_unplanned(replica.record, replica.points(), point, now=dt.datetime.now(dt.UTC), primary=answer)
 
-    def _ask_primary(self, replica: Replica) -> PrimaryAnswer:
+    def _plan_test(self, replica: Replica, point: PointId | None, network: str | None) -> FailoverPlan:
+        leads_out = network is not None and self._hypervisor.network_leads_out(network)
+        return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
+
+    def ask_primary(self, replica: Replica) -> PrimaryAnswer:
+        """Ask the host that sent a VM's points whether the VM runs there; takes a second at most."""
         record = replica.record
         asked = self._asking.submit(self._runs_there, record.owner, record.vm)
         try:
@@ -333,43 +355,9 @@ class ReplicaSide:
         self._upkeep.put(record.vm)
         return CancelReport(vm=record.vm, name=record.name, kind=kind, removed=removed, state=State(record.state))
 
-    def _keep_chains(self) -> None:
-        while True:
-            try:
-                vm = self._upkeep.get(timeout=_TEST_CHECK)
-            except queue.Empty:
-                self._expire_tests()
-                continue
-            if vm is None:
-                return
-            self._keep_chain(vm)
-
-    def _expire_tests(self) -> None:
-        now = dt.datetime.now(dt.UTC)
-        for replica in self._repository.replicas():
-            try:
-                self._tests.expire(replica, now)
-            except VmReplicaError as error:
-                _log.warning("a test failover cannot be removed", vm=replica.record.vm, why=error.message)
-
-    def _keep_chain(self, vm: VmId) -> None:
-        try:
-            folded = self._repository.replica(vm).apply_retention()
-        except VmReplicaError as error:
-            _log.warning("old points stay", vm=vm, why=error.message)
-        except Exception:  # noqa: BLE001 - upkeep of one VM must not end that of the others
-            _log.exception("upkeep failed", vm=vm)
-        else:
-            if folded:
-                _log.info("folded old points into the base", vm=vm, points=folded)
-
-    def _peer_name(self, host: HostId) -> str | None:
+    def peer_name(self, host: HostId) -> HostName | None:
+        """Tell what a host is called; None when it is no longer paired."""
         try:
             return self._book.by_id(host).name
         except NotFound:
             return None
-
-
-def _seed_complaint(position: Position) -> list[str]:
-    failed = position.seeding.failed if position.seeding is not None else None
-    return [f"it cannot begin with the existing copy: {failed.message}"] if failed is not None else []

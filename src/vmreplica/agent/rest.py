@@ -39,11 +39,21 @@ class RestBook:
             point: the point.
             identities: as they are now; None for a VM that runs.
         """
+        return identities is not None and self._recorded(vm, point) == dict(identities)
+
+    def same_images(self, vm: VmId, point: PointId, identities: Identities | None) -> bool:
+        """Tell the same of the images alone: what else makes up the VM may have changed."""
+        recorded = self._recorded(vm, point)
+        if identities is None or not isinstance(recorded, dict):
+            return False
+        return bool(identities) and all(recorded.get(target) == image for target, image in identities.items())
+
+    def _recorded(self, vm: VmId, point: PointId) -> object:
         try:
             record = json.loads(self._path(vm).read_text())
         except (OSError, ValueError):
-            return False
-        return identities is not None and bool(record == {"point": point, "images": dict(identities)})
+            return None
+        return record["images"] if isinstance(record, dict) and record.get("point") == point else None
 
     def forget(self, vm: VmId) -> None:
         """Forget a VM; harmless when there is nothing."""

@@ -19,12 +19,14 @@ from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle, Outcome
 from vmreplica.agent.decide import WAITS_FOR_SEED
 from vmreplica.agent.exporting import spacing
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.guard import Guard
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.lost_policy import put_policy_back
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship, seed_progress
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
+from vmreplica.agent.swap import ASK_AGAIN, NOT_SWAPPED, OLD_PRIMARY_AWAY, Swap
 from vmreplica.agent.tasks import Task
 from vmreplica.agent.turns import borrowed
 from vmreplica.hypervisor import DomainBrief
@@ -33,6 +35,7 @@ from vmreplica.model.ids import VmId
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.report import CycleReport
+from vmreplica.peer.line import Halt
 
 _T = TypeVar("_T")
 _log: Final = structlog.get_logger(__name__)
@@ -41,8 +44,8 @@ _log: Final = structlog.get_logger(__name__)
 _REFRESH: Final = 15.0
 #: Seconds that ending a running cycle may take before a verb gives up waiting for it.
 _HALT_LIMIT: Final = 60.0
-#: Seconds between questions to a replica that reads an existing copy.
-_SEED_GLANCE: Final = 2.0
+#: Seconds until the next cycle, by what the last one waited for: somebody else's work, or being there.
+_GLANCES: Final = {WAITS_FOR_SEED: 2.0, OLD_PRIMARY_AWAY: ASK_AGAIN}
 #: What passes by itself: tasks wait for the point to come.
 _PATIENT: Final = frozenset({RESYNC_QUEUED, WAITS_FOR_SEED})
 
@@ -56,6 +59,8 @@ class Runner:
         journal: history.
         bandwidth: how fast is sent.
         keeper: looks after backup jobs of VMs whose cycles rest.
+        guard: told of each position: whether the VM lives on its replica.
+        swap: asks old primaries to become replicas.
         concurrent: cycles at once.
         slots: of these, such as read whole disks.
     """
@@ -68,6 +73,8 @@ class Runner:
         journal: Journal,
         bandwidth: Bandwidth,
         keeper: Keeper,
+        guard: Guard,
+        swap: Swap,
         concurrent: int,
         slots: int,
     ) -> None:
@@ -77,6 +84,8 @@ class Runner:
         self._journal = journal
         self._bandwidth = bandwidth
         self._keeper = keeper
+        self._guard = guard
+        self._swap = swap
         self._concurrent = concurrent
         self._slots = slots
         self._clock: Callable[[], float] = time.monotonic
@@ -121,6 +130,7 @@ class Runner:
             if rel is None:
                 rel = Relationship(vm=brief.vm, name=brief.name, policy=policy, due=self._clock())
                 rel.idle.set()
+                rel.fenced = self._guard.fenced(brief.vm)
                 self._known[brief.vm] = rel
             rel.name, rel.policy = brief.name, policy
             return rel
@@ -205,7 +215,7 @@ class Runner:
         return [
             Turn(vm=rel.vm, due=rel.due_at(clock, now), running=rel.running, long=rel.long, queued=rel.queued)
             for rel in self._known.values()
-            if rel.running or not rel.policy.paused
+            if rel.running or not rel.rests
         ]
 
     def _launch(self, rel: Relationship) -> None:
@@ -222,20 +232,32 @@ class Runner:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
         self._keeper.release(rel.vm)
         try:
-            outcome = self._cycle(rel, meter).run()
+            outcome = self._outcome(rel, meter)
         except VmReplicaError as caught:
             # There is no way to the replica at all, for example because it is no longer paired.
             outcome = Outcome(published=None, step=None, guest_bytes=0, waits=None, error=caught)
         report = report_of(rel, meter, outcome, started=started, seconds=self._clock() - clock)
         self._settle(rel, report, outcome, clock)
 
-    def _cycle(self, rel: Relationship, meter: Meter) -> Cycle:
+    def _outcome(self, rel: Relationship, meter: Meter) -> Outcome:
+        """Run a cycle; first let the old primary become the replica, if that is wanted."""
+        if rel.policy.reverse is not None:
+            meter.phase("asking the old primary to become the replica")
+            policy = self._swap.ask(rel)
+            if policy is None:
+                return NOT_SWAPPED
+            with self._wake:
+                rel.policy = policy
+        return self.cycle(rel, meter, rel.policy, rel.halt).run()
+
+    def cycle(self, rel: Relationship, meter: Meter, policy: Policy, halt: Halt) -> Cycle:
+        """Make a cycle of a VM, for whoever has its turn."""
         return Cycle(
             stages=self._stages,
             client=self._clients.to(rel.policy.replica),
             vm=rel.vm,
-            policy=rel.policy,
-            halt=rel.halt,
+            policy=policy,
+            halt=halt,
             pace=self._bandwidth.throttle(rel.vm, lambda: rel.policy.limit, meter.sent),
             slot=lambda *, must: self._may_go_long(rel, must=must),
             meter=meter,
@@ -263,7 +285,9 @@ class Runner:
             return rel.long
 
     def _saw(self, rel: Relationship, position: Position) -> None:
+        fenced = self._guard.saw(rel.vm, rel.name, rel.policy, position)
         with self._wake:
+            rel.fenced = fenced
             rel.position = position
             _show_seeding(rel)
 
@@ -282,7 +306,6 @@ class Runner:
             rel.meter, rel.sending, rel.long = None, None, False
             rel.waits = outcome.waits
             rel.queued = outcome.waits == RESYNC_QUEUED
-            rel.fenced = outcome.error is not None and outcome.error.code == "failed-over-elsewhere"
             rel.last = report or rel.last
             if outcome.waits in _PATIENT:
                 # Whoever waits for the point goes on waiting.
@@ -290,8 +313,8 @@ class Runner:
             if not rel.queued:
                 # Else it keeps its place.
                 self._plan_next(rel, outcome, started, now)
-                if outcome.waits == WAITS_FOR_SEED:
-                    rel.due = now + _SEED_GLANCE
+                if outcome.waits in _GLANCES:
+                    rel.due = now + _GLANCES[outcome.waits]
                 elif rel.waiting or rel.news:
                     rel.due = now
             answered, rel.answering = rel.answering, []

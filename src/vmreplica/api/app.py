@@ -24,10 +24,12 @@ from vmreplica.api.requests import (
     InviteRequest,
     JoinRequest,
     LimitRequest,
-    NetworksRequest,
+    PlannedRequest,
 )
+from vmreplica.api.starts import Starts
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
+from vmreplica.model.networks import NetworksChange
 from vmreplica.model.report import HistoryReport, PeersReport
 
 MAX_BODY: Final = 1 << 20
@@ -44,9 +46,11 @@ def make_app(agent: AgentFacade) -> web.Application:
     """Build the application for an agent."""
     app = web.Application(middlewares=[problems], client_max_size=MAX_BODY)
     calls = Calls()
-    app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes()])
+    starts = Starts(agent, calls, _vm, _VM)
+    app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes(), *starts.routes()])
 
     async def close(_app: web.Application) -> None:
+        starts.close()
         calls.close()
 
     app.on_cleanup.append(close)
@@ -78,10 +82,18 @@ class _Vms:
             web.put(f"{_VM}/limit", self._limit),
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
+            web.get(f"{_VM}/commit-plan", self._commit_plan),
+            web.post(f"{_VM}/commit", self._commit),
+            web.post(f"{_VM}/planned-plan", self._planned_plan),
+            web.post(f"{_VM}/planned", self._planned),
             web.get(f"{_VM}/test-plan", self._test_plan),
             web.post(f"{_VM}/test", self._test),
+            web.get(f"{_VM}/cancel-plan", self._cancel_plan),
             web.post(f"{_VM}/cancel", self._cancel),
-            web.put(f"{_VM}/networks", self._networks),
+            web.get(f"{_VM}/networks", self._networks),
+            web.put(f"{_VM}/networks", self._change_networks),
+            web.get(f"{_VM}/reverse-plan", self._reverse_plan),
+            web.post(f"{_VM}/reverse", self._reverse),
             web.post(f"{_VM}/hand-over", self._hand_over),
         ]
 
@@ -157,6 +169,22 @@ class _Vms:
         vm, body = _vm(request), await read_body(request, FailoverRequest)
         return answer(await self._run(partial(self._agent.failover, vm, body.point)))
 
+    async def _commit_plan(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.plan_commit, _vm(request))))
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.commit, _vm(request))), status=202)
+
+    async def _planned_plan(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, PlannedRequest)
+        call = partial(self._agent.plan_planned, vm, patience=body.patience, force=body.force)
+        return answer(await self._run(call))
+
+    async def _planned(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, PlannedRequest)
+        call = partial(self._agent.planned_failover, vm, patience=body.patience, force=body.force)
+        return answer(await self._run(call), status=202)
+
     async def _test_plan(self, request: web.Request) -> web.Response:
         vm, point, network = _vm(request), _point(request), request.query.get("network")
         return answer(await self._run(partial(self._agent.plan_test, vm, point, network)))
@@ -166,13 +194,26 @@ class _Vms:
         call = partial(self._agent.test_failover, vm, point=body.point, network=body.network, seconds=body.seconds)
         return answer(await self._run(call), status=201)
 
+    async def _cancel_plan(self, request: web.Request) -> web.Response:
+        vm, tests_only = _vm(request), request.query.get("tests_only") == "true"
+        return answer(await self._run(partial(self._agent.plan_cancel, vm, tests_only=tests_only)))
+
     async def _cancel(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, CancelRequest)
         return answer(await self._run(partial(self._agent.cancel_failover, vm, tests_only=body.tests_only)))
 
+    async def _reverse_plan(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.plan_reverse, _vm(request))))
+
+    async def _reverse(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.reverse, _vm(request))), status=202)
+
     async def _networks(self, request: web.Request) -> web.Response:
-        vm, body = _vm(request), await read_body(request, NetworksRequest)
-        return answer(await self._run(partial(self._agent.map_networks, vm, dict(body.networks))))
+        return answer(await self._run(partial(self._agent.networks, _vm(request))))
+
+    async def _change_networks(self, request: web.Request) -> web.Response:
+        vm, body = _vm(request), await read_body(request, NetworksChange)
+        return answer(await self._run(partial(self._agent.change_networks, vm, body)))
 
     async def _hand_over(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, HandOverRequest)

@@ -47,7 +47,14 @@ async def _serve(agent: Agent, config: Config) -> None:
     try:
         await asyncio.to_thread(agent.start)
         host, port = split_address(config.agent.listen)
-        app = make_app(agent.identity, agent.book, agent.invitations, config.agent.addresses(), agent.receiver)
+        app = make_app(
+            agent.identity,
+            agent.book,
+            agent.invitations,
+            config.agent.addresses(),
+            agent.receiver,
+            planned=agent.planned,
+        )
         peers = await start_server(app, agent.identity, host, port)
         _log.info("agent runs", host=agent.identity.name, host_id=agent.identity.host_id, listen=config.agent.listen)
         try:

@@ -4,6 +4,8 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
+from vmreplica.model.ids import VmId
+from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -21,6 +23,20 @@ from vmreplica.model.report import (
     TaskReport,
 )
 from vmreplica.model.seed import SeedRequest
+from vmreplica.model.start import AutostartReport, StartAnswer, StartQuestion, StartReport
+
+
+class StartsFacade(Protocol):
+    """Starts of protected VMs."""
+
+    def may_start(self, vm: VmId, question: StartQuestion) -> StartAnswer:
+        """Tell libvirt's hook whether a protected VM may start; must not call libvirt, which waits for the answer."""
+
+    def start(self, vm: str, *, sure: bool, dry_run: bool) -> StartReport:
+        """Start a VM if its replica agrees; ``sure``: a person says that it runs nowhere else."""
+
+    def set_autostart(self, vm: str, *, on: bool) -> AutostartReport:
+        """Say whether a protected VM is started with its host."""
 
 
 class AgentFacade(Protocol):
@@ -61,6 +77,10 @@ class AgentFacade(Protocol):
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
         """Change how fast a VM's points may be sent."""
 
+    @property
+    def starts(self) -> StartsFacade:
+        """Starts of protected VMs."""
+
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""
 
@@ -86,17 +106,41 @@ class AgentFacade(Protocol):
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
 
+    def plan_commit(self, vm: str) -> FailoverPlan:
+        """Tell what keeping a failover for good would do; changes nothing."""
+
+    def commit(self, vm: str) -> TaskReport:
+        """Keep a failover for good; the task is the folding of its images."""
+
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Tell what a planned failover would do, asked on either side; changes nothing."""
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Move a VM to its replica, or go on with that, asked on either side."""
+
     def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
 
     def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM, isolated unless a network is named."""
 
+    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
+        """Tell what taking a failover, or the test failovers, back would do and lose; changes nothing."""
+
     def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
         """Take back the failover, or the test failovers, with every trace."""
 
-    def map_networks(self, vm: str, mapping: dict[str, str]) -> RelationshipReport:
-        """Set which network of this host stands for which one of the primary."""
+    def networks(self, vm: str) -> NetworksReport:
+        """Tell which network of this host stands for which one of the primary."""
+
+    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
+        """Change which network of this host stands for which one of the primary."""
+
+    def plan_reverse(self, vm: str) -> FailoverPlan:
+        """Tell what a swap of the roles would do; changes nothing."""
+
+    def reverse(self, vm: str) -> TaskReport:
+        """Protect a VM that was failed over to this host from here, with its old primary as the replica."""
 
     def hand_over(self, vm: str, to: str) -> RelationshipReport:
         """Take the points of a VM, held here, from another paired host."""

@@ -5,13 +5,11 @@ from typing import Annotated
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.export import Directory, Passphrase
-from vmreplica.model.ids import DevicePath, DiskTarget, HostName, PointId
+from vmreplica.model.ids import DevicePath, DiskTarget, HostName, NetworkName, PointId
 from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.rates import Limit
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
-
-NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/]{1,255}$")]
 
 
 class EnableRequest(Shape):
@@ -70,6 +68,15 @@ class FailoverRequest(Shape):
     point: PointId | None = None
 
 
+class PlannedRequest(Shape):
+    """Move a VM to its replica, with its guest shut down in an orderly way."""
+
+    #: Seconds that the guest has for that.
+    patience: Annotated[int, Field(ge=5, le=86400)] = 300
+    #: Pull its plug after that.
+    force: bool = False
+
+
 class FailoverTestRequest(Shape):
     """Start a copy beside the VM; without a point from the newest one, without a network unplugged."""
 
@@ -89,12 +96,6 @@ class HandOverRequest(Shape):
     """Take a VM's points from another paired host."""
 
     to: HostName
-
-
-class NetworksRequest(Shape):
-    """The whole map: the primary's network or bridge to this host's; what is not in it keeps its name."""
-
-    networks: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)]
 
 
 class InviteRequest(Shape):

@@ -6,6 +6,7 @@ import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.commit import keep
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, console, make_request, read_report, show, show_answer
 from vmreplica.model.units import parse_duration
@@ -22,6 +23,9 @@ def register(app: typer.Typer) -> None:
         "vmreplica failover web --point 20261122T031500Z-5f3a90c1 --yes --json",
         "vmreplica failover web --test --for 2h",
         "vmreplica failover web --test --network lab-only",
+        "vmreplica failover web --planned --dry-run",
+        "vmreplica failover web --planned --timeout 10m --force",
+        "vmreplica failover web --cancel --dry-run",
         "vmreplica failover web --cancel",
     )
 
@@ -39,6 +43,16 @@ Network = Annotated[
 For = Annotated[
     str | None, typer.Option("--for", metavar="TIME", help="With --test: remove the copy by itself after, say, 2h.")
 ]
+Planned = Annotated[
+    bool,
+    typer.Option("--planned", help="On either side: shut the guest down, send the last changes, start it over there."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="With --planned: pull the guest's plug when it does not shut itself down.")
+]
+Patience = Annotated[
+    str | None, typer.Option("--timeout", metavar="TIME", help="With --planned: for the guest's shutdown; default 5m.")
+]
 Point = Annotated[
     str | None, typer.Option(metavar="ID", help="An older recovery point, as vmreplica points lists them.")
 ]
@@ -52,19 +66,35 @@ def failover(
     network: Network = None,
     lifetime: For = None,
     cancel: Cancel = False,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Keep the failover for good, as vmreplica commit does.")
+    ] = False,
+    planned: Planned = False,
+    force: Force = False,
+    timeout: Patience = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Fail over, test or take back."""
-    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel, dry_run=dry_run)
+    from vmreplica.cli.planned import move, refuse_planned_nonsense  # noqa: PLC0415 - slow to import
+
+    others = bool(point or test or network or lifetime or cancel or commit)
+    refuse_planned_nonsense(planned=planned, others=others, details=force or timeout is not None)
+    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel, commit=commit)
     client = AgentClient(socket)
-    if cancel:
+    if planned:
+        move(client, vm, timeout, force=force, dry_run=dry_run, yes=yes, as_json=as_json)
+    elif commit:
+        keep(client, vm, dry_run=dry_run, yes=yes, wait=True, as_json=as_json)
+    elif dry_run and cancel:
+        show_plan(_cancel_plan(client, vm, tests_only=test), as_json=as_json)
+    elif cancel:
         _cancel(client, vm, tests_only=test, yes=yes, as_json=as_json)
     elif dry_run:
         plan = "test-plan" if test else "failover-plan"
-        _show_plan(client.get(vm_path(vm, plan), point=point, network=network), as_json=as_json)
+        show_plan(client.get(vm_path(vm, plan), point=point, network=network), as_json=as_json)
     elif test:
         _test(client, vm, point, network, lifetime, yes=yes, as_json=as_json)
     else:
@@ -72,7 +102,7 @@ def failover(
 
 
 def _refuse_nonsense(
-    *, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool, dry_run: bool
+    *, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool, commit: bool
 ) -> None:
     """See that the options go together.
 
@@ -81,8 +111,10 @@ def _refuse_nonsense(
     """
     if (network or lifetime) and not test:
         wrong, remedy = "--network and --for go with --test only", "vmreplica failover VM --test --network NET"
-    elif cancel and (point or network or lifetime or dry_run):
-        wrong, remedy = "--cancel goes with --test, --yes and --json only", "vmreplica failover VM --cancel"
+    elif commit and (point or test or cancel):
+        wrong, remedy = "--commit goes with --dry-run, --yes and --json only", "vmreplica commit VM"
+    elif cancel and (point or network or lifetime):
+        wrong, remedy = "--cancel goes with --test, --dry-run, --yes and --json only", "vmreplica failover VM --cancel"
     else:
         return
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
@@ -130,21 +162,25 @@ def _test(
 
 def _cancel(client: AgentClient, vm: str, *, tests_only: bool, yes: bool, as_json: bool) -> None:
     from vmreplica.api.requests import CancelRequest  # noqa: PLC0415 - slow to import
-    from vmreplica.cli.show_failover import cancel_view  # noqa: PLC0415 - slow to import
-    from vmreplica.model.report import CancelReport, StatusReport  # noqa: PLC0415 - slow to import
-    from vmreplica.model.states import State  # noqa: PLC0415 - slow to import
+    from vmreplica.cli.show_failover import cancel_view, loses, loss_text, plan_view  # noqa: PLC0415 - slow to import
+    from vmreplica.model.report import CancelReport, FailoverPlan  # noqa: PLC0415 - slow to import
 
     if not (yes or tests_only):
-        status = read_report(StatusReport, client.get("/v1/status", vm=vm))
-        if any(relation.state == State.FAILED_OVER for relation in status.relationships):
-            question = f"{vm} is shut off here and everything it wrote since its failover is lost. Take it back?"
-            confirm(question, yes=False, as_json=as_json)
+        plan = read_report(FailoverPlan, _cancel_plan(client, vm, tests_only=False))
+        if loses(plan):
+            if not as_json:
+                console(stderr=True).print(plan_view(plan))
+            confirm(f"{loss_text(plan)} Take the failover of {plan.name} back?", yes=False, as_json=as_json)
     body = make_request(CancelRequest, tests_only=tests_only)
     answer = client.send("POST", vm_path(vm, "cancel"), body, timeout=LONG)
     if as_json:
         show_answer(answer)
     else:
         show(cancel_view(read_report(CancelReport, answer)))
+
+
+def _cancel_plan(client: AgentClient, vm: str, *, tests_only: bool) -> bytes:
+    return client.get(vm_path(vm, "cancel-plan"), tests_only="true" if tests_only else None)
 
 
 def _seconds(lifetime: str | None) -> int | None:
@@ -158,7 +194,8 @@ def _seconds(lifetime: str | None) -> int | None:
         raise BadRequest("lifetime-invalid", f"--for: {error}", hint="--for 30m, --for 2h") from error
 
 
-def _show_plan(answer: bytes, *, as_json: bool) -> None:
+def show_plan(answer: bytes, *, as_json: bool) -> None:
+    """Print a plan."""
     if as_json:
         show_answer(answer)
         return

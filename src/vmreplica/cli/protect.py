@@ -1,4 +1,4 @@
-"""Commands that change a VM's protection: enable, disable, pause, resume, sync, networks."""
+"""Commands that change a VM's protection: enable, disable, pause, resume, sync."""
 
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -9,7 +9,7 @@ from vmreplica.cli.commands import add_command
 from vmreplica.cli.exports import PassphraseFile, Recipient, next_step, seed_fields
 from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
-from vmreplica.cli.output import confirm, make_request, read_report, show_answer, show_document, show_done
+from vmreplica.cli.output import confirm, make_request, read_report, show_document, show_done
 from vmreplica.model.units import parse_duration
 
 if TYPE_CHECKING:
@@ -60,12 +60,6 @@ def register(app: typer.Typer) -> None:
                 "vmreplica pause web", "vmreplica pause web --release")  # fmt: skip
     add_command(app, resume, "Go on replicating a paused VM.", "vmreplica resume web")
     add_command(app, sync, "Run a replication cycle now.", "vmreplica sync web", "vmreplica sync web --no-wait --json")
-    add_command(
-        app,
-        networks,
-        "On the replica: say which of its networks stands for which of the primary's.",
-        "vmreplica networks web --map lan=br0 --map dmz=br7",
-    )
 
 
 def enable(
@@ -118,7 +112,7 @@ def _show_beginning(
         moment = f"{body.at.astimezone():%Y-%m-%d %H:%M}"
         show_done(f"Initial replication of {vm} begins {moment}; vmreplica sync {vm} begins it now.", as_json=False)
         return
-    _task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
+    show_task(client, vm, answer, wait=wait and body.at is None, as_json=as_json)
     if wait and not as_json and body.seed is not None and body.seed.kind == "export":
         show_done(next_step(body.seed.directory), as_json=False)
 
@@ -167,32 +161,15 @@ def resume(vm: VmArgument, *, as_json: AsJson = False, socket: SocketPath = DEFA
 def sync(vm: VmArgument, *, wait: Wait = True, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
     """Run a cycle now."""
     client = AgentClient(socket)
-    _task(client, vm, client.send("POST", vm_path(vm, "sync")), wait=wait, as_json=as_json)
+    show_task(client, vm, client.send("POST", vm_path(vm, "sync")), wait=wait, as_json=as_json)
 
 
-def networks(
-    vm: VmArgument,
-    *,
-    mapping: Annotated[
-        list[str],
-        typer.Option("--map", metavar="FROM=TO", help="The primary's network or bridge, and this host's; repeatable."),
-    ],
-    as_json: AsJson = False,
-    socket: SocketPath = DEFAULT_SOCKET,
-) -> None:
-    """Map networks."""
-    from vmreplica.api.requests import NetworksRequest  # noqa: PLC0415 - slow to import
+def show_task(client: AgentClient, vm: str, answer: bytes, *, wait: bool, as_json: bool) -> None:
+    """Watch a task, if that is wanted, and show what it came to.
 
-    body = make_request(NetworksRequest, networks=parse_mapping(mapping))
-    answer = AgentClient(socket).send("PUT", vm_path(vm, "networks"), body)
-    if as_json:
-        show_answer(answer)
-        return
-    pairs = ", ".join(f"{theirs} -> {ours}" for theirs, ours in body.networks.items())
-    show_done(f"{vm}: after a failover {pairs}.", as_json=False)
-
-
-def _task(client: AgentClient, vm: str, answer: bytes, *, wait: bool, as_json: bool) -> None:
+    Raises:
+        VmReplicaError: it failed.
+    """
     from vmreplica.cli.watch import follow  # noqa: PLC0415 - slow to import
     from vmreplica.model.report import TaskReport  # noqa: PLC0415 - slow to import
 
@@ -259,21 +236,3 @@ def parse_devices(pairs: list[str]) -> dict[str, str]:
             raise BadRequest("base-device-invalid", f"--base-device {pair!r} {reason}", hint=hint)
         devices[target] = device
     return devices
-
-
-def parse_mapping(pairs: list[str]) -> dict[str, str]:
-    """Read FROM=TO pairs; the first equals sign divides.
-
-    Raises:
-        BadRequest: a pair lacks a side, or a network is named twice.
-    """
-    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
-
-    mapping: dict[str, str] = {}
-    for pair in pairs:
-        theirs, equals, ours = pair.partition("=")
-        if not (theirs and equals and ours) or theirs in mapping:
-            reason = "is given twice" if theirs in mapping else "is not FROM=TO"
-            raise BadRequest("network-map-invalid", f"--map {pair!r} {reason}", hint="for example --map lan=br0")
-        mapping[theirs] = ours
-    return mapping

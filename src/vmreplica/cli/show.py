@@ -167,12 +167,20 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         pairs += [("next cycle", _due(relation, now)), ("rate limit", limit_text(relation))]
     if relation.excluded:
         pairs.append(("not replicated", " ".join(relation.excluded)))
+    if relation.stands_on:
+        pairs.append(("stands on", _standing(relation)))
     pairs += [("test failover", _test(test)) for test in relation.tests]
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:
         pairs.append(("last cycle", f"{clock_text(cycle.started)}: {cycle_text(relation.name, cycle)}"))
     return pairs
+
+
+def _standing(relation: RelationshipReport) -> str:
+    """Say that a VM's disks are not on their own yet."""
+    points = f"{relation.stands_on} recovery point{'s' * (relation.stands_on > 1)}"
+    return f"{points} of before its failover (vmreplica commit {printable(relation.name)})"
 
 
 def _test(test: FailoverTest) -> str:
@@ -223,6 +231,8 @@ def _due(relation: RelationshipReport, now: dt.datetime) -> str:
         return f"begins {relation.begins_at.astimezone():%Y-%m-%d %H:%M}"
     if relation.waits == "resync-queued":
         return "waiting for its turn to resynchronize"
+    if relation.waits == "old-primary-away":
+        return "waiting for its old primary"
     if relation.next_due is None:
         return ""
     wait = (relation.next_due - now).total_seconds()

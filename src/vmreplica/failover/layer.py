@@ -5,6 +5,7 @@ from typing import Final
 
 from vmreplica.fsio import remove_tree
 from vmreplica.hypervisor import Hypervisor
+from vmreplica.hypervisor.machine import MachineStore
 from vmreplica.model.errors import Conflict
 from vmreplica.model.ids import PointId, VmId
 from vmreplica.qcow2.tools import create_overlay
@@ -12,6 +13,8 @@ from vmreplica.repository import Replica
 
 #: QEMU, running as another user, must be able to pass through.
 _DIR_MODE: Final = 0o711
+#: What ``st_blocks`` counts in, whatever the file system's own blocks are.
+_BLOCK: Final = 512
 
 
 def make_layer(replica: Replica, point: PointId, directory: Path, points: str) -> dict[str, Path]:
@@ -35,12 +38,24 @@ def make_layer(replica: Replica, point: PointId, directory: Path, points: str) -
     return made
 
 
+def written_bytes(directory: Path) -> int | None:
+    """Tell how much the writable layers in a directory hold at most: what they take on their file system.
+
+    None: they cannot be looked at, or are being removed.
+    """
+    try:
+        return sum(layer.stat().st_blocks * _BLOCK for layer in directory.glob("*.qcow2"))
+    except OSError:
+        return None
+
+
 def remove_vm(hypervisor: Hypervisor, vm: VmId) -> None:
-    """Pull a VM's plug and remove its definition; one that is gone already is no error."""
+    """Pull a VM's plug and remove its definition with its nvram and TPM; one that is gone already is no error."""
     if hypervisor.exists(vm):
         if hypervisor.running(vm):
             hypervisor.stop(vm)
         hypervisor.undefine(vm)
+    MachineStore().remove(vm)
 
 
 def refuse_existing(hypervisor: Hypervisor, vm: VmId, name: str) -> None:

@@ -9,7 +9,6 @@ from vmreplica.model.ids import PointId
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import FailoverPlan, FailoverStep
 from vmreplica.model.states import Event, State, transition
-from vmreplica.model.units import format_duration
 from vmreplica.repository import ReplicaRecord
 
 #: Called with the name of each step before it is done; tests kill the agent there.
@@ -56,7 +55,6 @@ def plan_test(
             hint="`vmreplica status` shows what is going on",
         )
     chosen = _choose(record.name, points, point)
-    plug = f"plugged in to {network}" if network else "with all its network cables unplugged"
     return FailoverPlan(
         vm=record.vm,
         name=record.name,
@@ -64,18 +62,28 @@ def plan_test(
         point=chosen.point,
         instant=chosen.instant,
         loses_seconds=0.0,
+        loses_bytes=0,
         newer_points=0,
-        steps=(
-            FailoverStep(name="hold", text=f"hold point {chosen.point}; replication of {record.name} goes on"),
-            FailoverStep(name="layer", text="make a throw-away layer over its disks; the point itself is not written"),
-            FailoverStep(name="define", text=f"define a copy with a name and an id of its own, {plug}"),
-            FailoverStep(name="start", text="start the copy"),
-        ),
+        steps=_test_steps(record.name, chosen.point, network),
         warnings=(
             (f"network {network} leads out of this host: the copy has the addresses of the VM that runs",)
             if leads_out
             else ()
         ),
+        after=(
+            f"here: a copy runs beside {record.name}, until `vmreplica failover {record.name} --test --cancel`",
+            f"{record.name} itself: nothing changes, wherever it runs",
+        ),
+    )
+
+
+def _test_steps(name: str, point: PointId, network: str | None) -> tuple[FailoverStep, ...]:
+    plug = f"plugged in to {network}" if network else "with all its network cables unplugged"
+    return (
+        FailoverStep(name="hold", text=f"hold point {point}; replication of {name} goes on"),
+        FailoverStep(name="layer", text="make a throw-away layer over its disks; the point itself is not written"),
+        FailoverStep(name="define", text=f"define a copy with a name and an id of its own, {plug}"),
+        FailoverStep(name="start", text="start the copy"),
     )
 
 
@@ -110,7 +118,7 @@ def plan_unplanned(
             hint="shut the VM down on the primary first; to try the replica beside it, use a test failover",
         )
     chosen = _choose(record.name, points, point)
-    newer = sum(1 for other in points if other.point > chosen.point)
+    passed_over = [other for other in points if other.bootable and other.point > chosen.point]
     return FailoverPlan(
         vm=record.vm,
         name=record.name,
@@ -118,9 +126,15 @@ def plan_unplanned(
         point=chosen.point,
         instant=chosen.instant,
         loses_seconds=max(0.0, (now - chosen.instant).total_seconds()),
-        newer_points=newer,
+        # What the guest wrote after the newest point, only its dead primary knows.
+        loses_bytes=sum(other.guest_bytes for other in passed_over) if passed_over else None,
+        newer_points=len(passed_over),
         steps=_steps(record.name, chosen),
-        warnings=_warnings(primary, newer, record.epoch),
+        warnings=_warnings(primary, len(passed_over), record.epoch),
+        after=(
+            f"here: {record.name} runs on a writable layer over the point; all points are kept, no more are taken",
+            f"on the primary: nothing is touched; its {record.name} is stale and must not be started again",
+        ),
     )
 
 
@@ -168,7 +182,7 @@ def _steps(name: str, point: PointSummary) -> tuple[FailoverStep, ...]:
         FailoverStep(name="fence", text=f"hold point {point.point} and take no more points of {name}"),
         FailoverStep(name="layer", text=f"make a fresh writable layer over {disks}; the point itself is not written"),
         FailoverStep(name="define", text=f"define {name} here from the replicated definition"),
-        FailoverStep(name="start", text=f"start {name}"),
+        FailoverStep(name="start", text=f"start {name}, tracking what it writes from its first instruction on"),
     )
 
 
@@ -179,11 +193,3 @@ def _warnings(primary: PrimaryAnswer, newer: int, epoch: int) -> tuple[str, ...]
     if newer:
         warnings.append(f"{newer} newer point{'s are' if newer > 1 else ' is'} passed over, but kept")
     return tuple(warnings)
-
-
-def loss_in_words(plan: FailoverPlan) -> str:
-    """Say in one sentence what executing a plan loses."""
-    return (
-        f"everything {plan.name} did after {plan.instant:%Y-%m-%d %H:%M:%S %Z} is lost "
-        f"({format_duration(plan.loses_seconds)})"
-    )

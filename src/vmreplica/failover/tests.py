@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from vmreplica.failover.layer import make_layer, remove_vm
+from vmreplica.failover.machine import place_machine, remarks
 from vmreplica.failover.plan import StepHook, no_hook
 from vmreplica.fsio import remove_tree
 from vmreplica.hypervisor import Hypervisor
@@ -147,14 +148,15 @@ class FailoverTests:
         self._before("layer")
         disks = make_layer(replica, test.point, _directory(replica, test), "../../points")
         self._before("define")
-        site = Site(disks=disks, network_map=EveryNetwork(test.network), **self._hypervisor.abilities())
+        parts = place_machine(replica, test.point, test.vm)
+        site = Site(disks=disks, network_map=EveryNetwork(test.network), **parts, **self._hypervisor.abilities())
         built = build(replica.definition(test.point), site)
         self._hypervisor.define(as_test_copy(built, vm=test.vm, name=test.name, network=test.network).xml)
         self._before("start")
         self._hypervisor.start(test.vm)
         self._before("started")
         self._keep(replica, test.model_copy(update={"started": True}))
-        return built.notes
+        return (*remarks(replica, test.point), *built.told)
 
     def _keep(self, replica: Replica, test: FailoverTestRecord) -> None:
         replica.update(tests=tuple(test if other.id == test.id else other for other in replica.record.tests))

@@ -13,6 +13,8 @@ class Abilities(TypedDict):
     domain_type: str
     networks: Collection[str]
     bridges: Collection[str]
+    #: Bridges of Open vSwitch, which are in ``bridges`` too.
+    vlan_bridges: Collection[str]
     #: Machine types, aliases such as ``pc`` and ``q35`` among them.
     machines: Collection[str]
     #: CPU models that this host can run.
@@ -32,6 +34,7 @@ def parse_abilities(
     domain_type: str,
     networks: Collection[str],
     bridges: Collection[str],
+    vlan_bridges: Collection[str] = (),
 ) -> Abilities:
     """Read the capabilities of a domain type, and the machines of all."""
     root = fromstring(domain_capabilities, forbid_dtd=True)
@@ -39,7 +42,8 @@ def parse_abilities(
     return Abilities(
         domain_type=domain_type,
         networks=frozenset(networks),
-        bridges=frozenset(bridges),
+        bridges=frozenset(bridges) | frozenset(vlan_bridges),
+        vlan_bridges=frozenset(vlan_bridges),
         machines=_machines(fromstring(capabilities, forbid_dtd=True), arch),
         cpu_models=frozenset(
             model.text or "" for model in root.iterfind("cpu/mode[@name='custom']/model[@usable='yes']")

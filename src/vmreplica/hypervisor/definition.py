@@ -15,7 +15,7 @@ from defusedxml.ElementTree import fromstring
 from pydantic import TypeAdapter, ValidationError
 
 from vmreplica.hypervisor.definition_devices import build_devices
-from vmreplica.hypervisor.definition_machine import build_cpu, build_os, without_kvm_parts
+from vmreplica.hypervisor.definition_machine import build_cpu, build_os, require_smm, without_kvm_parts
 from vmreplica.hypervisor.definition_rules import QUIET, TOP, copy_into
 from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import BadRequest
@@ -26,6 +26,8 @@ _MAX_DEPTH: Final = 32
 _BUILT_ELSEWHERE: Final = frozenset({"name", "uuid", "os", "cpu", "devices", "genid"})
 #: Without one of these the document describes no VM.
 _NEEDED: Final = ("memory", "vcpu")
+
+_OURS: Final = "left out: metadata"
 
 _VM_ID: Final[TypeAdapter[str]] = TypeAdapter(VmId)
 _VM_NAME: Final[TypeAdapter[str]] = TypeAdapter(VmName)
@@ -40,6 +42,11 @@ class BuiltDefinition:
     xml: str
     notes: tuple[str, ...]
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes without the one that every protected VM has: our own policy is in the metadata."""
+        return tuple(note for note in self.notes if note != _OURS)
+
 
 def build(untrusted: str, site: Site) -> BuiltDefinition:
     """Build a definition from the domain XML that a peer sent, for this host.
@@ -49,7 +56,7 @@ def build(untrusted: str, site: Site) -> BuiltDefinition:
             (``definition-...``).
         Refused: this host cannot run it (``definition-machine-unknown``, ``definition-needs-efi``).
     """
-    source = _parse(untrusted)
+    source = parse_untrusted(untrusted)
     root = ET.Element("domain", type=site.domain_type)
     name = _identity(root, source, "name", _VM_NAME)
     vm = _identity(root, source, "uuid", _VM_ID)
@@ -59,12 +66,18 @@ def build(untrusted: str, site: Site) -> BuiltDefinition:
     _copy_top(root, source, site)
     per_device_boot = source.find("devices/*/boot") is not None
     root.append(build_os(_only(source, "os"), site, per_device_boot=per_device_boot))
+    require_smm(root)
     root.append(build_cpu(source.find("cpu"), site))
     root.append(build_devices(_only(source, "devices"), site))
     return BuiltDefinition(vm, name, ET.tostring(root, encoding="unicode"), site.notes())
 
 
-def _parse(untrusted: str) -> ET.Element:
+def parse_untrusted(untrusted: str) -> ET.Element:
+    """Read a document that a peer sent.
+
+    Raises:
+        BadRequest: it is no domain, too large, too deep, or has a DTD or entities (``definition-...``).
+    """
     if len(untrusted) > MAX_DEFINITION:
         raise _bad("too-large", f"has {len(untrusted)} characters, {MAX_DEFINITION} are allowed")
     try:

@@ -24,6 +24,8 @@ from vmreplica.hypervisor.definition_site import Site, offers
 from vmreplica.model.errors import BadRequest
 
 _BUSES: Final = "virtio|scsi|sata|ide|usb|sd"
+_DISK_NAME: Final = "(hd|sd|vd)[a-z]{1,3}"
+_DRIVE_BUSES: Final = frozenset({"ide", "sata", "scsi", "usb"})
 _DISK_PARTS: Final = {
     "boot": BOOT_ORDER,
     "address": ADDRESS,
@@ -35,6 +37,7 @@ _DISK_PARTS: Final = {
 }
 _QUIET_DISK_PARTS: Final = QUIET | {"driver", "source", "target", "backingStore", "mirror"}
 _TPM_MODELS: Final = "tpm-tis|tpm-crb|tpm-spapr"
+_TPM_VERSIONS: Final = frozenset({"1.2", "2.0"})
 _AGENT: Final = "org.qemu.guest_agent.0"
 _SPICE_AGENT: Final = "com.redhat.spice.0"
 _REASONS: Final = {
@@ -72,6 +75,8 @@ def _disk(disk: ET.Element, site: Site, _devices: ET.Element) -> ET.Element | No
     target = disk.find("target")
     name = target.get("dev", "") if target is not None else ""
     device = disk.get("device", "disk")
+    if device == "cdrom" and name not in site.disks:
+        return _empty_drive(disk, name, site)
     if device != "disk" or name not in site.disks:
         site.drop(f"{device} {name}" + (": it is not replicated" if device == "disk" else ""))
         return None
@@ -86,6 +91,26 @@ def _disk(disk: ET.Element, site: Site, _devices: ET.Element) -> ET.Element | No
             copy_into(result, child, _DISK_PARTS[child.tag], site.drop, f"disk {name}/{child.tag}")
         elif child.tag not in _QUIET_DISK_PARTS:
             site.drop(f"disk {name}/{child.tag}")
+    return result
+
+
+def _empty_drive(drive: ET.Element, name: str, site: Site) -> ET.Element | None:
+    """Build a CD-ROM drive without its medium, which is a file of the primary: the guest keeps its drive letters."""
+    target = drive.find("target")
+    bus = target.get("bus", "") if target is not None else ""
+    if not matches(_DISK_NAME, name) or bus not in _DRIVE_BUSES:
+        site.drop(f"cdrom {name}")
+        return None
+    if drive.find("source") is not None:
+        site.note(f"cdrom {name}: it is empty here, its medium stays with the primary")
+    result = ET.Element("disk", type="file", device="cdrom")
+    ET.SubElement(result, "driver", name="qemu", type="raw")
+    ET.SubElement(result, "target", dev=name, bus=bus)
+    ET.SubElement(result, "readonly")
+    for part in ("boot", "address"):
+        found = drive.find(part)
+        if found is not None:
+            copy_into(result, found, _DISK_PARTS[part], site.drop, f"cdrom {name}/{part}")
     return result
 
 
@@ -199,10 +224,14 @@ def _tpm(tpm: ET.Element, site: Site, _devices: ET.Element) -> ET.Element | None
     if not offers(site.tpm_backends, "emulator"):
         site.drop("tpm: install swtpm on this host to have one")
         return None
-    site.note("tpm: its content is not replicated yet, it starts empty")
+    backend = tpm.find("backend")
+    told = backend.get("version") if backend is not None else None
+    version = site.tpm or (told if told in _TPM_VERSIONS else "2.0")
+    if site.tpm is None:
+        site.note("tpm: the point has no state of it, it begins empty: what is sealed by it needs its recovery keys")
     model = tpm.get("model", "")
     result = ET.Element("tpm", model=model if matches(_TPM_MODELS, model) else "tpm-crb")
-    ET.SubElement(result, "backend", type="emulator", version="2.0")
+    ET.SubElement(result, "backend", type="emulator", version=version)
     return result
 
 

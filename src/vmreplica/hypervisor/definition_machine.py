@@ -1,10 +1,12 @@
 """Machine, firmware and processor of a rebuilt definition: the nearest that this host can run. Pure."""
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Final
 
 from vmreplica.hypervisor.definition_rules import NUM, TOPOLOGY, WORD, YES, Rule, copy_into, matches
 from vmreplica.hypervisor.definition_site import Site, offers
+from vmreplica.hypervisor.firmware import fitting
 from vmreplica.model.errors import BadRequest, Refused
 
 #: By the beginning of a versioned machine type, the alias that stands for the newest of its family.
@@ -81,13 +83,54 @@ def _firmware(result: ET.Element, source: ET.Element, site: Site) -> None:
             "the VM needs UEFI firmware, which this host's libvirt does not find",
             hint="apt install ovmf, then try again",
         )
-    result.set("firmware", "efi")
     if loader is not None:
         site.note("firmware: this host's own UEFI image is used")
-    site.note("firmware: UEFI variables are not replicated yet, the firmware starts with its defaults")
     features = _firmware_features(source, loader)
+    if site.nvram is not None and _own_variables(result, _secure(source, loader), site.nvram, site):
+        return
+    result.set("firmware", "efi")
+    if site.nvram is None:
+        site.note("firmware: the point has no UEFI variables, the firmware begins with its defaults")
     if features:
         ET.SubElement(result, "firmware").extend(features)
+
+
+def _own_variables(result: ET.Element, secure: bool | None, nvram: Path, site: Site) -> bool:
+    """Let a firmware of this host begin with the VM's own variables; False when none has room for just these."""
+    kind = result.find("type")
+    machine, arch = (kind.get("machine", ""), kind.get("arch", "x86_64")) if kind is not None else ("", "")
+    firmware = fitting(site.firmwares, size=site.nvram_size, secure=secure, machine=machine, arch=arch)
+    if firmware is None:
+        site.note(
+            f"firmware: no UEFI firmware here for {machine}{' with secure boot' if secure else ''} keeps variables of "
+            f"{site.nvram_size} bytes: it begins with its defaults; install the primary's version of ovmf (edk2)"
+        )
+        return False
+    loader = ET.SubElement(result, "loader", readonly="yes", type="pflash", secure="yes" if firmware.secure else "no")
+    loader.text = firmware.code
+    ET.SubElement(result, "nvram", template=firmware.template).text = str(nvram)
+    return True
+
+
+def _secure(source: ET.Element, loader: ET.Element | None) -> bool | None:
+    """Tell whether the VM boots securely; None when its definition leaves that to the host."""
+    if loader is not None:
+        return loader.get("secure") == "yes"
+    feature = source.find("firmware/feature[@name='secure-boot']")
+    return None if feature is None else feature.get("enabled") == "yes"
+
+
+def require_smm(root: ET.Element) -> None:
+    """Switch on what secure boot needs; libvirt does it by itself only where it chooses the firmware."""
+    if root.find("os/loader[@secure='yes']") is None:
+        return
+    features = root.find("features")
+    if features is None:
+        features = ET.SubElement(root, "features")
+    smm = features.find("smm")
+    if smm is None:
+        smm = ET.SubElement(features, "smm")
+    smm.set("state", "on")
 
 
 def _firmware_features(source: ET.Element, loader: ET.Element | None) -> list[ET.Element]:
@@ -131,6 +174,8 @@ def build_cpu(source: ET.Element | None, site: Site) -> ET.Element:
 def _host_cpu(result: ET.Element, mode: str, site: Site) -> None:
     if site.domain_type == "kvm":
         result.set("mode", mode)
+        if mode != "host-model":
+            site.note(f"cpu: {mode}: the guest finds this host's own processor, which may differ from the primary's")
         return
     site.note(f"cpu: {mode} needs KVM, which does not work here; the best emulated processor is used")
     result.set("mode", "maximum")

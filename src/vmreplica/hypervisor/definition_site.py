@@ -1,9 +1,11 @@
 """The host a definition is built for, and the notes taken while building."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from vmreplica.hypervisor.firmware import Firmware
 
 _MOST_NOTES: Final = 100
 
@@ -25,6 +27,8 @@ class Site:
     domain_type: str
     #: Bridges of this host.
     bridges: Collection[str] = ()
+    #: Those of them that are of Open vSwitch, to which libvirt gives VLAN tags.
+    vlan_bridges: Collection[str] = ()
     #: Machine types of this host, aliases included.
     machines: Collection[str] | None = None
     #: CPU models that run here.
@@ -37,6 +41,13 @@ class Site:
     tpm_backends: Collection[str] | None = None
     #: Whether UEFI firmware is installed.
     efi: bool = True
+    #: The UEFI variables that the VM brings along, where they will stand, and their bytes; None: it brings none.
+    nvram: Path | None = None
+    nvram_size: int = 0
+    #: UEFI firmware here, for a VM with variables of its own.
+    firmwares: Sequence[Firmware] = ()
+    #: Version of the TPM (``2.0``, ``1.2``) whose state the VM brings along; None: it brings none.
+    tpm: str | None = None
     #: A file of this host that gets a copy of the first serial port's output.
     console_log: Path | None = None
     _notes: dict[str, None] = field(default_factory=dict, init=False)

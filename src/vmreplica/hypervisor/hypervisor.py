@@ -4,36 +4,35 @@ import contextlib
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import libvirt
 import structlog
 
 from vmreplica.hypervisor import backup, checkpoints, policies, stopped
-from vmreplica.hypervisor.abilities import Abilities, parse_abilities
 from vmreplica.hypervisor.backup import BackupJob, Export
 from vmreplica.hypervisor.backup_xml import checkpoint_disks
 from vmreplica.hypervisor.bases import Plan
+from vmreplica.hypervisor.blockjobs import BlockJobs
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
-from vmreplica.hypervisor.connection import DEFAULT_LIMIT, LONG_LIMIT, Connection
+from vmreplica.hypervisor.connection import LONG_LIMIT
+from vmreplica.hypervisor.domains import brief_of
 from vmreplica.hypervisor.events import Watcher, Watchers
 from vmreplica.hypervisor.examine import Examiner
+from vmreplica.hypervisor.failovers import Failovers
+from vmreplica.hypervisor.guest_shell import GuestShell
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
-from vmreplica.hypervisor.networks import network_leads_out
-from vmreplica.hypervisor.probe import bridges, usable_domain_type
+from vmreplica.hypervisor.shutdown import PowerSwitch
 from vmreplica.hypervisor.stopped import StoppedView
 from vmreplica.hypervisor.views import DomainBrief, DomainView
 from vmreplica.model.errors import Corrupt, NotFound, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.policy import Policy
 
-T = TypeVar("T")
-
 _log = structlog.get_logger(__name__)
 
 
-class Hypervisor:
+class Hypervisor(Failovers, BlockJobs):
     """The local libvirt. Thread-safe; every call has a time limit, and a restarted libvirtd is found again.
 
     Every method may raise TimedOut (``libvirt-timeout``), Unreachable (``libvirt-gone``), HypervisorError
@@ -46,11 +45,10 @@ class Hypervisor:
     """
 
     def __init__(self, uri: str, runtime_dir: Path, state_dir: Path | None = None) -> None:
+        super().__init__(uri, self._register)
         self._files = JobFiles(runtime_dir)
         self._shelf = CheckpointShelf(state_dir or runtime_dir)
         self._watchers = Watchers()
-        self._names: dict[VmId, str] = {}
-        self._connection = Connection(uri, self._register)
 
     def close(self) -> None:
         """Let the connection go."""
@@ -61,7 +59,7 @@ class Hypervisor:
     def domains(self) -> list[DomainBrief]:
         """List all domains, by name."""
         briefs = self._connection.call(
-            "list the VMs", lambda raw: [_brief(domain) for domain in raw.listAllDomains()], repeatable=True
+            "list the VMs", lambda raw: [brief_of(domain) for domain in raw.listAllDomains()], repeatable=True
         )
         self._names = {brief.vm: brief.name for brief in briefs}
         return sorted(briefs, key=lambda brief: brief.name)
@@ -89,6 +87,14 @@ class Hypervisor:
     def examiner(self) -> Examiner:
         """Give the means of a doctor's look at libvirt and its VMs."""
         return Examiner(self._connection, self._files)
+
+    def power_switch(self) -> PowerSwitch:
+        """Give the means to shut VMs down as their guests wish."""
+        return PowerSwitch(self._connection, self._files)
+
+    def guest_shell(self, vm: VmId) -> GuestShell:
+        """Give the means to run programs in a guest by its agent."""
+        return GuestShell(self._connection, vm)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""
@@ -305,80 +311,7 @@ class Hypervisor:
         except NotFound:
             return False
 
-    # -- failover ----------------------------------------------------------------------------------------------
-
-    def abilities(self, arch: str = "x86_64") -> Abilities:
-        """Tell what this host offers to VMs: keyword arguments for ``definition_site.Site``."""
-        domain_type = usable_domain_type()
-
-        def ask(raw: libvirt.virConnect) -> Abilities:
-            networks = frozenset(network.name() for network in raw.listAllNetworks() if network.isActive())
-            return parse_abilities(
-                raw.getDomainCapabilities(None, arch, None, domain_type),
-                raw.getCapabilities(),
-                domain_type=domain_type,
-                networks=networks,
-                bridges=bridges(),
-            )
-
-        return self._connection.call("ask what this host offers", ask, repeatable=True)
-
-    def network_leads_out(self, name: str) -> bool:
-        """Tell whether a libvirt network reaches other networks: it forwards, or is a bridge that others use.
-
-        Raises:
-            NotFound: ``network-unknown``: there is no such network here, or it is not active.
-        """
-        return self._connection.call(
-            f"look at network {name}", lambda raw: network_leads_out(raw, name), repeatable=True
-        )
-
-    def define(self, xml: str) -> DomainBrief:
-        """Define a domain, not started with the host.
-
-        Raises:
-            Conflict: another VM has its name (``vm-exists``).
-        """
-
-        def define(raw: libvirt.virConnect) -> DomainBrief:
-            domain = raw.defineXML(xml)
-            domain.setAutostart(0)
-            return _brief(domain)
-
-        return self._connection.call("define a VM", define, repeatable=True)
-
-    def start(self, vm: VmId) -> None:
-        """Start a defined VM; one that runs already is left running."""
-        self._with(vm, "start", lambda domain: None if domain.isActive() else _ignore(domain.create()),
-                   limit=LONG_LIMIT)  # fmt: skip
-
-    def stop(self, vm: VmId) -> None:
-        """Pull a VM's plug; one that is off already is fine."""
-        self._with(vm, "stop", lambda domain: _ignore(domain.destroy()) if domain.isActive() else None,
-                   limit=LONG_LIMIT)  # fmt: skip
-
-    def undefine(self, vm: VmId) -> None:
-        """Remove a VM's definition with all libvirt keeps about it; its disks stay."""
-        flags = (
-            libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-        )
-        self._with(vm, "undefine", lambda domain: _ignore(domain.undefineFlags(flags)))
-        self._shelf.forget_all(vm)
-
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _with(self, vm: VmId, what: str, work: Callable[[libvirt.virDomain], T], *, limit: float = DEFAULT_LIMIT) -> T:
-        """Run an act on one domain that may safely be done twice."""
-        return self._connection.call(
-            f"{what} {self._label(vm)}", lambda raw: work(raw.lookupByUUIDString(vm)), repeatable=True, limit=limit
-        )
-
-    def _label(self, vm: VmId) -> str:
-        """Name a VM in messages, as far as its name was seen."""
-        return self._names.get(vm, vm)
 
     def _register(self, raw: libvirt.virConnect) -> None:
         def on_event(
@@ -388,12 +321,3 @@ class Hypervisor:
                 self._watchers.tell(domain.UUIDString(), event)
 
         raw.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_event, None)
-
-
-def _brief(domain: libvirt.virDomain) -> DomainBrief:
-    """Describe a domain just looked up: its id is known without asking, and is negative while it is off."""
-    return DomainBrief(domain.UUIDString(), domain.name(), domain.ID() >= 0)
-
-
-def _ignore(_result: int) -> None:
-    return None

@@ -30,7 +30,7 @@ def inspect(domain: libvirt.virDomain) -> DomainView:
         name=domain.name(),
         active=active,
         autostart=bool(domain.isPersistent()) and bool(domain.autostart()),
-        definition=with_plugged_disks(inactive_xml, current_xml),
+        definition=with_chosen_firmware(with_plugged_disks(inactive_xml, current_xml), current_xml),
         disks=tuple(_view(domain, disk, active=active) for disk in disks_of(domain, current_xml)),
     )
 
@@ -57,6 +57,22 @@ def with_plugged_disks(definition: str, current: str) -> str:
         for address in disk.findall("address"):
             disk.remove(address)
         devices.append(disk)
+    return ET.tostring(wanted, encoding="unicode")
+
+
+def with_chosen_firmware(definition: str, current: str) -> str:
+    """Add to the definition of a VM's next start the firmware that it runs on, where libvirt chose it at the start.
+
+    Its variables fit only that kind of firmware, and their file is named nowhere else.
+    """
+    wanted = fromstring(definition, forbid_dtd=True)
+    os, chosen = wanted.find("os"), fromstring(current, forbid_dtd=True).find("os")
+    if os is None or chosen is None or os.get("firmware") != "efi" or os.find("nvram") is not None:
+        return definition
+    more = [part for part in chosen if part.tag in {"loader", "nvram"} and os.find(part.tag) is None]
+    if not more:
+        return definition
+    os.extend(more)
     return ET.tostring(wanted, encoding="unicode")
 
 

@@ -67,3 +67,17 @@ def _says(descriptor: int, wanted: bytes) -> bool:
 def bridges() -> frozenset[str]:
     """List the Linux bridges of this host."""
     return frozenset(place.parent.name for place in Path("/sys/class/net").glob("*/bridge"))
+
+
+def vlan_bridges() -> frozenset[str]:
+    """List the bridges of Open vSwitch on this host; none where it does not run."""
+    tool = shutil.which("ovs-vsctl")
+    if tool is None:
+        return frozenset()
+    try:
+        done = subprocess.run(
+            [tool, "--timeout=2", "list-br"], capture_output=True, text=True, timeout=_LIMIT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return frozenset()
+    return frozenset(done.stdout.split()) if done.returncode == 0 else frozenset()

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 from xml.sax.saxutils import escape
 
 from vmreplica.lab.image import boot_image, set_command_line
@@ -30,6 +30,7 @@ _DISKS_MAX: Final = 8
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
 _TICK: Final = 0.1
 _ALIVE: Final = re.compile(r"lab-guest: record (\d+) ")
+_AGENT_CHANNEL: Final = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 _BOOTED: Final = re.compile(r"lab-guest: boot complete, last record (\d+) found")
 
 
@@ -46,6 +47,8 @@ class GuestSpec:
         memory: MiB.
         fill: bytes of ordinary system files on vda, besides.
         network: name of the host's network for a network card, or None for no card.
+        firmware: what it boots with.
+        agent: whether QEMU's guest agent runs in it.
     """
 
     name: str
@@ -56,6 +59,8 @@ class GuestSpec:
     memory: int = 160
     fill: int = 0
     network: str | None = None
+    firmware: Literal["bios", "efi"] = "bios"
+    agent: bool = False
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -138,7 +143,7 @@ class Guest:
     def remove(self) -> None:
         """Switch it off, forget it and delete its images."""
         self.host.virsh("destroy", self.name, check=False)
-        self.host.virsh("undefine", self.name, "--checkpoints-metadata", check=False)
+        self.host.virsh("undefine", self.name, "--checkpoints-metadata", "--nvram", check=False)
         for path in (*self.images, self.console):
             path.unlink(missing_ok=True)
 
@@ -172,7 +177,7 @@ def make_images(directory: Path, spec: GuestSpec, say: Callable[[str], None]) ->
     with tempfile.TemporaryDirectory(dir=directory, prefix=".making-") as scratch:
         raw = Path(scratch) / "vda.raw"
         shutil.copyfile(boot, raw)
-        set_command_line(raw, f"lab.interval={spec.interval_ms} lab.idle={int(spec.idle)}")
+        set_command_line(raw, f"lab.interval={spec.interval_ms} lab.idle={int(spec.idle)}", agent=spec.agent)
         if spec.fill:
             say(f"putting {format_size(spec.fill)} of system files on the disk")
             fill_with_system_files(raw, FILL_AT, spec.fill)
@@ -210,13 +215,23 @@ def domain_xml(spec: GuestSpec, images: tuple[Path, ...], console: Path, domain_
         if spec.network
         else ""
     )
+    channel = _AGENT_CHANNEL if spec.agent else ""
     return (
         f"<domain type='{domain_type}'><name>{spec.name}</name><uuid>{uuid.uuid4()}</uuid>"
-        f"<memory unit='MiB'>{spec.memory}</memory><vcpu>1</vcpu>"
-        "<os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os><features><acpi/></features>"
+        f"<memory unit='MiB'>{spec.memory}</memory><vcpu>1</vcpu>{_os_xml(spec)}<features><acpi/></features>"
         "<on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash><devices>"
-        f"{disks}{card}<serial type='pty'><log file='{escape(str(console))}' append='on'/><target port='0'/></serial>"
-        "<memballoon model='none'/></devices></domain>"
+        f"{disks}{card}{channel}<serial type='pty'><log file='{escape(str(console))}' append='on'/><target port='0'/>"
+        "</serial><memballoon model='none'/></devices></domain>"
+    )
+
+
+def _os_xml(spec: GuestSpec) -> str:
+    if spec.firmware == "bios":
+        return "<os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>"
+    # The kernel is started by the firmware's shell, which secure boot would not allow.
+    return (
+        "<os firmware='efi'><type arch='x86_64' machine='q35'>hvm</type>"
+        "<firmware><feature enabled='no' name='secure-boot'/></firmware><boot dev='hd'/></os>"
     )
 
 

@@ -21,6 +21,7 @@ import zstandard
 
 from vmreplica.lab.commands import run, search_path
 from vmreplica.lab.cpio import Archive
+from vmreplica.lab.guest_agent import guest_agent, guest_agent_archive
 from vmreplica.lab.records import BOOT_DISK_RING
 from vmreplica.model.errors import Refused
 from vmreplica.model.units import MiB
@@ -29,7 +30,15 @@ _SECTOR: Final = 512
 _BOOT_AT: Final = MiB
 _BOOT_SECTORS: Final = (BOOT_DISK_RING - _BOOT_AT) // _SECTOR
 _FAT16_LBA: Final = 0x0E
-_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net")
+#: The last two make the power button heard.
+_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "button", "evdev")
+#: Loaded by the guest where there is use for them.
+_ON_DEMAND: Final = ("efivarfs", "virtio_console")
+#: The kernel's name on the boot disk: UEFI's shell starts nothing without that ending.
+_KERNEL: Final = "vmlinuz.efi"
+_INITRD: Final = "initrd.gz"
+#: QEMU's guest agent, in an archive of its own: only guests that shall have it load it.
+_AGENT: Final = "agent.gz"
 _MBR: Final = Path("/usr/lib/syslinux/mbr/mbr.bin")
 _UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".ko": bytes,
@@ -38,7 +47,7 @@ _UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".gz": gzip.decompress,
 }
 #: Raise it when the way of building changes without a change of the guest's own files.
-_RECIPE: Final = b"1"
+_RECIPE: Final = b"3"
 
 
 def cache_dir() -> Path:
@@ -65,16 +74,26 @@ def boot_image(say: Callable[[str], None], cache: Path | None = None) -> Path:
     return final
 
 
-def set_command_line(disk: Path, options: str) -> None:
-    """Write the kernel's command line onto a raw boot disk."""
-    config = (
-        "DEFAULT guest\nPROMPT 0\nTIMEOUT 0\nLABEL guest\n  KERNEL vmlinuz\n  INITRD initrd.gz\n"
-        f"  APPEND console=ttyS0 quiet loglevel=3 panic=5 {options}\n"
+def set_command_line(disk: Path, options: str, *, agent: bool = False) -> None:
+    """Write the kernel's command line onto a raw boot disk, for BIOS and for UEFI.
+
+    Raises:
+        Refused: the guest agent is wanted and was not there when the image was built (code ``lab-needs-tools``).
+    """
+    initrds = [_INITRD, *([_AGENT] if agent else [])]
+    if agent and guest_agent() is None:
+        raise Refused("lab-needs-tools", "qemu-ga is not installed", hint="apt-get install qemu-guest-agent")
+    line = f"console=ttyS0 quiet loglevel=3 panic=5 {options}"
+    bios = (
+        f"DEFAULT guest\nPROMPT 0\nTIMEOUT 0\nLABEL guest\n  KERNEL {_KERNEL}\n  INITRD {','.join(initrds)}\n"
+        f"  APPEND {line}\n"
     )
-    with tempfile.NamedTemporaryFile("w", suffix=".cfg") as file:
-        file.write(config)
-        file.flush()
-        run(["mcopy", "-o", "-i", f"{disk}@@{_BOOT_AT}", file.name, "::syslinux.cfg"])
+    uefi = f"@echo -off\r\nfs0:\r\n{_KERNEL} {' '.join(f'initrd={name}' for name in initrds)} {line}\r\n"
+    for name, content in (("syslinux.cfg", bios), ("startup.nsh", uefi)):
+        with tempfile.NamedTemporaryFile("w", newline="") as file:
+            file.write(content)
+            file.flush()
+            run(["mcopy", "-o", "-i", f"{disk}@@{_BOOT_AT}", file.name, f"::{name}"])
 
 
 def newest_kernel(boot: Path, modules: Path) -> str:
@@ -104,6 +123,7 @@ def _recipe_hash(version: str) -> str:
     digest.update(_init())
     digest.update(Path(f"/boot/vmlinuz-{version}").read_bytes())
     digest.update(_busybox().read_bytes())
+    digest.update(b"" if guest_agent() is None else guest_agent_archive())
     return digest.hexdigest()[:16]
 
 
@@ -125,10 +145,11 @@ def _build(scratch: Path, version: str) -> Path:
         file.truncate(BOOT_DISK_RING)
     partition = f"{disk}@@{_BOOT_AT}"
     run(["mformat", "-i", partition, "-T", str(_BOOT_SECTORS), "-h", "64", "-s", "32", "-H", "2048", "::"])
-    initrd = scratch / "initrd.gz"
-    initrd.write_bytes(gzip.compress(_initramfs(version), 6, mtime=0))
-    run(["mcopy", "-i", partition, f"/boot/vmlinuz-{version}", "::vmlinuz"])
-    run(["mcopy", "-i", partition, str(initrd), "::initrd.gz"])
+    run(["mcopy", "-i", partition, f"/boot/vmlinuz-{version}", f"::{_KERNEL}"])
+    archives = {_INITRD: _initramfs(version)} | ({} if guest_agent() is None else {_AGENT: guest_agent_archive()})
+    for name, archive in archives.items():
+        (scratch / name).write_bytes(gzip.compress(archive, 6, mtime=0))
+        run(["mcopy", "-i", partition, str(scratch / name), f"::{name}"])
     run(["syslinux", "--install", "--offset", str(_BOOT_AT), str(disk)])
     return disk
 
@@ -150,21 +171,22 @@ def _initramfs(version: str) -> bytes:
     archive.file("init", _init(), 0o755)
     archive.file("bin/busybox", _busybox().read_bytes(), 0o755)
     order = []
-    for module in _modules(version):
+    for module, at_once in _modules(version):
         name = module.name.split(".")[0] + ".ko"
         archive.file(f"modules/{name}", _UNPACK[module.suffix](module.read_bytes()), 0o644)
-        order.append(name)
+        if at_once:
+            order.append(name)
     archive.file("modules/order", "".join(f"{name}\n" for name in order).encode(), 0o644)
     return archive.finish()
 
 
-def _modules(version: str) -> Iterator[Path]:
-    """Yield the modules in the order of loading, each once; what is built in needs none."""
+def _modules(version: str) -> Iterator[tuple[Path, bool]]:
+    """Yield the modules in the order of loading, each once, and whether at once; what is built in needs none."""
     seen = set()
-    for wanted in _MODULES:
+    for wanted in (*_MODULES, *_ON_DEMAND):
         shown = run(["modprobe", "--set-version", version, "--show-depends", wanted]).stdout
         for line in shown.splitlines():
             words = line.split()
             if words and words[0] == "insmod" and words[1] not in seen:
                 seen.add(words[1])
-                yield Path(words[1])
+                yield Path(words[1]), wanted in _MODULES

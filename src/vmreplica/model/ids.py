@@ -4,7 +4,16 @@ import datetime as dt
 import re
 from typing import Annotated, Final
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
+
+_MAX_BACKING: Final = 1023
+
+
+def _fits(path: str) -> str:
+    if len(path.encode()) > _MAX_BACKING:
+        raise ValueError(f"the path has more than {_MAX_BACKING} bytes")
+    return path
+
 
 #: A libvirt domain's UUID in lower-case canonical form.
 VmId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
@@ -21,9 +30,17 @@ CheckpointName = Annotated[str, StringConstraints(pattern=r"^vmreplica-[0-9a-f]{
 #: A domain's name. libvirt allows nearly everything; we refuse slashes, control characters and leading dashes.
 VmName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/\-][^\x00-\x1f\x7f/]{0,254}$")]
 
+#: A network or bridge as the domain XML or a network map names it.
+NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f/]{1,255}$")]
+
 #: A block device by its name below /dev: no part is empty or begins with a dot, so none leads elsewhere.
 DevicePath = Annotated[
     str, StringConstraints(pattern=r"^/dev(/[A-Za-z0-9_+@=][A-Za-z0-9._:+@=-]*){1,8}$", max_length=255)
+]
+
+#: An image file or device of this host by its absolute name. QEMU's limit for a backing file's name is 1023 bytes.
+ImagePath = Annotated[
+    str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f/]$", max_length=1000), AfterValidator(_fits)
 ]
 
 CHECKPOINT_PREFIX: Final = "vmreplica-"

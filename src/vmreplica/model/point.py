@@ -2,17 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from vmreplica.model.errors import Problem
-from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, PointId, VmId, VmName
+from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
+from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
 
 #: initial: whole disks, no parent. delta: what changed since the parent. resync: the same, found by comparison or read
 #: whole because change tracking was lost; older points are kept. final: the last delta of a planned failover.
 #: seed: what the replica read from an existing copy; it is like the VM's disks, never more, and no recovery point.
-PointKind = Literal["initial", "delta", "resync", "final", "seed"]
+#: adopted: the VM's own old disks with what they had never sent, when their host became the replica; made there only.
+PointKind = Literal["initial", "delta", "resync", "final", "seed", "adopted"]
 Consistency = Literal["crash", "application"]
 #: How a disk is read for a point: whole; what its bitmap says has changed; all of it, compared with its fingerprint.
 DiskMode = Literal["whole", "delta", "compare"]
@@ -47,14 +49,20 @@ class PointOpening(Shape):
     #: How each disk is read: so that a killed agent goes on in the same way, and for the history.
     modes: dict[DiskTarget, DiskMode] = Field(default_factory=dict, max_length=64)
     definition: Annotated[str, Field(max_length=MAX_DEFINITION)]
+    #: UEFI variables and TPM state, read just before the instant, and why something of it is missing.
+    machine: MachineFiles = ()
+    machine_remarks: Remarks = ()
     interval: Annotated[int, Field(ge=5, le=86400)]
     keep: Annotated[int, Field(ge=1, le=1000)]
 
     @model_validator(mode="after")
     def _coherent(self) -> "PointOpening":
+        require_acceptable(self.machine)
         targets = [disk.target for disk in self.disks]
         if len(set(targets)) != len(targets):
             raise ValueError("a disk is named twice")
+        if self.kind == "adopted":
+            raise ValueError("an adopted point is never sent")
         if self.kind != "resync" and (self.parent is None) != (self.kind in {"initial", "seed"}):
             raise ValueError("a delta needs a parent, an initial copy has none")
         return self
@@ -84,6 +92,18 @@ class BaseDevice(Shape):
     identity: str
 
 
+class AdoptedBase(Shape):
+    """The VM's own old disk, which is the base in place since its host became the replica."""
+
+    #: Absolute; or inside the replica's directory ``base/<target>.qcow2``, when it was in the store before.
+    path: Annotated[str, StringConstraints(pattern=r"^(/[^\x00-\x1f\x7f]+|base/[a-z0-9]+\.qcow2)$", max_length=1000)]
+    format: Literal["qcow2", "raw"]
+    #: How the kernel knows a block device again, as of a ``BaseDevice``; empty for a file.
+    identity: str = ""
+    #: Absolute paths of all further files that it reads from: backing files, a data file.
+    below: tuple[ImagePath, ...] = ()
+
+
 class DiskManifest(Shape):
     """One disk's image file inside a published point."""
 
@@ -96,7 +116,9 @@ class DiskManifest(Shape):
     segments: Annotated[int, Field(ge=0)]
     #: The device that holds the content; the image file is then an empty overlay over it.
     device: BaseDevice | None = None
-    #: Digest of samples of the device as it was when it was last written.
+    #: The VM's own old disk that holds the content; the image file is an empty overlay over it as well.
+    adopted: AdoptedBase | None = None
+    #: Digest of what tells whether somebody else wrote to the device or old disk since it was last written.
     seal: str = ""
 
 
@@ -116,6 +138,9 @@ class Manifest(Shape):
     epoch: int
     checkpoint: CheckpointName | None
     disks: tuple[DiskManifest, ...]
+    #: What the machine kept outside its disks; the files stand beside the images.
+    machine: MachineEntries = ()
+    machine_remarks: Remarks = ()
     guest_bytes: int
     wire_bytes: int
     #: True once older points were folded into these images: their segment digests no longer apply, each compressed

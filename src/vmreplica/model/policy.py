@@ -1,11 +1,11 @@
 """A relationship's policy: what is replicated where, how often, and how much is kept."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
 from vmreplica.model.export import SeedExport
-from vmreplica.model.ids import DevicePath, DiskTarget, HostId
+from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, HostId, NetworkName, PointId
 from vmreplica.model.point import DiskSize
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.seed import SeedDisk
@@ -15,6 +15,34 @@ MIN_INTERVAL = 5
 MAX_INTERVAL = 86400
 DEFAULT_INTERVAL = 300
 DEFAULT_KEEP = 24
+
+
+class ReverseWish(Shape):
+    """The host that a VM was failed over from shall become its replica, with its old disks; it has not agreed yet."""
+
+    #: What the VM here was started from; None: nobody knows any more.
+    point: PointId | None
+    #: The checkpoint that was made before its first instruction, if that worked.
+    checkpoint: CheckpointName | None
+    #: The old primary was shut down for it and sent its last write.
+    planned: bool = False
+    #: Which network of the old primary stands for which one of this host.
+    network_map: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)] = Field(default_factory=dict)
+    since: AwareDatetime
+
+
+class Planned(Shape):
+    """A planned failover under way: what an agent needs that was killed in it, to go on or back.
+
+    ``preparing``: the replica was not asked to start the VM. ``prepared``: it has the last point, and may have been
+    asked. ``withdrawing``: it is asked to forget about it; only when it has agreed may the VM start here again.
+    """
+
+    stage: Literal["preparing", "prepared", "withdrawing"]
+    #: Whether the VM ran when it began: it is started again when the failover is taken back.
+    was_running: bool
+    #: The last point, once the replica has it.
+    point: PointId | None = None
 
 
 class Policy(Shape):
@@ -35,6 +63,12 @@ class Policy(Shape):
     limit: Limit = NO_LIMIT
     #: Initial replication does not begin before.
     begin_at: AwareDatetime | None = None
+    #: The agent starts the VM with its host, once its replica agrees; libvirt, which asks nobody, does not.
+    autostart: bool = False
+    #: Set from when a person wants the roles swapped until the old primary has agreed.
+    reverse: ReverseWish | None = None
+    #: A planned failover under way.
+    planned: Planned | None = None
 
 
 class BaseWish(Shape):

@@ -90,8 +90,12 @@ class RelationshipReport(Shape):
     #: The rate in force, the host's common one included, and until when.
     rate: int | None = None
     rate_until: AwareDatetime | None = None
+    #: Whether the agent of the primary starts it with its host.
+    autostart: bool = False
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
+    #: How many recovery points of before its failover the disks of a VM here still stand on.
+    stands_on: int = 0
 
 
 class StatusReport(Shape):
@@ -175,13 +179,16 @@ class FailoverPlan(Shape):
     kind: PlanKind
     point: PointId
     instant: AwareDatetime
-    #: Seconds of the guest's life after the point: they are lost.
+    #: Seconds of the guest's life that are lost: after the point or, of a failover taken back, since it.
     loses_seconds: float
-    #: Bytes that are lost, as far as known; None: nobody can tell.
+    #: Bytes that are lost, as far as known: those of newer points passed over, those in a layer thrown away. None:
+    #: nobody can tell.
     loses_bytes: int | None = None
     newer_points: int
     steps: tuple[FailoverStep, ...]
     warnings: tuple[str, ...] = ()
+    #: What of the machine is other on this host, or is left out: processor, devices, networks, firmware.
+    notes: tuple[str, ...] = ()
     #: What each side looks like afterwards, a sentence each.
     after: tuple[str, ...] = ()
 
@@ -192,6 +199,29 @@ class FailoverReport(Shape):
     plan: FailoverPlan
     state: State
     started: bool
+    seconds: float
+
+
+class StepTime(Shape):
+    """How long a step took."""
+
+    name: str
+    seconds: float
+
+
+class PlannedReport(Shape):
+    """What a planned failover did."""
+
+    plan: FailoverPlan
+    #: The host that it runs on now.
+    runs_on: HostName
+    #: How its guest was shut down: by its agent, the power button, its plug; None: it was off.
+    shutdown: Literal["agent", "button", "plug"] | None
+    #: Replication goes the other way already; else it will, by itself.
+    reversed: bool
+    steps: tuple[StepTime, ...]
+    #: Seconds for which no guest ran, less its own shutting down and booting; None: it was off before.
+    downtime: float | None
     seconds: float
 
 
@@ -208,10 +238,22 @@ class CancelReport(Shape):
 
     vm: VmId
     name: str
-    kind: Literal["unplanned", "test"]
-    #: Names of the VMs that were removed here.
+    kind: Literal["unplanned", "test", "planned"]
+    #: Names of the VMs that were removed here; of a planned failover none.
     removed: tuple[str, ...]
     state: State
+
+
+class CommitReport(Shape):
+    """What keeping a failover for good came to."""
+
+    vm: VmId
+    name: str
+    state: State
+    #: The image of each disk that the VM runs on now.
+    images: tuple[str, ...]
+    #: Bytes that were given back to the file system.
+    freed_bytes: int
 
 
 class TaskReport(Shape):
@@ -224,6 +266,10 @@ class TaskReport(Shape):
     result: CycleReport | None = None
     #: Of an import, in place of ``result``.
     imported: ImportReport | None = None
+    #: Of a commit, likewise.
+    committed: CommitReport | None = None
+    #: Of a planned failover, likewise.
+    planned: PlannedReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""

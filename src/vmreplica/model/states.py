@@ -77,7 +77,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (_S.CANCELLING, _E.CANCELLED): _S.REPLICATING,
     (_S.FAILED_OVER, _E.COMMIT): _S.COMMITTING,
     (_S.COMMITTING, _E.COMMITTED): _S.COMMITTED,
-    (_S.COMMITTED, _E.REVERSE): _S.REVERSING,
+    **{(state, _E.REVERSE): _S.REVERSING for state in (_S.FAILED_OVER, _S.COMMITTING, _S.COMMITTED)},
     (_S.REVERSING, _E.REVERSED): _S.REPLICATING,
     (_S.FENCED, _E.REVERSE): _S.REVERSING,
     **{(state, _E.PAUSE): _S.PAUSED for state in (_S.READY, _S.INITIAL, _S.WAITING, _S.REPLICATING, _S.RESYNC)},
@@ -89,7 +89,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     **{
         (state, _E.REMOVE): _S.REMOVING
         for state in State
-        if state not in {_S.FAILING_OVER, _S.CANCELLING, _S.COMMITTING, _S.REVERSING, _S.REMOVING}
+        if state not in {_S.PREPARING, _S.FAILING_OVER, _S.CANCELLING, _S.COMMITTING, _S.REVERSING, _S.REMOVING}
     },
 }
 
@@ -99,6 +99,8 @@ _COMMANDS: Final = {
     _E.RESUME: "vmreplica resume {vm}",
     _E.FAIL_OVER: "vmreplica failover {vm}",
     _E.CANCEL: "vmreplica failover {vm} --cancel",
+    _E.COMMIT: "vmreplica commit {vm}",
+    _E.REVERSE: "vmreplica reverse {vm}",
     _E.REMOVE: "vmreplica disable {vm}",
 }
 

@@ -49,20 +49,13 @@ def prepare_export(
     """
     Sealer(recipient)
     path = Path(directory)
-    with place_errors(path):
-        if not path.exists():
-            path.mkdir(mode=0o700)
-            fsync_dir(path.parent)
+    _make(path)
     with Place(path) as place:
         found = read_header(place)
         if known is not None and known.directory == directory and found is not None and found.export == known.export:
             return known
         _require_free(place, found, vm, replica)
-        key = None
-        if passphrase is not None:
-            recipient, key = new_key(passphrase)
-            place.publish(KEY, key)
-        protection: Protection = "passphrase" if key else "recipient" if recipient else "none"
+        recipient, protection = _protect(place, passphrase, recipient)
         header = ExportHeader(
             export=secrets.token_hex(8),
             vm=vm,
@@ -72,8 +65,25 @@ def prepare_export(
             protection=protection,
             created=dt.datetime.now(dt.UTC),
         )
+        # The header last: without it the directory holds no export.
         place.publish(HEADER, header.model_dump_json(indent=1).encode() + b"\n")
     return SeedExport(export=header.export, directory=directory, recipient=recipient)
+
+
+def _make(path: Path) -> None:
+    with place_errors(path):
+        if not path.exists():
+            path.mkdir(mode=0o700)
+            fsync_dir(path.parent)
+
+
+def _protect(place: Place, passphrase: str | None, recipient: Recipient | None) -> tuple[Recipient | None, Protection]:
+    """Choose the key to encrypt with; one that a passphrase opens is made, and put into the export."""
+    if passphrase is None:
+        return recipient, "recipient" if recipient else "none"
+    made, key = new_key(passphrase)
+    place.publish(KEY, key)
+    return made, "passphrase"
 
 
 def read_header(place: Place) -> ExportHeader | None:

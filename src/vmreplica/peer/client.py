@@ -14,7 +14,7 @@ from vmreplica.model.export import AwaitedBase
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.policy import ReplicaOffer
-from vmreplica.model.report import PeerTest, PointsReport
+from vmreplica.model.report import FailoverPlan, PeerTest, PointsReport, TaskReport
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import format_size
 from vmreplica.peer.book import Peer
@@ -22,8 +22,9 @@ from vmreplica.peer.hashes import Hashes, unpack_hashes
 from vmreplica.peer.identity import Identity, trusting_only
 from vmreplica.peer.line import Line
 from vmreplica.peer.measuring import Greeting, greet, measure
+from vmreplica.peer.planned import PlannedWish, Readiness, ReadinessQuestion, StartedThere, StartWish, Withdrawal
 from vmreplica.peer.transport import Answer, Buffer, Connections
-from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, RunsHere
+from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, ReverseRequest, RunsHere
 
 T = TypeVar("T", bound=Shape)
 
@@ -34,6 +35,9 @@ SEGMENT_TIMEOUT: Final = 120.0
 COMPLETE_TIMEOUT: Final = 900.0
 #: One request reads up to 4 GiB of a chain.
 FINGERPRINT_TIMEOUT: Final = 900.0
+
+#: Starting a VM: libvirt may wait for locks, and QEMU for its memory.
+START_TIMEOUT: Final = 300.0
 
 _ERROR: Final = 400
 
@@ -107,6 +111,10 @@ class PeerClient:
         """Ask the peer to dissolve a relationship."""
         self._exchange("DELETE", f"/replicas/{vm}?copy={'delete' if delete_copy else 'keep'}")
 
+    def reverse(self, request: ReverseRequest) -> Position:
+        """Ask the peer, the old primary of a VM, to become its replica with its old disks; may take minutes."""
+        return self._ask(Position, "POST", f"/replicas/{request.vm}/reverse", request, timeout=COMPLETE_TIMEOUT)
+
     def points(self, vm: VmId) -> PointsReport:
         """List the recovery points at the peer, newest first."""
         return self._ask(PointsReport, "GET", f"/replicas/{vm}/points")
@@ -178,6 +186,30 @@ class PeerClient:
     def runs_here(self, vm: VmId) -> RunsHere:
         """Ask whether a VM of our relationship runs at the peer, and its epoch there."""
         return self._ask(RunsHere, "GET", f"/vms/{vm}")
+
+    def readiness(self, vm: VmId, question: ReadinessQuestion) -> Readiness:
+        """Ask whether the peer, a replica, could run a VM, and reaches us."""
+        return self._ask(Readiness, "POST", f"/replicas/{vm}/planned/readiness", question)
+
+    def start_planned(self, vm: VmId, wish: StartWish) -> StartedThere:
+        """Ask the peer, a replica, to start a VM from a point; may take minutes."""
+        return self._ask(StartedThere, "POST", f"/replicas/{vm}/planned/start", wish, timeout=START_TIMEOUT)
+
+    def withdraw(self, vm: VmId, withdrawal: Withdrawal) -> Position:
+        """Ask the peer, a replica, never to start a VM for what was asked until now."""
+        return self._ask(Position, "POST", f"/replicas/{vm}/planned/withdraw", withdrawal, timeout=START_TIMEOUT)
+
+    def begin_planned(self, vm: VmId, wish: PlannedWish) -> TaskReport:
+        """Ask the peer, a primary, for a planned failover to us."""
+        return self._ask(TaskReport, "POST", f"/vms/{vm}/planned", wish)
+
+    def planned_progress(self, vm: VmId) -> TaskReport:
+        """Ask the peer, which was a primary when it began, how its planned failover to us is doing."""
+        return self._ask(TaskReport, "GET", f"/vms/{vm}/planned")
+
+    def plan_planned(self, vm: VmId, wish: PlannedWish) -> FailoverPlan:
+        """Ask the peer, a primary, what a planned failover to us would do."""
+        return self._ask(FailoverPlan, "POST", f"/vms/{vm}/planned/plan", wish)
 
     def measure(self) -> PeerTest:
         """Test the connection: certificate, clocks, round trip, throughput, room. Takes some seconds."""

@@ -25,8 +25,9 @@ from vmreplica.peer.hashes import pack_hashes
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.listening import BOOK, SEEN, PeerServer, start_server
 from vmreplica.peer.pairing import Invitations, accept
+from vmreplica.peer.planned import PlannedService, add_routes
 from vmreplica.peer.service import PeerService
-from vmreplica.peer.wire import MAX_BODY, MAX_JSON, MAX_PAIR, MAX_SINK, PREFIX, PairRequest
+from vmreplica.peer.wire import MAX_BODY, MAX_JSON, MAX_PAIR, MAX_SINK, PREFIX, PairRequest, ReverseRequest
 
 __all__ = ["PeerServer", "make_app", "start_server"]
 
@@ -53,6 +54,7 @@ def make_app(
     service: PeerService,
     *,
     idle_limit: float = IDLE_LIMIT,
+    planned: PlannedService | None = None,
 ) -> web.Application:
     """Make the application that ``start_server`` serves.
 
@@ -63,6 +65,7 @@ def make_app(
         addresses: where peers reach this host, told to those who join.
         service: what is done for peers.
         idle_limit: seconds without a byte before the sender of a segment is given up.
+        planned: what is done in planned failovers; None: such requests are unknown.
     """
     app = web.Application(middlewares=[_problems, _authorise(Access(book))])
     app[BOOK] = book
@@ -71,6 +74,8 @@ def make_app(
     app.cleanup_ctx.append(pool.closing)
     _Pairing(identity, book, invitations, tuple(addresses), pool).add_to(app)
     _Routes(service, pool, BodySlots(idle_limit)).add_to(app)
+    if planned is not None:
+        add_routes(app, planned, pool.call, _caller)
     return app
 
 
@@ -145,6 +150,7 @@ class _Routes:
                 web.get(f"{_REPLICA}/points", self._points),
                 web.put(_POINT, self._open_point),
                 web.delete(_POINT, self._abandon),
+                web.post(f"{_REPLICA}/reverse", self._reverse),
                 web.post(f"{_POINT}/complete", self._complete),
                 web.post(f"{_POINT}/await", self._await_base),
                 web.delete(f"{_REPLICA}/awaited", self._give_up_base),
@@ -177,6 +183,13 @@ class _Routes:
         vm, fate = params.vm(request), params.copy_fate(request)
         await self._pool.call(self._service.remove, _caller(request), vm, delete_copy=fate == "delete")
         return _done()
+
+    async def _reverse(self, request: web.Request) -> web.Response:
+        vm = params.vm(request)
+        wish = await read_shape(request, ReverseRequest, MAX_JSON)
+        if wish.vm != vm:
+            raise BadRequest("body-invalid", f"a request about {wish.vm} was sent to the address of {vm}")
+        return _json(await self._pool.call(self._service.reverse, _caller(request), wish))
 
     async def _points(self, request: web.Request) -> web.Response:
         vm = params.vm(request)

@@ -8,7 +8,7 @@ from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, Poi
 from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.report import PointsReport
 from vmreplica.peer.hashes import Hashes
-from vmreplica.peer.wire import Hello, RunsHere
+from vmreplica.peer.wire import Hello, ReverseRequest, RunsHere
 
 CopyFate = Literal["keep", "delete"]
 
@@ -76,4 +76,8 @@ class PeerService(Protocol):
 
     def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
         """Tell whether a VM of the caller's relationship runs here, and its epoch."""
+        ...
+
+    def reverse(self, peer: HostId, request: ReverseRequest) -> Position:
+        """Become the replica of a VM that was failed over to the caller; the old disks are its base."""
         ...

@@ -5,7 +5,8 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, AwareDatetime, Field
 
-from vmreplica.model.ids import HostId, HostName, VmId
+from vmreplica.model.ids import CheckpointName, HostId, HostName, NetworkName, PointId, VmId, VmName
+from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import KiB, MiB
 
@@ -14,8 +15,9 @@ DEFAULT_PORT: Final = 7432
 
 #: The largest segment body: 16 MiB of data, 65 536 records of 16 bytes, and a head of 128 bytes.
 MAX_BODY: Final = 17 * MiB + 128
-#: The largest JSON body: a point's opening carries a domain definition of at most 1 MiB, escaped.
-MAX_JSON: Final = 4 * MiB
+#: The largest JSON body: a point's opening carries a domain definition of at most 1 MiB, escaped, and the machine's own
+#: files of at most 2 MiB, in base64.
+MAX_JSON: Final = 8 * MiB
 #: The largest body of the throughput test.
 MAX_SINK: Final = 64 * MiB
 MAX_PEM: Final = 16 * KiB
@@ -67,6 +69,24 @@ class RunsHere(Shape):
     vm: VmId
     runs: bool
     epoch: Annotated[int, Field(ge=0)]
+
+
+class ReverseRequest(Shape):
+    """What the host that a VM was failed over to asks of its old primary: be the replica, with your old disks."""
+
+    vm: VmId
+    name: VmName
+    #: That of the failover; the old primary must have a lower one.
+    epoch: Annotated[int, Field(ge=1)]
+    interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
+    keep: Annotated[int, Field(ge=1, le=1000)]
+    #: What the VM was started from.
+    point: PointId | None = None
+    #: Tracks what the VM wrote since that point.
+    checkpoint: CheckpointName | None = None
+    planned: bool = False
+    #: Which network of the old primary stands for which one of the asking host.
+    network_map: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)] = Field(default_factory=dict)
 
 
 class PairRequest(Shape):

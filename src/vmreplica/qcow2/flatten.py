@@ -1,9 +1,10 @@
-"""Writing what images hold to a raw device, at the places where the guest has it.
+"""Writing what images hold to a base that is not ours alone, at the places where the guest has it.
 
 Everything here may be repeated: the same bytes go to the same places.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -28,22 +29,20 @@ _UNSYNCED: Final = 64 * MiB
 _BUFFER: Final = 1 << 20
 
 
-class RawDisk:
-    """The start of a device, or a file, that is made equal to a disk.
+class TargetDisk(ABC):
+    """What is made equal to a disk: collects adjacent clusters, and never lets much be unsynced.
 
     Args:
-        fd: open for writing.
         size: of the disk in bytes; nothing behind it is touched.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
+    def __init__(self, size: int) -> None:
         self._size = size
         self._parts: list[bytes] = []
         self._start = self._end = self._unsynced = 0
 
     def put(self, offset: int, data: bytes) -> None:
-        """Write bytes at an offset, at the latest with ``flush``."""
+        """Write bytes at an offset, at the latest with ``sync``."""
         if offset != self._end or self._end - self._start >= _PIECE:
             self._write()
             self._start = self._end = offset
@@ -56,31 +55,66 @@ class RawDisk:
         self._write()
         size = min(size, self._size - offset)
         if size > 0:
-            make_zero(self._fd, offset, size)
+            self._blank(offset, size)
 
     def sync(self) -> None:
         """Make everything durable."""
         self._write()
-        os.fdatasync(self._fd)
+        self._flush()
         self._unsynced = 0
 
+    @abstractmethod
+    def _store(self, data: bytes, offset: int) -> None:
+        """Write at an offset."""
+
+    @abstractmethod
+    def _blank(self, offset: int, size: int) -> None:
+        """Let a range read as zeroes."""
+
+    @abstractmethod
+    def _flush(self) -> None:
+        """Make durable what was written."""
+
     def _write(self) -> None:
-        pwrite_all(self._fd, b"".join(self._parts), self._start)
+        if self._parts:
+            self._store(b"".join(self._parts), self._start)
         self._unsynced += self._end - self._start
         self._parts = []
         self._start = self._end
         if self._unsynced >= _UNSYNCED:
-            os.fdatasync(self._fd)
+            self._flush()
             self._unsynced = 0
 
 
-def apply_overlay(overlay: Path, index: Path, disk: RawDisk, check: Callable[[], None]) -> None:
+class RawDisk(TargetDisk):
+    """The start of a device, or a file.
+
+    Args:
+        fd: open for writing.
+        size: of the disk in bytes.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        super().__init__(size)
+        self._fd = fd
+
+    def _store(self, data: bytes, offset: int) -> None:
+        pwrite_all(self._fd, data, offset)
+
+    def _blank(self, offset: int, size: int) -> None:
+        make_zero(self._fd, offset, size)
+
+    def _flush(self) -> None:
+        os.fdatasync(self._fd)
+
+
+def apply_overlay(overlay: Path, index: Path, disk: TargetDisk, check: Callable[[], None]) -> None:
     """Write what an overlay says about its disk, and nothing else. The caller syncs.
 
     Args:
         overlay: the image.
         index: of it.
-        disk: what it stands on, raw.
+        disk: what it stands on.
         check: called often; raises what shall stop the work.
 
     Raises:
@@ -93,7 +127,7 @@ def apply_overlay(overlay: Path, index: Path, disk: RawDisk, check: Callable[[],
             _apply_segment(source.fileno(), overlay, head, records, disk)
 
 
-def _apply_segment(source: int, overlay: Path, head: SegmentHead, records: Records, disk: RawDisk) -> None:
+def _apply_segment(source: int, overlay: Path, head: SegmentHead, records: Records, disk: TargetDisk) -> None:
     data = memoryview(pread_exact(source, head.data_length, head.data_offset, overlay))
     place, patches_at = 0, head.patches_at
     rows = zip(records.tolist(), patch_masks(records).tolist(), strict=True)
@@ -111,7 +145,7 @@ def _apply_segment(source: int, overlay: Path, head: SegmentHead, records: Recor
             patches_at += CLUSTER
 
 
-def copy_base(base: Path, disk: RawDisk, *, first: int, check: Callable[[], None]) -> Iterator[int]:
+def copy_base(base: Path, disk: TargetDisk, *, first: int, check: Callable[[], None]) -> Iterator[int]:
     """Write a whole image that stands alone, zeroes too, one L2 table (512 MiB of the disk) after the other.
 
     Args:
@@ -135,7 +169,7 @@ def copy_base(base: Path, disk: RawDisk, *, first: int, check: Callable[[], None
 
 
 def _copy_table(  # noqa: PLR0917 - where from, what, where to
-    source: int, base: Path, entries: U64, number: int, disk: RawDisk, check: Callable[[], None]
+    source: int, base: Path, entries: U64, number: int, disk: TargetDisk, check: Callable[[], None]
 ) -> None:
     used = (entries & np.uint64(COMPRESSED)) != 0
     if (entries[~used] > READS_ZERO).any():

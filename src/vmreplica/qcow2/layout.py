@@ -121,6 +121,14 @@ class Header:
         )
 
     @staticmethod
+    def backing_of(raw: bytes) -> str | None:
+        """Tell the backing file that a qcow2 header at the start of these bytes names, extended or not; None: none."""
+        if not raw.startswith(_MAGIC) or len(raw) < _HEADER.size:
+            return None
+        _magic, _version, place, size, *_rest = _HEADER.unpack_from(raw)
+        return raw[place : place + size].decode("utf-8", "replace") if place else None
+
+    @staticmethod
     def is_raw_backed(raw: bytes) -> bool:
         """Tell whether a header of ours, at the start of these bytes, names a raw backing file."""
         return raw.startswith(_MAGIC) and raw.startswith(_RAW_BACKING_FORMAT, _HEADER.size)

@@ -74,14 +74,11 @@ def write_tables(
     os.ftruncate(fd, data_end)
     tail = _Tail(fd, round_up(data_end))
     counts = np.zeros(tail.offset // CLUSTER, np.uint16)
-    l1 = np.zeros(l1_entries_of(size, extended=patched), np.uint64)
     batches = _placed(records, counts, keep_zeroes=backing is not None)
     zero = UNALLOCATED if backing is None else READS_ZERO_BITMAP if patched else READS_ZERO
-    for number, entries, _said in l2_tables(batches, zero, extended=patched):
-        l1[number] = tail.append(entries.astype(BIG64).tobytes()) | COPIED
+    l1 = _write_l2(tail, batches, zero, size=size, extended=patched)
     l1_offset = tail.append(l1.astype(BIG64).tobytes())
     refcount_offset, refcount_clusters = _write_refcounts(tail, counts)
-    os.fdatasync(fd)
     header = Header(
         size=size,
         l1_offset=l1_offset,
@@ -91,7 +88,23 @@ def write_tables(
         backing=backing,
         raw_backing=raw_backing,
         extended=patched,
-    ).pack()
+    )
+    return _commit(fd, tail, header.pack())
+
+
+def _write_l2(
+    tail: "_Tail", batches: Iterable[Batch], zero: int, *, size: int, extended: bool
+) -> npt.NDArray[np.uint64]:
+    """Append the second-level tables; give the first-level one, which points to them."""
+    l1 = np.zeros(l1_entries_of(size, extended=extended), np.uint64)
+    for number, entries, _said in l2_tables(batches, zero, extended=extended):
+        l1[number] = tail.append(entries.astype(BIG64).tobytes()) | COPIED
+    return l1
+
+
+def _commit(fd: int, tail: "_Tail", header: bytes) -> TablesResult:
+    """Write the header once all that it points to is on the disk: from then on the file is an image."""
+    os.fdatasync(fd)
     pwrite_all(fd, header, 0)
     os.fsync(fd)
     tail.hasher.update(header)

@@ -12,7 +12,7 @@ from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.report import PointsReport
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.states import RECEIVING, Event, State
-from vmreplica.peer.wire import Hello, RunsHere
+from vmreplica.peer.wire import Hello, ReverseRequest, RunsHere
 from vmreplica.receive.reading import hash_image
 from vmreplica.receive.seeds import Answer, Seeds, judge_wish
 from vmreplica.repository import Replica, Repository
@@ -29,6 +29,7 @@ class Receiver:
         runs_here: tells whether a VM that this host protects runs here, if the asking host holds its replica.
         on_published: called after each publication, in the thread of the request.
         seeds: reads existing copies; None: nobody does, and an offer that names some is refused.
+        reverse: makes this host, the old primary of a VM, its replica; None: it never was one.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Receiver:
         runs_here: Callable[[HostId, VmId], RunsHere],
         on_published: Callable[[VmId, PointSummary], None],
         seeds: Seeds | None = None,
+        reverse: Callable[[HostId, ReverseRequest], Position] | None = None,
     ) -> None:
         self._repository = repository
         self._hello = hello
         self._runs_here = runs_here
+        self._reverse = reverse
         self._on_published = on_published
         self._seeds = seeds
 
@@ -224,6 +227,17 @@ class Receiver:
     def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
         """Tell whether a VM of the caller's relationship runs here, and its epoch."""
         return self._runs_here(peer, vm)
+
+    def reverse(self, peer: HostId, request: ReverseRequest) -> Position:
+        """Become the replica of a VM that was failed over to the caller.
+
+        Raises:
+            Refused: ``not-your-vm``: this host never protected it to the caller.
+            VmReplicaError: see ``agent.adopting``.
+        """
+        if self._reverse is None:
+            raise Refused("not-your-vm", f"this host does not protect {request.vm} to the calling host")
+        return self._reverse(peer, request)
 
     def _own(self, peer: HostId, vm: VmId) -> Replica:
         """Give the replica of a VM if this host sends it; the same answer for a foreign one as for none."""

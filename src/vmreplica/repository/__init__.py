@@ -5,8 +5,19 @@ Knows files, points, chains, holds and retention. Knows nothing of peers and who
 after a crash, and a point that is listed is readable.
 """
 
+from vmreplica.model.adoption import AdoptedDisk, Adoption
 from vmreplica.repository.record import FailoverRecord, FailoverTestRecord, Hold, ReplicaRecord, SeedRecord
 from vmreplica.repository.replica import Replica
 from vmreplica.repository.store import Repository
 
-__all__ = ["FailoverRecord", "FailoverTestRecord", "Hold", "Replica", "ReplicaRecord", "Repository", "SeedRecord"]
+__all__ = [
+    "AdoptedDisk",
+    "Adoption",
+    "FailoverRecord",
+    "FailoverTestRecord",
+    "Hold",
+    "Replica",
+    "ReplicaRecord",
+    "Repository",
+    "SeedRecord",
+]

@@ -13,8 +13,8 @@ from vmreplica.fsio import fsync_dir, remove_tree
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget
-from vmreplica.model.point import DiskManifest, Manifest
-from vmreplica.repository.chain import Point, waiting_points
+from vmreplica.model.point import DiskManifest
+from vmreplica.repository.chain import Point, manifest_of, waiting_points
 from vmreplica.repository.inbox import Inbox
 from vmreplica.repository.layout import Layout, make_dir, read_shape, store_errors, write_shape
 from vmreplica.repository.record import AwaitedRecord
@@ -215,19 +215,5 @@ def _described(record: AwaitedRecord) -> Point:
         )
         for disk in opening.disks
     )
-    manifest = Manifest(
-        vm=opening.vm,
-        name=opening.name,
-        point=opening.point,
-        parent=None,
-        kind=opening.kind,
-        consistency=opening.consistency,
-        instant=opening.instant,
-        published=record.since,
-        epoch=opening.epoch,
-        checkpoint=opening.checkpoint,
-        disks=disks,
-        guest_bytes=closing.guest_bytes,
-        wire_bytes=0,
-    )
+    manifest = manifest_of(opening, disks, guest_bytes=closing.guest_bytes, wire_bytes=0, published=record.since)
     return Point(manifest, 0, here=False)

@@ -1,11 +1,12 @@
 """Published points: reading their manifests, and the pure decision what retention does next."""
 
+import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.ids import DiskTarget, PointId, VmId
-from vmreplica.model.point import DiskManifest, DiskSpec, Manifest, PointSummary
+from vmreplica.model.point import DiskManifest, DiskSpec, Manifest, PointOpening, PointSummary
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape
 from vmreplica.repository.record import FoldRecord, LandingRecord
 
@@ -42,6 +43,37 @@ class Point:
             holds=holds,
             waits_for=waits_for,
         )
+
+
+def manifest_of(
+    opening: PointOpening, disks: tuple[DiskManifest, ...], *, guest_bytes: int, wire_bytes: int, published: dt.datetime
+) -> Manifest:
+    """Say of a point for good what its primary said when it opened it, and what is here of it.
+
+    Args:
+        opening: of the point.
+        disks: its images.
+        guest_bytes: read from the guest.
+        wire_bytes: that came.
+        published: aware time.
+    """
+    return Manifest(
+        vm=opening.vm,
+        name=opening.name,
+        point=opening.point,
+        parent=opening.parent,
+        kind=opening.kind,
+        consistency=opening.consistency,
+        instant=opening.instant,
+        published=published,
+        epoch=opening.epoch,
+        checkpoint=opening.checkpoint,
+        disks=disks,
+        machine=tuple(file.entry for file in opening.machine),
+        machine_remarks=opening.machine_remarks,
+        guest_bytes=guest_bytes,
+        wire_bytes=wire_bytes,
+    )
 
 
 def backed_disks(base: Manifest, disks: Sequence[DiskSpec | DiskManifest]) -> frozenset[DiskTarget]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from vmreplica.fsio.blockdev import contents, look, opened_alone, require_unused, seal
@@ -20,7 +20,7 @@ def assign(
     wishes: Mapping[DiskTarget, BaseWish],
     *,
     held: Mapping[DiskTarget, BaseDevice],
-    others: Collection[ReplicaRecord],
+    others: Collection[tuple[BaseDevice, VmName]],
     allowed: Sequence[str],
     erase: bool,
 ) -> dict[DiskTarget, BaseDevice]:
@@ -30,7 +30,7 @@ def assign(
         name: of the VM.
         wishes: device and disk size by target.
         held: what its disks have already.
-        others: records of all other replicas of this host.
+        others: what bases of other VMs stand on, and whose they are.
         allowed: patterns of devices that this host's configuration gives away.
         erase: whether a person agreed that their content is lost.
 
@@ -45,19 +45,13 @@ def assign(
         NotFound, BadRequest: see ``blockdev.look``.
     """
     given, lost = dict(held), []
-    taken = [(device, record.name) for record in others for device in record.base_devices.values()]
     for target, wish in sorted(wishes.items()):
-        if target in held and held[target].path == wish.device:
-            continue
         if target in held:
-            raise Conflict(
-                "base-device-differs",
-                f"the base of disk {target} of {name} stands on {held[target].path} already",
-                hint=f"to move it: vmreplica disable {name} --delete-copy, then enable it with the other device",
-            )
+            _require_same(name, target, held[target], wish)
+            continue
         _require_allowed(wish.device, allowed)
         device, text = _checked(target, wish)
-        _require_free(device, [*taken, *((own, f"another disk of {name}") for own in given.values())])
+        _require_free(device, [*others, *((own, f"another disk of {name}") for own in given.values())])
         given[target] = device
         lost.append(text)
     if lost and not erase:
@@ -67,6 +61,15 @@ def assign(
             hint="look at it on the replica; --yes agrees to losing it",
         )
     return given
+
+
+def _require_same(name: VmName, target: DiskTarget, held: BaseDevice, wish: BaseWish) -> None:
+    if held.path != wish.device:
+        raise Conflict(
+            "base-device-differs",
+            f"the base of disk {target} of {name} stands on {held.path} already",
+            hint=f"to move it: vmreplica disable {name} --delete-copy, then enable it with the other device",
+        )
 
 
 def verify(device: BaseDevice, size: int) -> None:
@@ -96,20 +99,13 @@ def verify(device: BaseDevice, size: int) -> None:
         )
 
 
-def verify_contents(manifests: Iterable[Manifest]) -> None:
-    """Make sure that the devices which points stand on are those they were written to, and nobody else wrote there.
+def verify_content(disk: DiskManifest, device: BaseDevice) -> None:
+    """Make sure that the device of a disk is the one it was written to, and nobody else wrote there.
 
     Raises:
         Corrupt: ``base-device-changed``.
         VmReplicaError: see ``verify``.
     """
-    for manifest in manifests:
-        for disk in manifest.disks:
-            if disk.device is not None:
-                _verify_content(disk, disk.device)
-
-
-def _verify_content(disk: DiskManifest, device: BaseDevice) -> None:
     verify(device, disk.size)
     if seal_of(device, disk.size) != disk.seal:
         raise Corrupt(

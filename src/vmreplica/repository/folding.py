@@ -5,8 +5,9 @@ a crash or an error undoes it. From ``commit`` on it is rolled forward, and each
 
 1. the older point's manifest goes, with it the point from every list; its files stay, the next point stands on them;
 2. each base image is switched over: now it has the content of the next point, which reads the same through its own
-   image as before; then it is renamed over that image. A base on a device takes what the next point's image holds and
-   may be half of both meanwhile: nobody reads there what that image says itself, and whoever stood on it is gone;
+   image as before; then it is renamed over that image. A base on a device, or an old disk of the VM, takes what the
+   next point's image holds and may be half of both meanwhile: nobody reads there what that image says itself, and
+   whoever stood on it is gone;
 3. space is given back, the manifest of the next point says that it stands alone;
 4. the older point's directory and ``fold.json`` go.
 """
@@ -19,16 +20,16 @@ import xxhash
 
 from vmreplica.fsio import fsync_dir, remove_tree, require_free
 from vmreplica.model.ids import DiskTarget
-from vmreplica.model.point import BaseDevice, DiskManifest, Manifest
+from vmreplica.model.point import DiskManifest, Manifest
 from vmreplica.model.units import CLUSTER, MiB
-from vmreplica.qcow2.flatten import RawDisk, apply_overlay
+from vmreplica.qcow2.flatten import apply_overlay
 from vmreplica.qcow2.fold import prepare_fold, reclaim, switch, undo
 from vmreplica.qcow2.frames import MAX_FRAME
 from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import REFCOUNTS
-from vmreplica.qcow2.shim import is_shim, write_shim
+from vmreplica.qcow2.shim import is_shim
+from vmreplica.repository.bases import check_base, on_base, put_shim, require_room, writable_base
 from vmreplica.repository.chain import backed_disks
-from vmreplica.repository.devices import on_device, verify, writable
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape, store_errors, write_shape
 from vmreplica.repository.record import FoldDisk, FoldRecord
 
@@ -68,7 +69,13 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[
         point=point.point,
         stage="prepare",
         disks=tuple(
-            FoldDisk(target=disk.target, base_bytes=sizes[disk.target], device=disk.device, disk_bytes=disk.size)
+            FoldDisk(
+                target=disk.target,
+                base_bytes=sizes[disk.target],
+                device=disk.device,
+                adopted=disk.adopted,
+                disk_bytes=disk.size,
+            )
             for disk in base.disks
             if disk.target in shared
         ),
@@ -85,12 +92,13 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[
     return _roll_forward(layout, record, stopped=stopped, pause=stopped, before=before)
 
 
-def recover_fold(layout: Layout, *, pause: Callable[[], bool]) -> None:
+def recover_fold(layout: Layout, *, pause: Callable[[], bool], held: Callable[[], bool] = lambda: True) -> None:
     """Finish or undo a fold that was interrupted; nothing happens when none was.
 
     Args:
         layout: of the replica.
         pause: asked often while a device is written, which may take long; once true that waits again.
+        held: tells whether anybody may have images open: a device may be written below them, an old disk not.
 
     Raises:
         FoldStopped: a device is not written yet; all listed points are readable.
@@ -102,7 +110,14 @@ def recover_fold(layout: Layout, *, pause: Callable[[], bool]) -> None:
     if record.stage == "prepare":
         _undo(layout, record)
     else:
-        _roll_forward(layout, record, stopped=lambda: False, pause=pause, before=lambda _step: None)
+        old = any(disk.adopted is not None for disk in record.disks)
+        _roll_forward(
+            layout,
+            record,
+            stopped=lambda: False,
+            pause=lambda: pause() or (old and held()),
+            before=lambda _step: None,
+        )
 
 
 def _check(stopped: Callable[[], bool]) -> None:
@@ -142,8 +157,9 @@ def _prepare(
     for disk in record.disks:
         before(f"prepare {disk.target}")
         index = layout.index(record.point, disk.target)
-        if disk.device is not None:
-            verify(disk.device, sizes[disk.target])
+        if disk.outside:
+            check_base(layout, base[disk.target], disk, sizes[disk.target])
+            require_room(layout, disk, index)
             disks.append(disk)
             continue
         if index.stat().st_size or base[disk.target].size != sizes[disk.target]:
@@ -165,7 +181,7 @@ def _prepare(
 def _undo(layout: Layout, record: FoldRecord) -> None:
     with store_errors(layout.fold):
         for disk in record.disks:
-            if disk.device is not None:
+            if disk.outside:
                 continue
             undo(layout.image(record.base, disk.target), disk.base_bytes)
             layout.dead(record.base, disk.target).unlink(missing_ok=True)
@@ -182,10 +198,10 @@ def _roll_forward(
             layout.manifest(record.base).unlink(missing_ok=True)
             fsync_dir(layout.point(record.base))
         for disk in record.disks:
-            if disk.device is None:
-                _switch(layout, record, disk, before)
+            if disk.outside:
+                _write_base(layout, record, disk, pause=pause, before=before)
             else:
-                _write_device(layout, record, disk, disk.device, pause=pause, before=before)
+                _switch(layout, record, disk, before)
         fsync_dir(layout.point(record.point))
         before("reclaim")
         for disk in record.disks:
@@ -213,14 +229,8 @@ def _switch(layout: Layout, record: FoldRecord, disk: FoldDisk, before: StepHook
     image.replace(layout.image(record.point, disk.target))
 
 
-def _write_device(
-    layout: Layout,
-    record: FoldRecord,
-    disk: FoldDisk,
-    device: BaseDevice,
-    *,
-    pause: Callable[[], bool],
-    before: StepHook,
+def _write_base(
+    layout: Layout, record: FoldRecord, disk: FoldDisk, *, pause: Callable[[], bool], before: StepHook
 ) -> None:
     image = layout.image(record.point, disk.target)
     if is_shim(image):
@@ -230,14 +240,13 @@ def _write_device(
     )
     _check(pause)
     before(f"write {disk.target}")
-    with writable(device, size) as fd:
-        raw = RawDisk(fd, size)
-        raw.zero(disk.disk_bytes, size - disk.disk_bytes)
-        apply_overlay(image, layout.index(record.point, disk.target), raw, lambda: _check(pause))
+    with writable_base(layout, disk, size) as base:
+        base.zero(disk.disk_bytes, size - disk.disk_bytes)
+        apply_overlay(image, layout.index(record.point, disk.target), base, lambda: _check(pause))
         before(f"sync {disk.target}")
-        raw.sync()
+        base.sync()
     before(f"shim {disk.target}")
-    write_shim(image, device.path, size)
+    put_shim(image, disk, size)
 
 
 def _reclaim(layout: Layout, record: FoldRecord, disk: FoldDisk, stopped: Callable[[], bool]) -> None:
@@ -260,6 +269,6 @@ def _folded(layout: Layout, manifest: Manifest, disk: DiskManifest, folded: Fold
     """Describe an image that is the base's file now; its index and its segments' digests are of the past."""
     layout.index(manifest.point, disk.target).unlink(missing_ok=True)
     image = layout.image(manifest.point, disk.target)
-    if folded.device is not None:
-        return on_device(disk, image, folded.device)
+    if folded.outside:
+        return on_base(layout, disk, image, folded)
     return disk.model_copy(update={"file_bytes": image.stat().st_size, "tables_digest": folded.digest})

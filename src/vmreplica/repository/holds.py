@@ -59,9 +59,18 @@ class Holds:
         """Tell whether a point is held."""
         return self._damaged or any(hold.point == point for hold in self._holds.values())
 
+    def any(self) -> bool:
+        """Tell whether anything is held."""
+        return self._damaged or bool(self._holds)
+
     def reasons(self, point: PointId) -> tuple[str, ...]:
         """Tell who holds a point and why."""
         return tuple(f"{hold.owner}: {hold.reason}" for hold in self._holds.values() if hold.point == point)
+
+    def reasons_but(self, hold_id: str) -> tuple[str, ...]:
+        """Tell who holds any point and why, one hold left out."""
+        damaged = ("a damaged record: nobody knows",) if self._damaged else ()
+        return (*damaged, *(f"{hold.owner}: {hold.reason}" for hold in self._holds.values() if hold.id != hold_id))
 
     def _load(self, path: Path) -> None:
         try:

@@ -34,8 +34,9 @@ def next_landing(
     if not manifests or manifests[0].parent is not None or any(held(manifest.point) for manifest in manifests):
         return None
     used = {disk.target for manifest in manifests for disk in manifest.disks if disk.device is not None}
+    # An old disk of the VM is a base where it is.
     for disk in manifests[0].disks:
-        if disk.target in devices and disk.target not in used:
+        if disk.target in devices and disk.target not in used and disk.adopted is None:
             return disk.target, devices[disk.target]
     return None
 
@@ -69,12 +70,13 @@ def land_all(
         yield manifest
 
 
-def settle(layout: Layout, *, pause: Callable[[], bool]) -> bool:
+def settle(layout: Layout, *, pause: Callable[[], bool], held: Callable[[], bool]) -> bool:
     """Finish or undo the fold or landing that was interrupted, as far as it need not wait.
 
     Args:
         layout: of the replica.
         pause: as for ``recover_fold``.
+        held: likewise.
 
     Returns:
         Whether anything may have changed.
@@ -86,7 +88,7 @@ def settle(layout: Layout, *, pause: Callable[[], bool]) -> bool:
         return False
     recover_landing(layout)
     with contextlib.suppress(FoldStopped):
-        recover_fold(layout, pause=pause)
+        recover_fold(layout, pause=pause, held=held)
     return True
 
 

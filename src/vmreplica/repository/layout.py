@@ -34,6 +34,10 @@ class Layout:
         self.holds = root / "holds"
         self.run = root / "run"
         self.fold = root / "fold.json"
+        #: The VM's old disks that were in the store when they became its base.
+        self.base = root / "base"
+        #: The VM's definition as it was here before its host became the replica.
+        self.original = root / "original.xml"
         self.landing = root / "landing.json"
 
     def point(self, point: PointId) -> Path:

@@ -12,9 +12,10 @@ from vmreplica.model.point import DiskClosing, DiskManifest, Manifest, PointClos
 from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2.layout import REFCOUNTS, l1_entries_of, table_clusters
 from vmreplica.qcow2.tables import TablesResult, write_tables
-from vmreplica.repository.chain import backed_disks
+from vmreplica.repository.chain import backed_disks, manifest_of
 from vmreplica.repository.incoming import DiskCheck, Incoming, IncomingDisk
 from vmreplica.repository.layout import FILE_MODE, Layout, store_errors, write_shape
+from vmreplica.repository.machine import store_machine
 
 _SLACK_CLUSTERS: Final = 4
 
@@ -41,7 +42,7 @@ def publish(
     Raises:
         BadRequest: ``closing-differs``: the closing is not about the disks of the opening.
         Conflict: ``point-incomplete``.
-        Corrupt: ``point-damaged``.
+        Corrupt: ``point-damaged``, ``machine-file-damaged``.
         NoSpace: the store is full.
     """
     opening = incoming.opening
@@ -64,7 +65,7 @@ def publish(
         for target, disk in incoming.disks.items()
     )
     wire = sum(check.wire_bytes for check in checks.values())
-    manifest = _manifest(opening, disks, guest_bytes=closing.guest_bytes, wire_bytes=wire, now=now)
+    manifest = manifest_of(opening, disks, guest_bytes=closing.guest_bytes, wire_bytes=wire, published=now)
     _commit(layout, incoming.directory, opening, manifest)
     return manifest
 
@@ -107,29 +108,10 @@ def _tables(fd: int, disk: IncomingDisk, closing: DiskClosing, backing: str | No
         raise
 
 
-def _manifest(
-    opening: PointOpening, disks: tuple[DiskManifest, ...], *, guest_bytes: int, wire_bytes: int, now: dt.datetime
-) -> Manifest:
-    return Manifest(
-        vm=opening.vm,
-        name=opening.name,
-        point=opening.point,
-        parent=opening.parent,
-        kind=opening.kind,
-        consistency=opening.consistency,
-        instant=opening.instant,
-        published=now,
-        epoch=opening.epoch,
-        checkpoint=opening.checkpoint,
-        disks=disks,
-        guest_bytes=guest_bytes,
-        wire_bytes=wire_bytes,
-    )
-
-
 def _commit(layout: Layout, directory: Path, opening: PointOpening, manifest: Manifest) -> None:
     with store_errors(directory):
         publish_bytes(directory / "definition.xml", opening.definition.encode(), mode=FILE_MODE)
+        store_machine(directory, opening.machine)
         write_shape(directory / "manifest.json", manifest)
         (directory / "opening.json").unlink(missing_ok=True)
         publish_dir(directory, layout.point(opening.point))

@@ -4,10 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
+from vmreplica.model.addresses import AddressingRecord, AddressPlan, InterfaceKey
+from vmreplica.model.adoption import Adoption
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
-from vmreplica.model.point import BaseDevice, Seeding
+from vmreplica.model.point import AdoptedBase, BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
@@ -21,7 +23,10 @@ class FailoverRecord(Shape):
 
     point: PointId
     hold: HoldId
+    #: Persisted before the guest's first instruction: from here on a crash is finished, never undone by itself.
     started: bool
+    #: When it was asked for; None: an older version did not write it down.
+    since: AwareDatetime | None = None
 
 
 class FailoverTestRecord(Shape):
@@ -52,6 +57,13 @@ class SeedRecord(Shape):
     problem: Problem | None = None
 
 
+class AdoptionRecord(Shape):
+    """An adoption under way, and what was found out about the old disks before anything was done."""
+
+    adoption: Adoption
+    bases: dict[DiskTarget, AdoptedBase]
+
+
 class ReplicaRecord(Shape):
     """``replica.json``: the relationship as this side knows it."""
 
@@ -65,13 +77,23 @@ class ReplicaRecord(Shape):
     epoch: Annotated[int, Field(ge=0)]
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
+    #: What addresses interfaces get after a failover, and how far that is.
+    addresses: dict[InterfaceKey, AddressPlan] = Field(default_factory=dict)
+    addressing: AddressingRecord | None = None
     failover: FailoverRecord | None = None
+    #: The VM that was started here shall be protected from here: its failover is not taken back any more.
+    swapped: bool = False
     #: The export that the first copy came in.
     imported: ExportId | None = None
     tests: tuple[FailoverTestRecord, ...] = ()
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None
+    #: The image that each disk of the VM here is, or is being, folded into; relative to the replica's directory. Where
+    #: this is set there are no points.
+    live: dict[DiskTarget, str] = Field(default_factory=dict)
+    #: The VM's old disks become the base here: not done before this is gone.
+    adoption: AdoptionRecord | None = None
 
 
 def seeding_of(record: ReplicaRecord, progress: Seeding) -> Seeding | None:
@@ -115,8 +137,15 @@ class FoldDisk(Shape):
     digest: str = ""
     #: The device that the base stands on; its file is left as it is then.
     device: BaseDevice | None = None
+    #: The old disk that is the base; likewise.
+    adopted: AdoptedBase | None = None
     #: Size of the base's disk in bytes: what the device has behind it is not of this disk.
     disk_bytes: int = 0
+
+    @property
+    def outside(self) -> bool:
+        """Whether the base is not in its file but below it."""
+        return self.device is not None or self.adopted is not None
 
 
 class FoldRecord(Shape):

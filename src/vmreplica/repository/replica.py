@@ -1,26 +1,29 @@
 """One VM's replica: its record, its points, the point under construction, holds and retention. Thread-safe."""
 
+import contextlib
 import datetime as dt
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vmreplica.fsio import free_bytes, remove_tree
-from vmreplica.model.errors import NoSpace, NotFound
+from vmreplica.model.errors import NoSpace, NotFound, VmReplicaError
 from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
-from vmreplica.model.units import format_size
-from vmreplica.repository import devices, folding, landing
+from vmreplica.repository import adopting, bases, folding, landing
 from vmreplica.repository.awaiting import Awaiting, Shared
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
+from vmreplica.repository.committing import Committing
+from vmreplica.repository.complaints import complaints_of
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, read_shape, remove_leftovers, store_errors, write_shape
 from vmreplica.repository.record import ReplicaRecord, seeding_of
+from vmreplica.repository.retention import take
 from vmreplica.repository.shelf import Shelf
 
 Clock = Callable[[], dt.datetime]
@@ -53,7 +56,11 @@ class Replica:
         #: A base that travels in an export, until it is imported.
         shared = Shared(self._receiving, self._folding, self._shelf, self._inbox)
         self.awaiting = Awaiting(self._layout, min_free, shared, clock, self._imported)
+        #: Giving all points up for the disks of a VM that was started from one.
+        self.committing = Committing(self._layout, shared, self._holds, self)
         self._complaints: list[str] = []
+        #: Why the last attempt to fold points failed.
+        self._stuck: VmReplicaError | None = None
         #: How reading existing copies gets on, told by whoever reads them.
         self.seeding = Seeding(phase="waiting to read the existing copy")
         #: Called with the name of each step of a fold; for tests that end the agent there.
@@ -107,13 +114,11 @@ class Replica:
     def position(self) -> Position:
         """Tell the replica's truth about the relationship."""
         with self._memory:
-            points, record, complaints = self.points(), self._record, list(self._complaints)
-            newest = self._shelf.latest()
+            points, record, known = self.points(), self._record, tuple(self._complaints)
             seeding = seeding_of(record, self.seeding)
-        complaints += devices.complaints(record, newest.manifest if newest is not None else None)
-        free, least = free_bytes(self.dir), self._min_free
-        if free < least:
-            complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
+        free = free_bytes(self.dir)
+        room, manifests = (free, self._min_free), self._shelf.manifests()
+        complaints = complaints_of(self._layout, record, manifests, known, self._stuck, room=room)
         return Position(
             vm=record.vm,
             state=str(record.state),
@@ -123,7 +128,7 @@ class Replica:
             free_bytes=free,
             points=sum(point.bootable for point in points),
             awaited=self.awaiting.base.opening.point if self.awaiting.base else None,
-            complaints=tuple(complaints),
+            complaints=complaints,
             seeding=seeding,
         )
 
@@ -131,6 +136,10 @@ class Replica:
         """List the published points, newest first."""
         with self._memory:
             return self._shelf.summaries(self._holds.reasons)
+
+    def manifests(self) -> list[Manifest]:
+        """List the manifests of the published points, oldest first."""
+        return self._shelf.manifests()
 
     def point(self, point: PointId) -> Manifest:
         """Give a published point's manifest.
@@ -160,13 +169,27 @@ class Replica:
         return self._layout.image(point, target)
 
     def verify_devices(self) -> None:
-        """Make sure that the devices which points stand on are those they were written to, unchanged.
+        """Make sure that the devices and old disks which points stand on are those they were, unchanged.
 
         Raises:
-            Corrupt: ``base-device-changed``.
-            NotFound: ``device-missing``.
+            Corrupt: ``base-device-changed``, ``adopted-base-changed``.
+            NotFound: ``device-missing``, ``adopted-base-missing``.
         """
-        devices.verify_contents(self._shelf.manifests())
+        bases.verify_contents(self._layout, self._shelf.manifests())
+
+    def finish_adoption(self) -> None:
+        """Take points of the new primary from now on: the VM has no life of its own here any more. Again is harmless.
+
+        Raises:
+            NoSpace: the store is full; nothing changed but seals, it may be repeated.
+        """
+        with self._folding, self._memory:
+            if self._record.adoption is None:
+                return
+            for manifest in adopting.seal_again(self._layout, self._shelf.manifests()):
+                self._shelf.put(manifest.point, manifest)
+            state = transition(self._record.name, self._record.state, Event.REVERSED)
+            self.update(state=state, adoption=None)
 
     # ---- receiving
 
@@ -229,9 +252,7 @@ class Replica:
     # ---- holds and retention
 
     def hold(self, point: PointId, owner: str, reason: str, *, lasting: bool = True) -> str:
-        """Keep a point, and all it stands on, as it is until released; a fold under way is stopped or finished.
-
-        A hold that is not lasting ends with the process.
+        """Keep a point, and all it stands on, as it is until released or, if not lasting, until the process ends.
 
         Returns:
             The id to release it by.
@@ -239,12 +260,17 @@ class Replica:
         Raises:
             NotFound: ``point-unknown``.
         """
+        with self.still(), self._memory:
+            return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting)
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Let no fold run or begin in the block; one that was interrupted is settled, as far as that need not wait."""
         self._stop_fold.set()
         with self._folding:
             self._stop_fold.clear()
             self._settle(pause=lambda: True)
-            with self._memory:
-                return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting)
+            yield
 
     def release(self, hold_id: str) -> None:
         """Release a hold; one that is gone already is no error."""
@@ -266,12 +292,21 @@ class Replica:
             NoSpace: there is no room to fold; all points stay.
             Corrupt: a file is damaged; the points stay.
         """
+        try:
+            done = self._retain()
+        except VmReplicaError as error:
+            self._stuck = error
+            raise
+        self._stuck = None
+        return done
+
+    def _retain(self) -> int:
         done = 0
         with self._folding:
             self._settle(pause=self._stop_fold.is_set)
             try:
                 while not self._stop_fold.is_set() and (step := self._next_step()) is not None:
-                    self._take(step)
+                    take(self._layout, self._shelf, step, stopped=self._stop_fold.is_set, before=self.before_fold_step)
                     done += 1
             except folding.FoldStopped:
                 return done
@@ -307,7 +342,9 @@ class Replica:
     # ---- helpers: points
 
     def _reload(self) -> None:
-        points, complaints = load_points(self._layout, self._record.vm, self.awaiting.point())
+        awaited = self.awaiting.point()
+        # What is folded, or being folded, is of no point.
+        points, complaints = ([], []) if self._record.live else load_points(self._layout, self._record.vm, awaited)
         with self._memory:
             self._shelf.set(points)
             self._complaints = complaints
@@ -341,37 +378,9 @@ class Replica:
     # ---- helpers: retention
 
     def _next_step(self) -> Step | None:
-        if self._layout.fold.exists():
-            return None  # it waits
-        with self._memory:
-            return next_step(self._shelf.all(), self._record.keep, self._holds.covers)
-
-    def _take(self, step: Step) -> None:
-        """Fold or delete the oldest point; the folding lock is held."""
-        if step.into is None:
-            self._shelf.remove(step.oldest)
-            with store_errors(self._layout.points):
-                remove_tree(self._layout.point(step.oldest.id))
-            return
-        try:
-            manifest = folding.fold(
-                self._layout,
-                step.oldest.manifest,
-                step.into.manifest,
-                stopped=self._stop_fold.is_set,
-                before=self._hiding(step.oldest),
-            )
-        finally:
-            self._shelf.remove_if_gone(step.oldest)
-        self._shelf.put(step.into.id, manifest)
-
-    def _hiding(self, oldest: Point) -> folding.StepHook:
-        def before(step: str) -> None:
-            self.before_fold_step(step)
-            if step == "hide":
-                self._shelf.remove(oldest)
-
-        return before
+        with self._memory:  # a fold that waits comes first
+            points = [] if self._layout.fold.exists() else self._shelf.all()
+            return next_step(points, self._record.keep, self._holds.covers)
 
     def _land(self) -> None:
         """Move bases to their devices, as far as nobody holds a point; the folding lock is held."""
@@ -385,5 +394,5 @@ class Replica:
 
     def _settle(self, pause: Callable[[], bool]) -> None:
         """Finish or undo what failed half-way, as far as it need not wait; the folding lock is held."""
-        if landing.settle(self._layout, pause=pause):
+        if not self._record.live and landing.settle(self._layout, pause=pause, held=self._holds.any):
             self._reload()

@@ -22,11 +22,13 @@ from vmreplica.agent.doctor.judge_vm import (
 from vmreplica.agent.doctor.probing import Probe, run_probes
 from vmreplica.agent.doctor.vm_facts import image_facts
 from vmreplica.agent.relationship import Relationship
+from vmreplica.failover.machine import foresee_machine, parts_of, remarks
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import CheckpointBroken, DiskView, DomainView
 from vmreplica.hypervisor.definition import build
 from vmreplica.hypervisor.definition_site import Site
 from vmreplica.hypervisor.examine import VmLook
+from vmreplica.hypervisor.machine import MachineStore
 from vmreplica.model.errors import Conflict, Corrupt, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, found
 from vmreplica.model.ids import DiskTarget, VmId, is_our_checkpoint
@@ -125,11 +127,13 @@ class VmExam:
         """Judge by this host, as the replica's own abilities are not known here."""
         disks = {disk.target: Path(disk.path or "") for disk in self._wanted()}
         try:
-            site = Site(disks=disks, network_map={}, **self._parts.hypervisor.abilities())
+            machine = MachineStore().read(self._vm, self._view.definition)
+            parts = parts_of(self._vm, machine.files)
+            site = Site(disks=disks, network_map={}, **parts, **self._parts.hypervisor.abilities())
             built = build(self._view.definition, site)
         except VmReplicaError as error:
             return [found("definition-refused", self._view.name, error.message, hint=error.hint)]
-        return judge_definition(self._view.name, built.notes)
+        return judge_definition(self._view.name, (*machine.remarks, *built.notes))
 
     def _replica(self, policy: Policy) -> list[Finding]:
         name = self._view.name
@@ -232,8 +236,10 @@ def replica_findings(parts: Parts, replica: Replica) -> list[Finding]:
     newest = points[0].point
     disks = {disk.target: replica.run_dir / f"{disk.target}.qcow2" for disk in replica.point(newest).disks}
     try:
-        site = Site(disks=disks, network_map=replica.record.network_map, **parts.hypervisor.abilities())
+        machine, mapping = foresee_machine(replica, newest, replica.record.vm), replica.record.network_map
+        site = Site(disks=disks, network_map=mapping, **machine, **parts.hypervisor.abilities())
         built = build(replica.definition(newest), site)
     except VmReplicaError as error:
         return [*complaints, found("definition-refused", name, error.message, hint=error.hint)]
-    return list(itertools.chain(complaints, judge_definition(name, built.notes)))
+    notes = (*remarks(replica, newest), *built.notes)
+    return list(itertools.chain(complaints, judge_definition(name, notes)))

@@ -1,0 +1,362 @@
+"""Planned failovers from the primary: asked for, watched, taken back, and gone on with after the agent was killed."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from vmreplica.agent.meter import Meter
+from vmreplica.agent.planned_run import Run, Tools
+from vmreplica.agent.power_off import require_quiet
+from vmreplica.agent.protect import check_disks, paused
+from vmreplica.agent.relationship import Relationship
+from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.failover.planned import Parties, Wish, plan_planned, plan_return
+from vmreplica.model.errors import Conflict, NotFound, TimedOut, Unreachable, VmReplicaError
+from vmreplica.model.ids import HostId, HostName, VmId
+from vmreplica.model.point import PointSummary, Position
+from vmreplica.model.policy import Policy
+from vmreplica.model.report import CancelReport, FailoverPlan, PlannedReport, StepTime
+from vmreplica.peer.book import PeerBook
+from vmreplica.peer.line import Halt
+from vmreplica.peer.planned import PlannedWish, ReadinessQuestion
+
+_log: Final = structlog.get_logger(__name__)
+
+#: Seconds that a running cycle may go on before it is stopped in favour of a planned failover.
+_PATIENCE: Final = 30.0
+#: Seconds between looks for what was begun and not ended.
+_LOOK: Final = 5.0
+#: Seconds for the roles to be swapped until nobody waits for it any more; it goes on by itself.
+_SWAP_LIMIT: Final = 60.0
+_SWAP_GLANCE: Final = 0.2
+#: Seconds between reminders that the replica shall swap them.
+_REMIND: Final = 5.0
+#: Seconds for a run to end that was asked to.
+_END_LIMIT: Final = 120.0
+
+
+@dataclass(slots=True)
+class _Active:
+    """A run under way, or the last one."""
+
+    task: Task
+    #: Where the VM moves to.
+    to: HostId
+    halt: Halt = field(default_factory=Halt)
+    #: It shall be taken back.
+    cancelled: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+class PlannedFailovers:
+    """Thread-safe.
+
+    Args:
+        tools: what runs work with.
+        book: paired hosts.
+        tasks: where runs are registered.
+        here: this host's name.
+    """
+
+    def __init__(self, tools: Tools, *, book: PeerBook, tasks: Tasks, here: HostName) -> None:
+        self._tools = tools
+        self._hypervisor = tools.stages.hypervisor
+        self._book = book
+        self._tasks = tasks
+        self._here = here
+        self._lock = threading.Lock()
+        self._active: dict[VmId, _Active] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look_after, name="planned", daemon=True)
+
+    def start(self) -> None:
+        """Begin to go on with what was begun before this agent was started."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End all runs where they are; the next start goes on with them."""
+        self._stop.set()
+        with self._lock:
+            active = tuple(self._active.values())
+        for run in active:
+            run.halt.set()
+        for run in active:
+            run.ended.wait(_END_LIMIT)
+        self._thread.join()
+
+    # ---- verbs
+
+    def plan(self, rel: Relationship, wish: PlannedWish) -> FailoverPlan:
+        """See on both sides whether it can be done, and tell what it will do; changes nothing.
+
+        Raises:
+            VmReplicaError: something stands against it.
+        """
+        policy = rel.policy
+        if policy.paused:
+            raise paused(rel.name)
+        view = self._hypervisor.inspect(rel.vm)
+        disks = check_disks(view, policy.excluded)
+        switch = self._hypervisor.power_switch()
+        power = switch.look(rel.vm)
+        require_quiet(rel.name, power, force=wish.force)
+        switch.require_idle(rel.vm, rel.name)
+        client = self._tools.clients.to(policy.replica)
+        latest = _latest(rel, client.position(rel.vm))
+        question = ReadinessQuestion(definition=view.definition, disks=tuple(disk.target for disk in disks))
+        notes = client.readiness(rel.vm, question).notes
+        parties = Parties(
+            name=rel.name,
+            primary=self._here,
+            replica=self._book.by_id(policy.replica).name,
+            running=power.active,
+            patience=wish.patience,
+            force=wish.force,
+        )
+        return plan_planned(rel.vm, parties, latest, (*_warnings(policy, wish, parties), *notes))
+
+    def begin(self, rel: Relationship, wish: PlannedWish) -> Task:
+        """Begin one, or go on with it; of one under way, its task.
+
+        Raises:
+            VmReplicaError: something stands against it; nothing was begun.
+        """
+        known = self._known(rel.vm)
+        if known is not None and not known.ended.is_set():
+            return known.task
+        plan = None if rel.policy.planned is not None else self.plan(rel, wish)
+        return self._launch(rel, wish, "forward", plan).task
+
+    def task_for(self, peer: HostId, vm: VmId) -> Task:
+        """Tell the last run of a VM to the host that it was, or is, moving to.
+
+        Raises:
+            NotFound: ``nothing-planned``.
+        """
+        known = self._known(vm)
+        if known is None or known.to != peer:
+            raise NotFound("nothing-planned", f"no failover of {vm} was planned since this agent was started",
+                           hint="vmreplica status tells where the VM is")  # fmt: skip
+        return known.task
+
+    def plan_cancel(self, rel: Relationship) -> FailoverPlan:
+        """Plan what ``cancel`` does; changes nothing.
+
+        Raises:
+            Conflict: ``nothing-to-cancel``.
+        """
+        planned, latest = rel.policy.planned, self._tools.clients.to(rel.policy.replica).position(rel.vm).latest
+        if planned is None or latest is None:
+            raise _nothing_to_cancel(rel)
+        return plan_return(rel.vm, rel.name, planned, latest)
+
+    def cancel(self, rel: Relationship) -> CancelReport:
+        """Take back what can be: the VM runs here again, if it did before.
+
+        Raises:
+            Conflict: ``nothing-to-cancel``; ``already-started``: the replica has it.
+            Unreachable: ``planned-stuck``: the replica has to be asked first.
+        """
+        known = self._known(rel.vm)
+        if known is not None and not known.ended.is_set():
+            known.cancelled = True
+            known.halt.set()
+            known.ended.wait(_END_LIMIT)
+        elif rel.policy.planned is None:
+            raise _nothing_to_cancel(rel)
+        if rel.policy.planned is not None:
+            run = self._launch(rel, PlannedWish(), "back", None)
+            run.ended.wait(_END_LIMIT)
+            run.task.raise_error()
+        if rel.policy.planned is not None:
+            raise Conflict(
+                "already-started",
+                f"{rel.name} was started on its replica: it is too late to take that back here",
+                hint=f"vmreplica failover {rel.name} --planned goes on; or on the replica: --cancel",
+            )
+        return CancelReport(vm=rel.vm, name=rel.name, kind="planned", removed=(), state=rel.state())
+
+    # ---- runs
+
+    def _known(self, vm: VmId) -> _Active | None:
+        with self._lock:
+            return self._active.get(vm)
+
+    def _launch(self, rel: Relationship, wish: PlannedWish, way: Wish, plan: FailoverPlan | None) -> _Active:
+        """Start a run, unless one is under way already: then that one is given."""
+        with self._lock:
+            known = self._active.get(rel.vm)
+            if known is not None and not known.ended.is_set():
+                return known
+            run = _Active(self._tasks.start(f"planned failover of {rel.name}"), rel.policy.replica)
+            self._active[rel.vm] = run
+        threading.Thread(
+            target=self._run, args=(rel, run, wish, way, plan), name="planned-failover", daemon=True
+        ).start()
+        return run
+
+    def _run(self, rel: Relationship, run: _Active, wish: PlannedWish, way: Wish, plan: FailoverPlan | None) -> None:
+        error: VmReplicaError | None = None
+        try:
+            run.task.planned = self._go(rel, run, wish, way, plan)
+        except VmReplicaError as caught:
+            error = caught
+            _log.warning("planned failover", vm=rel.vm, name=rel.name, code=caught.code, why=caught.message)
+        finally:
+            run.task.finish(None, error)
+            run.ended.set()
+
+    def _go(
+        self, rel: Relationship, run: _Active, wish: PlannedWish, way: Wish, plan: FailoverPlan | None
+    ) -> PlannedReport | None:
+        began = time.monotonic()
+        self._make_room(rel)
+        with self._tools.runner.turn(rel, "planned failover", _PATIENCE) as taken:
+            if not taken or rel.meter is None:
+                raise Conflict(
+                    "cycle-running", f"a cycle of {rel.name} does not end", hint="try again", kind="transient"
+                )
+            run.task.meter = rel.meter
+            journey = Run(self._tools, rel, rel.meter, run.halt, wish)
+            if way == "forward":
+                self._forward(rel, run, journey)
+            else:
+                journey.settle(way)
+        account = journey.account
+        if not account.there:
+            self._tools.runner.change(rel, rel.policy)
+            return None
+        run.task.meter = Meter()
+        run.task.meter.phase("reversing replication")
+        swapped = self._await_swap(rel, run)
+        account.steps.append(StepTime(name="reverse", seconds=swapped[1]))
+        return self._report(rel, journey, plan, reversed_=swapped[0], seconds=time.monotonic() - began)
+
+    def _make_room(self, rel: Relationship) -> None:
+        """Let a running cycle end by itself for a while; one that takes long is stopped, its work is not lost."""
+        if not rel.idle.wait(_PATIENCE):
+            rel.halt.set()
+
+    def _forward(self, rel: Relationship, run: _Active, journey: Run) -> None:
+        if rel.policy.planned is not None:
+            journey.settle("forward")
+            if journey.account.there:
+                return
+        try:
+            journey.prepare()
+            journey.settle("forward")
+        except VmReplicaError as error:
+            self._take_back(rel, run, error)
+            raise
+
+    def _take_back(self, rel: Relationship, run: _Active, error: VmReplicaError) -> None:
+        """Undo what was done before an error, as far as the facts allow."""
+        planned = rel.policy.planned
+        if planned is None or (run.halt.is_set() and not run.cancelled):
+            return
+        if planned.stage == "prepared" and isinstance(error, Unreachable | TimedOut):
+            return  # whether the replica has started it is not known; it is asked again by itself
+        _log.info("taking a planned failover back", vm=rel.vm, why=error.message)
+        meter = rel.meter or Meter()
+        try:
+            Run(self._tools, rel, meter, Halt(), PlannedWish()).settle("back")
+        except VmReplicaError as second:
+            error.hint = f"{error.hint}; it is not taken back yet: {second.message} ({second.hint})".removeprefix("; ")
+            return
+        error.hint = f"{error.hint}; {rel.name} is as it was before".removeprefix("; ")
+
+    def _await_swap(self, rel: Relationship, run: _Active) -> tuple[bool, float]:
+        """Wait until this host is the replica; the other one asks for it."""
+        began = reminded = time.monotonic()
+        while time.monotonic() - began < _SWAP_LIMIT:
+            if self._is_swapped(rel):
+                return True, time.monotonic() - began
+            if run.halt.wait(_SWAP_GLANCE):
+                break
+            if time.monotonic() - reminded > _REMIND:
+                reminded = time.monotonic()
+                self._remind(rel)
+        return False, time.monotonic() - began
+
+    def _is_swapped(self, rel: Relationship) -> bool:
+        try:
+            return not self._hypervisor.exists(rel.vm)
+        except VmReplicaError:
+            return False
+
+    def _remind(self, rel: Relationship) -> None:
+        try:
+            Run(self._tools, rel, Meter(), Halt(), PlannedWish()).remind()
+        except VmReplicaError as error:
+            _log.info("the replica does not swap the roles yet", vm=rel.vm, why=error.message)
+
+    def _report(
+        self, rel: Relationship, journey: Run, plan: FailoverPlan | None, *, reversed_: bool, seconds: float
+    ) -> PlannedReport | None:
+        if plan is None:
+            return None
+        account = journey.account
+        final = plan if account.point is None else plan.model_copy(update={"point": account.point})
+        return PlannedReport(
+            plan=final,
+            runs_on=self._book.by_id(rel.policy.replica).name,
+            shutdown=account.manner,
+            reversed=reversed_,
+            steps=tuple(account.steps),
+            downtime=account.downtime,
+            seconds=seconds,
+        )
+
+    # ---- what was left
+
+    def _look_after(self) -> None:
+        while True:
+            for rel in self._unfinished():
+                self._launch(rel, PlannedWish(), "self", None)
+            if self._stop.wait(_LOOK):
+                return
+
+    def _unfinished(self) -> list[Relationship]:
+        planned = self._tools.runner.each(lambda rel, _clock: rel if rel.policy.planned is not None else None)
+        with self._lock:
+            busy = {vm for vm, run in self._active.items() if not run.ended.is_set()}
+        return [rel for rel in planned if rel is not None and rel.vm not in busy]
+
+
+def _latest(rel: Relationship, position: Position) -> PointSummary:
+    latest = position.latest
+    if latest is None or not latest.bootable or position.awaited is not None:
+        raise Conflict(
+            "planned-not-ready",
+            f"{rel.name} has no recovery point to build on: its first copy is not there yet",
+            hint=f"vmreplica status {rel.name}",
+        )
+    if position.epoch > rel.policy.epoch:
+        raise Conflict(
+            "failed-over-elsewhere",
+            f"{rel.name} was failed over to its replica already",
+            hint=f"vmreplica status {rel.name}, on both sides",
+        )
+    return latest
+
+
+def _warnings(policy: Policy, wish: PlannedWish, parties: Parties) -> list[str]:
+    warnings = []
+    if policy.excluded:
+        warnings.append(f"{', '.join(policy.excluded)}: not replicated, so it is not there on {parties.replica}")
+    if wish.force and parties.running:
+        warnings.append("if its plug is pulled, what the guest had not written to its disks yet is lost")
+    if not parties.running:
+        warnings.append(f"{parties.name} is off now; it is started on {parties.replica}")
+    return warnings
+
+
+def _nothing_to_cancel(rel: Relationship) -> Conflict:
+    return Conflict(
+        "nothing-to-cancel",
+        f"{rel.name} is {rel.state()}: no planned failover of it is under way",
+        hint=f"vmreplica status {rel.name}; an unplanned failover is taken back on its replica",
+    )

@@ -1,0 +1,88 @@
+"""The roles of two hosts swapped, as the new primary asks for it: before its first cycle, until the old one has agreed.
+
+The wish stands in the policy, so it survives everything that the VM survives. The old primary answers the same request
+the same way however often it comes: killed anywhere, the next cycle asks again.
+"""
+
+from typing import Final
+
+import structlog
+
+from vmreplica.agent.clients import Clients
+from vmreplica.agent.cycle import Outcome
+from vmreplica.agent.relationship import Relationship
+from vmreplica.hypervisor import Hypervisor
+from vmreplica.model.errors import TimedOut, Unreachable
+from vmreplica.model.ids import VmName
+from vmreplica.model.point import Position
+from vmreplica.model.policy import Policy, ReverseWish
+from vmreplica.peer.line import Line
+from vmreplica.peer.wire import ReverseRequest
+
+_log: Final = structlog.get_logger(__name__)
+
+#: Why a cycle waits: the old primary does not answer.
+OLD_PRIMARY_AWAY: Final = "old-primary-away"
+#: What a cycle came to that could not begin for it.
+NOT_SWAPPED: Final = Outcome(published=None, step=None, guest_bytes=0, waits=OLD_PRIMARY_AWAY, error=None)
+#: Seconds between two questions to an old primary that is away.
+ASK_AGAIN: Final = 10.0
+
+
+class Swap:
+    """Asks old primaries to become replicas. Thread-safe; only one thread may work on a VM at a time.
+
+    Args:
+        hypervisor: where the policies are.
+        clients: connections to the old primaries.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, clients: Clients) -> None:
+        self._hypervisor = hypervisor
+        self._clients = clients
+
+    def ask(self, rel: Relationship) -> Policy | None:
+        """Ask the old primary of a VM whose policy has a wish.
+
+        Returns:
+            The policy without the wish; None: the old primary is away.
+
+        Raises:
+            VmReplicaError: it is there and cannot, or libvirt does not answer.
+        """
+        policy = self._hypervisor.policy(rel.vm) or rel.policy
+        if policy.reverse is not None:
+            position = self._request(rel, policy, policy.reverse)
+            if position is None:
+                return None
+            _log.info("roles swapped", vm=rel.vm, name=rel.name, latest=position.latest and position.latest.point)
+        policy = policy.model_copy(update={"reverse": None})
+        self._hypervisor.set_policy(rel.vm, policy)
+        return policy
+
+    def _request(self, rel: Relationship, policy: Policy, wish: ReverseWish) -> Position | None:
+        request = ReverseRequest(
+            vm=rel.vm,
+            name=rel.name,
+            epoch=policy.epoch,
+            interval=policy.interval,
+            keep=policy.keep,
+            point=wish.point,
+            checkpoint=wish.checkpoint,
+            planned=wish.planned,
+            network_map=wish.network_map,
+        )
+        try:
+            return self._clients.to(policy.replica).on(Line(rel.halt)).reverse(request)
+        except (Unreachable, TimedOut) as error:
+            _log.info("the old primary is away", vm=rel.vm, why=error.message)
+            return None
+
+
+def old_primary_away(name: VmName) -> Unreachable:
+    """Say to whoever waits for a point why there is none."""
+    return Unreachable(
+        "old-primary-away",
+        f"{name} has no replica yet: its old primary does not answer",
+        hint=f"it is asked again by itself until it does; vmreplica status {name}",
+    )

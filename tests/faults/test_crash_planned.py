@@ -1,0 +1,112 @@
+"""Either agent killed between any two steps of a planned failover: the VM is never on both sides, and ends on one."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+from _pytest.mark import ParameterSet
+from job_kit import Blank, NewBlank, enable, inside, relation
+
+from vmreplica.api.requests import PlannedRequest
+from vmreplica.cli.client import AgentClient, vm_path
+from vmreplica.lab import Host, Lab
+from vmreplica.lab.waiting import until
+from vmreplica.model.errors import Unreachable
+
+pytestmark = pytest.mark.failover
+
+_LAUNCHER: Final = Path(__file__).parents[1] / "e2e" / "killed_failover.py"
+#: Before which step whose agent dies, and where the VM ends then.
+_QUICK: Final = (("a", "final", "a"), ("a", "started", "b"), ("b", "resume", "b"))
+_THOROUGH: Final = (
+    ("a", "preparing", "a"),
+    ("a", "delta", "a"),
+    ("a", "shutdown", "a"),
+    ("a", "prepared", "a"),
+    ("a", "settle", "b"),
+    ("a", "start", "b"),
+    ("b", "fence", "b"),
+    ("b", "layer", "b"),
+    ("b", "define", "b"),
+    ("b", "start", "b"),
+    ("b", "checkpoint", "b"),
+    ("b", "started", "b"),
+    ("b", "reverse", "b"),
+)
+
+
+def _cases(quick: Sequence[tuple[str, str, str]], thorough: Sequence[tuple[str, str, str]]) -> list[ParameterSet]:
+    return [pytest.param(*case) for case in quick] + [pytest.param(*case, marks=pytest.mark.slow) for case in thorough]
+
+
+@pytest.mark.parametrize(("whose", "step", "ends"), _cases(_QUICK, _THOROUGH))
+def test_a_killed_agent_leaves_one_vm_with_all_its_data(
+    lab: Lab, new_blank: NewBlank, whose: str, step: str, ends: str
+) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    enable(a, vm.name, every="24h")
+    vm.write("vda", "1M", "64k", 7)
+    _start_killing(lab.host(whose), step)
+    _ask_to_move(a, vm)
+    assert until(lambda: lab.host(whose).agent_pid is None, 120), "it was not killed"
+    _expect_one_at_most(a, b, vm)
+    lab.host(whose).start_agent()
+
+    def settled() -> bool:
+        _expect_one_at_most(a, b, vm)
+        return _runs(lab.host(ends), vm)
+
+    assert until(settled, 180), _said(lab)
+    assert until(lambda: _at_peace(lab.host(ends), vm), 120), _said(lab)
+    _expect_one_at_most(a, b, vm)
+    assert _has_all(lab.host(ends), vm)
+
+
+def _start_killing(host: Host, step: str) -> None:
+    host.stop_agent()
+    host.start_agent([sys.executable, str(_LAUNCHER), step])
+
+
+def _ask_to_move(host: Host, vm: Blank) -> None:
+    """The guest of this VM hears nothing, so its plug is pulled at once."""
+    body = PlannedRequest(patience=5, force=True)
+
+    def asked() -> bool:
+        try:
+            AgentClient(host.layout.agent_socket).send("POST", vm_path(vm.name, "planned"), body, timeout=120)
+        except Unreachable as error:
+            # The agent may be killed while it answers; that of its peer may not listen yet.
+            return error.code in {"agent-connection-lost", "agent-not-running"}
+        return True
+
+    assert until(asked, 60)
+
+
+def _runs(host: Host, vm: Blank) -> bool:
+    return vm.name in host.virsh("list", "--name").stdout.split()
+
+
+def _expect_one_at_most(a: Host, b: Host, vm: Blank) -> None:
+    assert not (_runs(a, vm) and _runs(b, vm)), "it runs on both sides"
+
+
+def _at_peace(host: Host, vm: Blank) -> bool:
+    """Tell whether nothing is under way any more: it is protected from where it runs."""
+    found = relation(host, vm.name)
+    return (found["role"], found["state"]) == ("primary", "replicating")
+
+
+def _has_all(host: Host, vm: Blank) -> bool:
+    (disk,) = host.disk_paths(vm.name)
+    act = ["qemu-io", "-U", "-r", "-c", "read -P 7 1M 64k", str(inside(host, disk))]
+    done = subprocess.run(act, check=True, capture_output=True, text=True, timeout=60)
+    return "read 65536/65536" in done.stdout and "verification failed" not in done.stdout
+
+
+def _said(lab: Lab) -> str:
+    return json.dumps({host.name: host.layout.agent_log.read_text()[-1500:] for host in lab.hosts})
