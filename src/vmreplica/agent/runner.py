@@ -225,7 +225,6 @@ class Runner:
 
     def _run(self, rel: Relationship, meter: Meter) -> None:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
-        self._keeper.release(rel.vm)
         try:
             outcome = self._outcome(rel, meter)
         except VmReplicaError as caught:
@@ -247,6 +246,7 @@ class Runner:
 
     def cycle(self, rel: Relationship, meter: Meter, policy: Policy, halt: Halt) -> Cycle:
         """Make a cycle of a VM, for whoever has its turn."""
+        self._keeper.release(rel.vm)
         return Cycle(
             stages=self._stages,
             client=self._clients.to(rel.policy.replica),
