@@ -5,7 +5,21 @@ import uuid
 from pathlib import Path
 
 import pytest
-from job_kit import Blank, NewBlank, cycles, enable, inside, points, refusal, relation, same_content, switch_off
+from job_kit import (
+    Blank,
+    NewBlank,
+    NewGuest,
+    check_point,
+    cycles,
+    enable,
+    inside,
+    points,
+    refusal,
+    relation,
+    same_content,
+    switch_off,
+    wait_cycles,
+)
 from life_kit import write_noise
 from reverse_kit import KiB, MiB, diverge, keep, on, require_equal, require_swapped, wait_reversed
 
@@ -100,6 +114,72 @@ def test_after_an_acknowledged_last_write_nothing_is_sent_again_and_only_the_rep
     assert (oldest["point"], oldest["kind"], oldest["wire_bytes"]) == (last, "final", 0)
     assert _ask(b, vm, epoch=1) == "agreed", "again it is just answered"
     assert _ask(b, vm, epoch=7) == "not-your-vm", "there is nothing left to take over"
+    _expect_either_side_to_give_it_up(a, b, vm)
+
+
+def _expect_either_side_to_give_it_up(a: Host, b: Host, vm: Blank) -> None:
+    a.ask("disable", vm.name, "--delete-copy", "--yes")
+    assert not (inside(a, a.layout.store) / vm.uuid).exists()
+    assert vm.images["vda"].exists(), "the old disk was never ours to delete"
+    assert refusal(b, "sync", vm.name)[1]["code"] == "not-your-replica"
+    b.ask("disable", vm.name, "--yes")
+    left = relation(b, vm.name)
+    assert (left["role"], left["state"]) == ("replica", "failed-over"), "it runs on, on the points it was started from"
+    assert vm.name in b.guest_names()
+
+
+@pytest.mark.slow
+def test_guests_write_all_the_time_and_nothing_that_was_written_on_either_side_is_lost(
+    lab: Lab, new_guest: NewGuest
+) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    guest = new_guest(a, disks=2)
+    vm = guest.uuid
+    guest.wait_record(3)
+    enable(a, guest.name)
+    wait_cycles(a, guest.name, 2)
+    lab.cut("a", "b")
+    guest.wait_record(guest.check().last + 10)
+    lab.crash("a")
+    written = guest.check().last
+    b.ask("failover", guest.name, "--yes")
+    alive = b.wait_domain_alive(guest.name)
+    lab.heal("a", "b")
+    lab.start("a")
+    assert b.ask("reverse", guest.name, "--yes", timeout=300)["result"]["kind"] == "resync"
+    wait_cycles(b, guest.name, 3)
+    assert b.wait_domain_alive(guest.name) > alive, "its guest was never stopped"
+
+    adopted, *others = points(a, guest.name)
+    assert check_point(a, vm, adopted["point"]).last == written, "what was never sent is kept"
+    last = [check_point(a, vm, point["point"]).last for point in others]
+    assert last == sorted(last)
+    assert last[-1] > alive
+    test = a.ask("failover", guest.name, "--test", "--point", adopted["point"])["test"]
+    assert a.wait_domain_alive(test["name"]) >= written, "it boots"
+    a.ask("failover", guest.name, "--test", "--cancel")
+
+
+@pytest.mark.slow
+def test_a_vm_moves_back_and_forth_as_often_as_one_likes(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    write_noise(vm, "vda", 0, 4 * MiB)
+    enable(a, vm.name, every="24h")
+    old, new = a, b
+    for number in range(1, 4):
+        switch_off(on(old, vm))
+        new.ask("failover", vm.name, "--yes")
+        write_noise(on(new, vm), "vda", (20 + number) * MiB, 64 * KiB)
+        new.ask("reverse", vm.name, "--yes", timeout=300)
+        wait_reversed(new, vm.name)
+        require_equal(old, new, vm)
+        found = relation(new, vm.name)
+        assert found["epoch"] == number
+        assert found["stands_on"] > 0
+        new.ask("commit", vm.name, "--yes", timeout=300)
+        assert relation(new, vm.name)["stands_on"] == 0
+        old, new = new, old
 
 
 def _ask(host: Host, vm: Blank, *, epoch: int, vm_id: str | None = None) -> str:

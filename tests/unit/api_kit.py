@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
 
@@ -85,7 +86,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent:
+class SmallAgent(KeepsFailovers):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:

@@ -118,6 +118,9 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
         (("failover", "web", "--cancel", "--yes"), ("cancel_failover", "web", False)),
         (("failover", "web", "--cancel", "--test", "--yes"), ("cancel_failover", "web", True)),
         (("failover", "web", "--test", "--dry-run", "--network", "lab"), ("plan_test", "web", None, "lab")),
+        (("commit", "web", "--yes", "--no-wait"), ("commit", "web")),
+        (("commit", "web", "--dry-run"), ("plan_commit", "web")),
+        (("failover", "web", "--commit", "--dry-run"), ("plan_commit", "web")),
         (("failover", "web", "--cancel", "--dry-run"), ("plan_cancel", "web", False)),
         (("failover", "web", "--cancel", "--test", "--dry-run"), ("plan_cancel", "web", True)),
         (("failover", "web", "--test", "--for", "2h"), ("test_failover", "web", None, None, 7200)),
@@ -317,6 +320,7 @@ def test_a_vm_with_an_odd_name_can_be_asked_for(program: Program, agent: SmallAg
     [
         ("failover", "web"),
         ("failover", "web", "--cancel"),
+        ("commit", "web"),
         ("disable", "web"),
         ("disable", "web", "--delete-copy"),
         ("peer", "remove", "backup1"),
@@ -329,7 +333,7 @@ def test_without_a_terminal_what_needs_a_confirmation_is_refused(
     ran = program(*args, *json_flag)
     assert ran.code == 2
     assert "confirmation-needed" in (ran.out if json_flag else ran.err)
-    assert {what for what, *_ in agent.asked} <= {"plan_failover", "plan_cancel"}
+    assert {what for what, *_ in agent.asked} <= {"plan_failover", "plan_cancel", "plan_commit"}
 
 
 def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None:
@@ -337,6 +341,20 @@ def test_the_refused_failover_names_what_would_be_lost(program: Program) -> None
     assert "Lost: everything the guest wrote after 2026-11-22" in ran.err
     assert "(5m until now), though 1 newer recovery point would lose less" in ran.err
     assert "the primary still answers" in ran.err
+
+
+@pytest.mark.parametrize("args", [("commit", "web", "--yes"), ("failover", "web", "--commit", "--yes")])
+def test_a_commit_is_followed_to_its_end(program: Program, agent: SmallAgent, args: tuple[str, ...]) -> None:
+    ran = program(*args)
+    assert ran.code == 0
+    assert "web no longer stands on recovery points; 5.0 MiB were given back." in ran.out
+    assert "/s/vda.qcow2" in ran.out
+    assert agent.asked[0] == ("commit", "web")
+
+
+def test_a_refused_commit_names_what_would_be_lost(program: Program) -> None:
+    ran = program("commit", "web")
+    assert "Lost: the recovery points of web here, and the way back to them." in ran.err
 
 
 def test_a_refused_cancellation_names_what_would_be_lost(program: Program) -> None:

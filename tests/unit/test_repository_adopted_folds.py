@@ -181,9 +181,11 @@ def test_an_old_disk_that_a_vm_has_open_is_not_written(tmp_path: Path, shape: st
         with pytest.raises(Conflict, match="in use") as caught:
             replica.apply_retention()
         assert caught.value.code == "adopted-base-in-use"
+        assert "recovery points are not folded" in replica.position().complaints[-1]
         assert [point.point for point in replica.points()] == sorted(primary.expected)[:-3:-1]
     replica.apply_retention()
     assert check_all(replica, primary) == sorted(primary.expected)[-2:]
+    assert not replica.position().complaints
 
 
 @contextlib.contextmanager

@@ -29,22 +29,18 @@ from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
+from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import HostId, VmId
-from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
-    CancelReport,
     CycleReport,
     DoctorReport,
-    FailoverPlan,
-    FailoverReport,
     PointsReport,
     RelationshipReport,
-    StartedTest,
     StatusReport,
     TaskReport,
 )
@@ -53,7 +49,6 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.peer.planned import PlannedWish
 from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
 from vmreplica.repository import Replica, Repository
@@ -61,7 +56,7 @@ from vmreplica.repository import Replica, Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(Hosts):
+class Agent(FailoverVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -311,60 +306,6 @@ class Agent(Hosts):
         """List the last cycles of a VM, newest first."""
         self._require_primary(vm)
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
-
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
-        """Tell what a failover would do and lose; changes nothing."""
-        return self._replicas.plan(vm, point)
-
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
-        """Start the VM on this host."""
-        return self._replicas.failover(vm, point)
-
-    def plan_reverse(self, vm: str) -> FailoverPlan:
-        """Tell what a swap of the roles would do; changes nothing."""
-        return self._reversing.plan(vm)
-
-    def reverse(self, vm: str) -> TaskReport:
-        """Protect a VM that was failed over to this host from here; the task is the first cycle."""
-        return self._reversing.reverse(vm).report()
-
-    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
-        """Tell what a planned failover would do, asked on either side; changes nothing."""
-        return self.planned.plan_verb(vm, PlannedWish(patience=patience, force=force))
-
-    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
-        """Move a VM to its replica, or go on with that, asked on either side."""
-        return self.planned.begin_verb(vm, PlannedWish(patience=patience, force=force))
-
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
-        """Tell what a test failover would do; changes nothing."""
-        return self._replicas.plan_test(vm, point, network)
-
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
-        """Start a copy of the VM on this host, beside the VM."""
-        return self._replicas.test(vm, point=point, network=network, seconds=seconds)
-
-    def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
-        """Plan what ``cancel_failover`` does."""
-        of_planned = None if tests_only else self.planned.plan_cancel_verb(vm)
-        return of_planned or self._replicas.plan_cancel(vm, tests_only=tests_only)
-
-    def cancel_failover(self, vm: str, *, tests_only: bool) -> CancelReport:
-        """Take back the failover, or the test failovers, with every trace."""
-        taken_back = None if tests_only else self.planned.cancel_verb(vm)
-        return taken_back or self._replicas.cancel(vm, tests_only=tests_only)
-
-    def networks(self, vm: str) -> NetworksReport:
-        """Tell which network of this host stands for which one of the primary."""
-        return self._replicas.networks(vm)
-
-    def change_networks(self, vm: str, change: NetworksChange) -> NetworksReport:
-        """Change which network of this host stands for which one of the primary."""
-        return self._replicas.change_networks(vm, change)
-
-    def hand_over(self, vm: str, to: str) -> RelationshipReport:
-        """Take the points of a VM, held here, from another paired host."""
-        return self._replicas.hand_over(vm, self.book.by_name(to).host_id)
 
     # ---- helpers
 

@@ -1,7 +1,6 @@
 """The replica side of the agent: what this host holds for others, and starting it when a person says so."""
 
 import datetime as dt
-import queue
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,15 @@ from typing import Final, Literal
 import structlog
 
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.committing import Commits
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
 from vmreplica.agent.networks import change_networks, networks_report
 from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
+from vmreplica.agent.tasks import Task
+from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.layer import written_bytes
 from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
@@ -45,8 +47,6 @@ _log: Final = structlog.get_logger(__name__)
 
 #: Seconds a primary has to say whether the VM runs there; on the worst day it is gone and nobody wants to wait.
 _ASK_LIMIT: Final = 1.0
-#: Seconds between looks whether the time of a test failover is over.
-_TEST_CHECK: Final = 10.0
 
 
 class ReplicaSide:
@@ -76,9 +76,10 @@ class ReplicaSide:
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
+        #: Failovers that are being kept for good.
+        self.commits = Commits(hypervisor, repository.min_free)
         self._failing_over = threading.Lock()
-        self._upkeep: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._keep_chains, name="upkeep", daemon=True)
+        self._upkeep = Upkeep(repository, self._tests)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
         self.imports = Imports(repository, clients.here, self._upkeep.put)
 
@@ -89,20 +90,21 @@ class ReplicaSide:
             try:
                 recover(replica, self._hypervisor)
                 self._tests.recover(replica)
+                self.commits.recover(replica)
             except VmReplicaError as error:
                 _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
             self._upkeep.put(replica.record.vm)
-        self._thread.start()
+        self._upkeep.start()
         self.seeder.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self.commits.stop()
         self.imports.stop()
         self.seeder.stop()
-        self._upkeep.put(None)
-        self._thread.join()
+        self._upkeep.stop()
         self._asking.shutdown(wait=False, cancel_futures=True)
 
     def published(self, vm: VmId, _point: PointSummary) -> None:
@@ -214,6 +216,16 @@ class ReplicaSide:
                 return self._cancelled(replica, kind, (replica.record.name,))
         return self._cancelled(replica, kind, self._tests.end(replica))
 
+    def commit(self, vm: str, task: Task) -> None:
+        """Begin to keep the failover of a VM for good; the task ends with it.
+
+        Raises:
+            VmReplicaError: it was refused, nothing has changed.
+        """
+        replica = self.get(vm)
+        with self._failing_over:
+            self.commits.begin(replica, task)
+
     def networks(self, vm: str) -> NetworksReport:
         """Tell which network of this host stands for which one of the primary."""
         return networks_report(self.get(vm), self._hypervisor)
@@ -266,6 +278,7 @@ class ReplicaSide:
             )
         self.seeder.cancel(record.vm)
         if delete_copy:
+            self.commits.give_up(replica)
             replica.move(Event.REMOVE)
             if record.failover is not None:
                 replica.release(record.failover.hold)
@@ -276,7 +289,8 @@ class ReplicaSide:
 
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
-        return describe_replica(replica, self.peer_name(replica.record.owner), self._tests.reports(replica))
+        peer = self.peer_name(replica.record.owner)
+        return describe_replica(replica, peer, self._tests.reports(replica), self.commits)
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""
@@ -328,36 +342,6 @@ class ReplicaSide:
         record = replica.record
         self._upkeep.put(record.vm)
         return CancelReport(vm=record.vm, name=record.name, kind=kind, removed=removed, state=State(record.state))
-
-    def _keep_chains(self) -> None:
-        while True:
-            try:
-                vm = self._upkeep.get(timeout=_TEST_CHECK)
-            except queue.Empty:
-                self._expire_tests()
-                continue
-            if vm is None:
-                return
-            self._keep_chain(vm)
-
-    def _expire_tests(self) -> None:
-        now = dt.datetime.now(dt.UTC)
-        for replica in self._repository.replicas():
-            try:
-                self._tests.expire(replica, now)
-            except VmReplicaError as error:
-                _log.warning("a test failover cannot be removed", vm=replica.record.vm, why=error.message)
-
-    def _keep_chain(self, vm: VmId) -> None:
-        try:
-            folded = self._repository.replica(vm).apply_retention()
-        except VmReplicaError as error:
-            _log.warning("old points stay", vm=vm, why=error.message)
-        except Exception:  # noqa: BLE001 - upkeep of one VM must not end that of the others
-            _log.exception("upkeep failed", vm=vm)
-        else:
-            if folded:
-                _log.info("folded old points into the base", vm=vm, points=folded)
 
     def peer_name(self, host: HostId) -> HostName | None:
         """Tell what a host is called; None when it is no longer paired."""

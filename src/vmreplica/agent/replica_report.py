@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Sequence
 
+from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName
@@ -12,13 +13,16 @@ from vmreplica.model.states import State
 from vmreplica.repository import Replica
 
 
-def describe_replica(replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest]) -> RelationshipReport:
+def describe_replica(
+    replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest], commits: Commits
+) -> RelationshipReport:
     """Report a relationship from its replica.
 
     Args:
         replica: what is held here.
         peer: the primary's name, when it is still paired.
         tests: its test failovers.
+        commits: those of this host.
     """
     record, position = replica.record, replica.position()
     points = [point for point in replica.points() if point.bootable]
@@ -26,7 +30,7 @@ def describe_replica(replica: Replica, peer: HostName | None, tests: Sequence[Fa
     now = dt.datetime.now(dt.UTC)
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
     state = State(record.state)
-    complaints = [*position.complaints, *_seed_complaint(position)]
+    complaints = [*position.complaints, *_seed_complaint(position), *commits.complaints(record.vm)]
     awaited = position.awaited is not None
     facts = Facts(state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints))
     return RelationshipReport(
@@ -44,7 +48,7 @@ def describe_replica(replica: Replica, peer: HostName | None, tests: Sequence[Fa
         point_age=age,
         points=len(points),
         tests=tuple(tests),
-        progress=seed_progress(position, prefix=""),
+        progress=commits.progress(record.vm) or seed_progress(position, prefix=""),
     )
 
 

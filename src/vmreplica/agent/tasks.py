@@ -8,7 +8,7 @@ from typing import Final
 from vmreplica.agent.meter import Meter
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
-from vmreplica.model.report import CycleReport, PlannedReport, TaskReport
+from vmreplica.model.report import CommitReport, CycleReport, PlannedReport, TaskReport
 
 _KEPT: Final = 200
 
@@ -22,6 +22,8 @@ class Task:
         self.meter: Meter | None = None
         #: What an import came to.
         self.imported: ImportReport | None = None
+        #: What a commit came to.
+        self.committed: CommitReport | None = None
         #: What a planned failover came to.
         self.planned: PlannedReport | None = None
         self._done = threading.Event()
@@ -49,6 +51,7 @@ class Task:
             progress=self.meter.progress() if self.meter and not done else None,
             result=self._result,
             imported=self.imported,
+            committed=self.committed,
             planned=self.planned,
             error=error.message if error else None,
             error_code=error.code if error else None,

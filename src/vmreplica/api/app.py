@@ -79,6 +79,8 @@ class _Vms:
             web.put(f"{_VM}/limit", self._limit),
             web.get(f"{_VM}/failover-plan", self._plan),
             web.post(f"{_VM}/failover", self._failover),
+            web.get(f"{_VM}/commit-plan", self._commit_plan),
+            web.post(f"{_VM}/commit", self._commit),
             web.post(f"{_VM}/planned-plan", self._planned_plan),
             web.post(f"{_VM}/planned", self._planned),
             web.get(f"{_VM}/test-plan", self._test_plan),
@@ -163,6 +165,12 @@ class _Vms:
     async def _failover(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, FailoverRequest)
         return answer(await self._run(partial(self._agent.failover, vm, body.point)))
+
+    async def _commit_plan(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.plan_commit, _vm(request))))
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.commit, _vm(request))), status=202)
 
     async def _planned_plan(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, PlannedRequest)

@@ -87,6 +87,12 @@ class AgentFacade(Protocol):
     def failover(self, vm: str, point: str | None) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
 
+    def plan_commit(self, vm: str) -> FailoverPlan:
+        """Tell what keeping a failover for good would do; changes nothing."""
+
+    def commit(self, vm: str) -> TaskReport:
+        """Keep a failover for good; the task is the folding of its images."""
+
     def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
         """Tell what a planned failover would do, asked on either side; changes nothing."""
 

@@ -6,6 +6,7 @@ import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.commit import keep
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, console, make_request, read_report, show, show_answer
 from vmreplica.model.units import parse_duration
@@ -65,6 +66,9 @@ def failover(
     network: Network = None,
     lifetime: For = None,
     cancel: Cancel = False,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Keep the failover for good, as vmreplica commit does.")
+    ] = False,
     planned: Planned = False,
     force: Force = False,
     timeout: Patience = None,
@@ -76,12 +80,14 @@ def failover(
     """Fail over, test or take back."""
     from vmreplica.cli.planned import move, refuse_planned_nonsense  # noqa: PLC0415 - slow to import
 
-    others = bool(point or test or network or lifetime or cancel)
+    others = bool(point or test or network or lifetime or cancel or commit)
     refuse_planned_nonsense(planned=planned, others=others, details=force or timeout is not None)
-    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel)
+    _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel, commit=commit)
     client = AgentClient(socket)
     if planned:
         move(client, vm, timeout, force=force, dry_run=dry_run, yes=yes, as_json=as_json)
+    elif commit:
+        keep(client, vm, dry_run=dry_run, yes=yes, wait=True, as_json=as_json)
     elif dry_run and cancel:
         show_plan(_cancel_plan(client, vm, tests_only=test), as_json=as_json)
     elif cancel:
@@ -95,7 +101,9 @@ def failover(
         _fail_over(client, vm, point, yes=yes, as_json=as_json)
 
 
-def _refuse_nonsense(*, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool) -> None:
+def _refuse_nonsense(
+    *, point: str | None, test: bool, network: str | None, lifetime: str | None, cancel: bool, commit: bool
+) -> None:
     """See that the options go together.
 
     Raises:
@@ -103,6 +111,8 @@ def _refuse_nonsense(*, point: str | None, test: bool, network: str | None, life
     """
     if (network or lifetime) and not test:
         wrong, remedy = "--network and --for go with --test only", "vmreplica failover VM --test --network NET"
+    elif commit and (point or test or cancel):
+        wrong, remedy = "--commit goes with --dry-run, --yes and --json only", "vmreplica commit VM"
     elif cancel and (point or network or lifetime):
         wrong, remedy = "--cancel goes with --test, --dry-run, --yes and --json only", "vmreplica failover VM --cancel"
     else:

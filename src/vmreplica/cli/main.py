@@ -9,7 +9,20 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-from vmreplica.cli import doctor, exports, failover, handover, limits, look, networks, peers, protect, reverse, service
+from vmreplica.cli import (
+    commit,
+    doctor,
+    exports,
+    failover,
+    handover,
+    limits,
+    look,
+    networks,
+    peers,
+    protect,
+    reverse,
+    service,
+)
 from vmreplica.cli.output import show_document
 
 _LAB: Final = "lab"
@@ -54,7 +67,7 @@ def make_app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
-    for commands in (protect, networks, limits, exports, look, doctor, failover, reverse, handover):
+    for commands in (protect, networks, limits, exports, look, doctor, failover, reverse, commit, handover):
         commands.register(root)
     root.add_typer(peers.make_app(), name="peer")
     service.register(root)

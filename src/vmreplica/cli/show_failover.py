@@ -8,7 +8,15 @@ from rich.text import Text
 
 from vmreplica.cli.output import printable
 from vmreplica.cli.show import clock_text
-from vmreplica.model.report import CancelReport, FailoverPlan, FailoverReport, PlanKind, StartedTest, TaskReport
+from vmreplica.model.report import (
+    CancelReport,
+    CommitReport,
+    FailoverPlan,
+    FailoverReport,
+    PlanKind,
+    StartedTest,
+    TaskReport,
+)
 from vmreplica.model.units import format_duration, format_size
 
 _TITLES: Final[Mapping[PlanKind, str]] = {
@@ -27,7 +35,7 @@ def plan_view(plan: FailoverPlan) -> RenderableType:
     lines += [Text(f"  {number}. {printable(step.text)}") for number, step in enumerate(plan.steps, start=1)]
     if plan.after:
         lines += [Text("Afterwards:"), *(Text(f"  {printable(side)}") for side in plan.after)]
-    lines.append(Text(loss_text(plan), style="yellow" if loses(plan) else ""))
+    lines.append(Text(loss_text(plan), style="yellow" if loses(plan) or plan.kind == "commit" else ""))
     return Group(*lines, *_warnings(plan))
 
 
@@ -41,6 +49,8 @@ def loss_text(plan: FailoverPlan) -> str:
     name = printable(plan.name)
     if plan.kind == "test":
         return f"Nothing is lost: {name} is replicated as before."
+    if plan.kind == "commit":
+        return f"Lost: the recovery points of {name} here, and the way back to them. What {name} wrote is kept."
     if not loses(plan):
         return "Nothing is lost."
     if plan.kind == "unplanned":
@@ -100,6 +110,16 @@ def test_view(started: StartedTest) -> RenderableType:
         Text(f"  virsh console {printable(test.name)}   (look at it; replication of {name} goes on)"),
         Text(f"  vmreplica failover {name} --test --cancel   (remove it with every trace)"),
         *_warnings(started.plan),
+    )
+
+
+def commit_view(report: CommitReport) -> RenderableType:
+    """Show what keeping a failover for good did."""
+    name = printable(report.name)
+    return Group(
+        Text(f"{name} no longer stands on recovery points; {format_size(report.freed_bytes)} were given back."),
+        *(Text(f"  it runs on {printable(image)}") for image in report.images),
+        Text(f"  vmreplica reverse {name}   (protect it, with its old primary as the replica)"),
     )
 
 

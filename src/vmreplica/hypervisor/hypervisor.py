@@ -12,6 +12,7 @@ from vmreplica.hypervisor import backup, checkpoints, policies, stopped
 from vmreplica.hypervisor.backup import BackupJob, Export
 from vmreplica.hypervisor.backup_xml import checkpoint_disks
 from vmreplica.hypervisor.bases import Plan
+from vmreplica.hypervisor.blockjobs import BlockJobs
 from vmreplica.hypervisor.checkpoints import CheckpointShelf
 from vmreplica.hypervisor.connection import LONG_LIMIT
 from vmreplica.hypervisor.domains import brief_of
@@ -30,7 +31,7 @@ from vmreplica.model.policy import Policy
 _log = structlog.get_logger(__name__)
 
 
-class Hypervisor(Failovers):
+class Hypervisor(Failovers, BlockJobs):
     """The local libvirt. Thread-safe; every call has a time limit, and a restarted libvirtd is found again.
 
     Every method may raise TimedOut (``libvirt-timeout``), Unreachable (``libvirt-gone``), HypervisorError

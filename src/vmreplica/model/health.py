@@ -78,6 +78,12 @@ _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
         "the VM is not protected until its old primary has become its replica",
         "it is asked again until it answers: vmreplica status VM tells what it said; its stale copy must be off",
     ),
+    State.COMMITTING: (
+        "not-protected",
+        Level.WARNING,
+        "the VM runs on its replica, its images are being folded, and it is not protected",
+        "vmreplica status VM shows how that is getting on",
+    ),
     State.COMMITTED: (
         "not-protected",
         Level.WARNING,

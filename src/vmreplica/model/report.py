@@ -242,6 +242,18 @@ class CancelReport(Shape):
     state: State
 
 
+class CommitReport(Shape):
+    """What keeping a failover for good came to."""
+
+    vm: VmId
+    name: str
+    state: State
+    #: The image of each disk that the VM runs on now.
+    images: tuple[str, ...]
+    #: Bytes that were given back to the file system.
+    freed_bytes: int
+
+
 class TaskReport(Shape):
     """A long-running act, for progress display: poll it until ``done``."""
 
@@ -252,6 +264,8 @@ class TaskReport(Shape):
     result: CycleReport | None = None
     #: Of an import, in place of ``result``.
     imported: ImportReport | None = None
+    #: Of a commit, likewise.
+    committed: CommitReport | None = None
     #: Of a planned failover, likewise.
     planned: PlannedReport | None = None
     error: str | None = None

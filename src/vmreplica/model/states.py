@@ -99,6 +99,7 @@ _COMMANDS: Final = {
     _E.RESUME: "vmreplica resume {vm}",
     _E.FAIL_OVER: "vmreplica failover {vm}",
     _E.CANCEL: "vmreplica failover {vm} --cancel",
+    _E.COMMIT: "vmreplica commit {vm}",
     _E.REVERSE: "vmreplica reverse {vm}",
     _E.REMOVE: "vmreplica disable {vm}",
 }

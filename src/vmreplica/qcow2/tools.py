@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,46 @@ def chain_info(path: Path, form: str) -> list[dict[str, Any]]:
     _must_succeed(run, f"info {path}")
     chain: list[dict[str, Any]] = json.loads(run.stdout)
     return chain
+
+
+def data_above(path: Path, depth: int, *, seconds: float = 300.0) -> int:
+    """Tell how many bytes of a disk are data in the topmost images of a chain.
+
+    Args:
+        path: of the top image; its owner may have it open.
+        depth: how many images count as topmost, this one included.
+        seconds: limit.
+
+    Raises:
+        HypervisorError: ``qemu-img-failed``.
+        TimedOut: ``qemu-img-timeout``.
+    """
+    found = 0
+    command = ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", str(path.absolute())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        watch = threading.Timer(seconds, run.kill)
+        watch.start()
+        try:
+            # One extent per line, and a badly fragmented disk has millions: never all at once.
+            for line in run.stdout or ():
+                found += _data_of(line, depth)
+        finally:
+            watch.cancel()
+        said = run.stderr.read() if run.stderr else ""
+    if run.returncode < 0:
+        raise TimedOut("qemu-img-timeout", f"qemu-img map took longer than {seconds:.0f} s")
+    if run.returncode != 0:
+        raise HypervisorError("qemu-img-failed", f"qemu-img map {path} failed: {said.strip()}")
+    return found
+
+
+def _data_of(line: str, depth: int) -> int:
+    """Read one line of ``qemu-img map``; the last one of a process that was killed may be broken off."""
+    try:
+        extent = json.loads(line.strip().lstrip("[").rstrip(",]") or "{}")
+        return int(extent["length"]) if extent.get("data") and extent["depth"] < depth else 0
+    except ValueError:
+        return 0
 
 
 def _run(arguments: list[str], seconds: float) -> subprocess.CompletedProcess[str]:

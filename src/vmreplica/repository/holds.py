@@ -67,6 +67,11 @@ class Holds:
         """Tell who holds a point and why."""
         return tuple(f"{hold.owner}: {hold.reason}" for hold in self._holds.values() if hold.point == point)
 
+    def reasons_but(self, hold_id: str) -> tuple[str, ...]:
+        """Tell who holds any point and why, one hold left out."""
+        damaged = ("a damaged record: nobody knows",) if self._damaged else ()
+        return (*damaged, *(f"{hold.owner}: {hold.reason}" for hold in self._holds.values() if hold.id != hold_id))
+
     def _load(self, path: Path) -> None:
         try:
             hold = read_shape(path, Hold)

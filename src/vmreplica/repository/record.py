@@ -85,6 +85,9 @@ class ReplicaRecord(Shape):
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None
+    #: The image that each disk of the VM here is, or is being, folded into; relative to the replica's directory. Where
+    #: this is set there are no points.
+    live: dict[DiskTarget, str] = Field(default_factory=dict)
     #: The VM's old disks become the base here: not done before this is gone.
     adoption: AdoptionRecord | None = None
 

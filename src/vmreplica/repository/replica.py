@@ -1,13 +1,14 @@
 """One VM's replica: its record, its points, the point under construction, holds and retention. Thread-safe."""
 
+import contextlib
 import datetime as dt
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vmreplica.fsio import free_bytes, remove_tree
-from vmreplica.model.errors import NoSpace, NotFound
+from vmreplica.model.errors import NoSpace, NotFound, VmReplicaError
 from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
@@ -16,6 +17,7 @@ from vmreplica.model.units import format_size
 from vmreplica.repository import adopting, bases, folding, landing
 from vmreplica.repository.awaiting import Awaiting, Shared
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
+from vmreplica.repository.committing import Committing
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
@@ -54,7 +56,11 @@ class Replica:
         #: A base that travels in an export, until it is imported.
         shared = Shared(self._receiving, self._folding, self._shelf, self._inbox)
         self.awaiting = Awaiting(self._layout, min_free, shared, clock, self._imported)
+        #: Giving all points up for the disks of a VM that was started from one.
+        self.committing = Committing(self._layout, shared, self._holds, self)
         self._complaints: list[str] = []
+        #: Why the last attempt to fold points failed.
+        self._stuck: VmReplicaError | None = None
         #: How reading existing copies gets on, told by whoever reads them.
         self.seeding = Seeding(phase="waiting to read the existing copy")
         #: Called with the name of each step of a fold; for tests that end the agent there.
@@ -112,6 +118,8 @@ class Replica:
             manifests = self._shelf.manifests()
             seeding = seeding_of(record, self.seeding)
         complaints += bases.complaints(self._layout, record, manifests)
+        if (stuck := self._stuck) is not None and not any(stuck.message in known for known in complaints):
+            complaints.append(f"recovery points are not folded: {stuck.message} ({stuck.hint})")
         free, least = free_bytes(self.dir), self._min_free
         if free < least:
             complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
@@ -258,12 +266,17 @@ class Replica:
         Raises:
             NotFound: ``point-unknown``.
         """
+        with self.still(), self._memory:
+            return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting)
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Let no fold run or begin in the block; one that was interrupted is settled, as far as that need not wait."""
         self._stop_fold.set()
         with self._folding:
             self._stop_fold.clear()
             self._settle(pause=lambda: True)
-            with self._memory:
-                return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting)
+            yield
 
     def release(self, hold_id: str) -> None:
         """Release a hold; one that is gone already is no error."""
@@ -285,6 +298,15 @@ class Replica:
             NoSpace: there is no room to fold; all points stay.
             Corrupt: a file is damaged; the points stay.
         """
+        try:
+            done = self._retain()
+        except VmReplicaError as error:
+            self._stuck = error
+            raise
+        self._stuck = None
+        return done
+
+    def _retain(self) -> int:
         done = 0
         with self._folding:
             self._settle(pause=self._stop_fold.is_set)
@@ -326,7 +348,9 @@ class Replica:
     # ---- helpers: points
 
     def _reload(self) -> None:
-        points, complaints = load_points(self._layout, self._record.vm, self.awaiting.point())
+        awaited = self.awaiting.point()
+        # What is folded, or being folded, is of no point.
+        points, complaints = ([], []) if self._record.live else load_points(self._layout, self._record.vm, awaited)
         with self._memory:
             self._shelf.set(points)
             self._complaints = complaints
@@ -377,5 +401,5 @@ class Replica:
 
     def _settle(self, pause: Callable[[], bool]) -> None:
         """Finish or undo what failed half-way, as far as it need not wait; the folding lock is held."""
-        if landing.settle(self._layout, pause=pause, held=self._holds.any):
+        if not self._record.live and landing.settle(self._layout, pause=pause, held=self._holds.any):
             self._reload()
