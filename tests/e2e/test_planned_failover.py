@@ -92,7 +92,7 @@ def test_it_is_taken_back_when_the_replica_can_be_asked_and_done_another_time(la
     assert until(lambda: running(a, vm.name), 60), "what a person wished is remembered"
     assert until(lambda: relation(a, vm.name)["state"] == "replicating", 60)
     assert not running(b, vm.name)
-    report = move(a, vm.name, "--force")
+    report = move(a, vm.name, "--force", "--timeout", "5s")
     assert (report["shutdown"], report["reversed"], running(a, vm.name)) == ("plug", True, False)
     assert running(b, vm.name)
     (disk,) = b.disk_paths(vm.name)
