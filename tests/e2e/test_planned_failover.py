@@ -13,6 +13,7 @@ from job_kit import (
 )
 
 from vmreplica.lab import Host, Lab
+from vmreplica.lab.waiting import until
 
 pytestmark = pytest.mark.failover
 
@@ -53,3 +54,4 @@ def test_a_writing_guest_moves_with_its_last_record(lab: Lab, new_guest: NewGues
     first, *others = points(a, guest.name)
     assert (first["point"], first["kind"], first["wire_bytes"]) == (report["plan"]["point"], "final", 0)
     assert {point["kind"] for point in others} <= {"delta"}, "nothing is compared, nothing is sent again"
+    assert until(lambda: relation(b, guest.name)["stands_on"] == 0, 120), "the failover is committed by itself"

@@ -120,7 +120,7 @@ class Agent(FailoverVerbs, Hosts):
             journal=self._journal,
             bandwidth=bandwidth,
             keeper=Keeper(stages, limits.pause_hold),
-            swap=Swap(self._hypervisor, self._clients),
+            swap=Swap(self._hypervisor, self._clients, self._replicas),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )

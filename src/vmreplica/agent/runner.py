@@ -236,14 +236,18 @@ class Runner:
 
     def _outcome(self, rel: Relationship, meter: Meter) -> Outcome:
         """Run a cycle; first let the old primary become the replica, if that is wanted."""
-        if rel.policy.reverse is not None:
+        wish = rel.policy.reverse
+        if wish is not None:
             meter.phase("asking the old primary to become the replica")
             policy = self._swap.ask(rel)
             if policy is None:
                 return NOT_SWAPPED
             with self._wake:
                 rel.policy = policy
-        return self.cycle(rel, meter, rel.policy, rel.halt).run()
+        outcome = self.cycle(rel, meter, rel.policy, rel.halt).run()
+        if wish is not None and wish.planned and outcome.published is not None:
+            self._swap.settle(rel.vm)
+        return outcome
 
     def cycle(self, rel: Relationship, meter: Meter, policy: Policy, halt: Halt) -> Cycle:
         """Make a cycle of a VM, for whoever has its turn."""
