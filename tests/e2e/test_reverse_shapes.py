@@ -11,7 +11,7 @@ from reverse_kit import KiB, MiB, on, wait_reversed
 from vmreplica.lab import Host, Lab
 from vmreplica.lab.waiting import until
 
-pytestmark = pytest.mark.failover
+pytestmark = [pytest.mark.failover, pytest.mark.slow]
 
 
 def test_old_disks_over_a_template_and_raw_take_the_points_that_are_too_old_and_start_again(

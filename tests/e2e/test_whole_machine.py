@@ -1,14 +1,16 @@
 """The whole machine fails over: UEFI variables and the TPM's state are those of the point, in copies."""
 
+import json
 import struct
 import uuid
 from pathlib import Path
 from typing import Final
 
 import pytest
-from job_kit import NewBlank, NewGuest, enable, inside, switch_off, wait_cycles
+from job_kit import Document, NewBlank, NewGuest, enable, inside, switch_off, wait_cycles
 
 from vmreplica.lab import Host, Lab, check_records
+from vmreplica.lab.waiting import until
 
 pytestmark = pytest.mark.failover
 
@@ -66,6 +68,36 @@ def test_a_uefi_guest_with_two_disks_goes_on_from_its_own_variables(lab: Lab, ne
     b.virsh("destroy", guest.name)
     report = check_records(b.disk_paths(guest.name))
     assert report.ok, report
+
+
+@pytest.mark.slow
+def test_the_guest_agent_sets_addresses_after_a_failover_and_in_a_test(lab: Lab, new_guest: NewGuest) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    guest = new_guest(a, network="lan", agent=True, idle=True)
+    guest.wait_booted()
+    enable(a, guest.name, every="24h")
+    plan = "0=192.0.2.7/24,gateway=192.0.2.1,dns=192.0.2.2"
+    shown = b.ask("networks", guest.name, "--ip", plan, "--map", "lan=isolated")
+    assert [(nic["source"], nic["place"]) for nic in shown["interfaces"]] == [("lan", "isolated")]
+    test = b.ask("failover", guest.name, "--test")["test"]["name"]
+    assert until(lambda: _addresses(b, test) == {"192.0.2.7"}, 120)
+    b.ask("failover", guest.name, "--test", "--cancel")
+    guest.stop()
+    b.ask("failover", guest.name, "--yes")
+    assert until(lambda: _addresses(b, guest.name) == {"192.0.2.7"}, 120)
+    assert until(lambda: _addressing(b, guest.uuid)["state"] == "done", 30), _addressing(b, guest.uuid)
+
+
+def _addressing(host: Host, vm: str) -> Document:
+    record: Document = json.loads(inside(host, host.layout.store / vm / "replica.json").read_text())["addressing"]
+    return record
+
+
+def _addresses(host: Host, name: str) -> set[str]:
+    asked = host.virsh("qemu-agent-command", name, '{"execute":"guest-network-get-interfaces"}', check=False)
+    cards = json.loads(asked.stdout)["return"] if asked.returncode == 0 else []
+    known = [entry for card in cards if card["name"] != "lo" for entry in card.get("ip-addresses", ())]
+    return {entry["ip-address"] for entry in known if entry["ip-address-type"] == "ipv4"}
 
 
 def _with_variable(store: bytes, name: str, value: bytes) -> bytes:

@@ -5,7 +5,7 @@ from vmreplica.hypervisor.definition import parse_untrusted
 from vmreplica.hypervisor.definition_nics import Nic, place_of, read_nic
 from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import BadRequest
-from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport, changed
+from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport, changed, changed_addresses
 from vmreplica.repository import Replica
 
 
@@ -22,19 +22,22 @@ def networks_report(replica: Replica, hypervisor: Hypervisor) -> NetworksReport:
         vm=record.vm,
         name=record.name,
         networks=record.network_map,
+        addresses=record.addresses,
         interfaces=_interfaces(replica.definition(points[0].point), site) if points else (),
         notes=site.notes(),
     )
 
 
 def change_networks(replica: Replica, change: NetworksChange) -> None:
-    """Change the map; counts from the next failover on.
+    """Change the map and the addresses; counts from the next failover on.
 
     Raises:
         BadRequest: ``network-map-invalid``.
     """
     try:
-        replica.update(network_map=changed(replica.record.network_map, change))
+        networks = changed(replica.record.network_map, change)
+        addresses = changed_addresses(replica.record.addresses, change)
+        replica.update(network_map=networks, addresses=addresses)
     except ValueError as error:
         name = replica.record.name
         raise BadRequest(

@@ -139,7 +139,7 @@ class PlannedThere:
         if built.vm != record.vm:
             raise Refused("definition-of-another-vm", f"the definition is of {built.vm}, not of {record.name}")
         self._hypervisor.power_switch().require_acceptable(record.name, built.xml)
-        return built.notes
+        return built.told
 
     def _require_way_back(self, peer: HostId, replica: Replica) -> None:
         try:

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import structlog
 
+from vmreplica.agent.addressing import Addressing
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.handover import require_no_failover, runs_there
@@ -78,6 +79,7 @@ class ReplicaSide:
         self._tests = FailoverTests(hypervisor)
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free)
+        self._addressing = Addressing(repository, hypervisor)
         self._failing_over = threading.Lock()
         self._upkeep = Upkeep(repository, self._tests)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
@@ -96,6 +98,7 @@ class ReplicaSide:
             self._upkeep.put(replica.record.vm)
         self._upkeep.start()
         self.seeder.start()
+        self._addressing.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
 
@@ -104,6 +107,7 @@ class ReplicaSide:
         self.commits.stop()
         self.imports.stop()
         self.seeder.stop()
+        self._addressing.stop()
         self._upkeep.stop()
         self._asking.shutdown(wait=False, cancel_futures=True)
 
@@ -189,6 +193,7 @@ class ReplicaSide:
         plan = self._plan_test(replica, point, network)
         until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
         test, notes = self._tests.start(replica, plan, network=network, until=until)
+        self._addressing.add_test(replica, test.vm)
         shown = plan.model_copy(update={"notes": notes})
         return StartedTest(plan=shown, test=test, seconds=time.monotonic() - began)
 

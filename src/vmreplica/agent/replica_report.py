@@ -10,7 +10,7 @@ from vmreplica.model.ids import HostName
 from vmreplica.model.point import Position
 from vmreplica.model.report import FailoverTest, RelationshipReport
 from vmreplica.model.states import State
-from vmreplica.repository import Replica
+from vmreplica.repository import Replica, ReplicaRecord
 
 
 def describe_replica(
@@ -31,6 +31,7 @@ def describe_replica(
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
     state = State(record.state)
     complaints = [*position.complaints, *_seed_complaint(position), *commits.complaints(record.vm)]
+    complaints += _address_complaint(record)
     awaited = position.awaited is not None
     facts = Facts(state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints))
     return RelationshipReport(
@@ -55,3 +56,10 @@ def describe_replica(
 def _seed_complaint(position: Position) -> list[str]:
     failed = position.seeding.failed if position.seeding is not None else None
     return [f"it cannot begin with the existing copy: {failed.message}"] if failed is not None else []
+
+
+def _address_complaint(record: ReplicaRecord) -> list[str]:
+    wish = record.addressing
+    if wish is None or wish.state != "failed" or record.failover is None or record.failover.hold != wish.hold:
+        return []
+    return [f"the guest has not got the addresses of `vmreplica networks {record.name}`: {wish.told}"]

@@ -1,7 +1,7 @@
 """The networks command: which network of the replica stands for which one of the primary."""
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,10 @@ from vmreplica.cli.client import AgentClient, vm_path
 from vmreplica.cli.commands import add_command
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument
 from vmreplica.cli.output import make_request, read_report, show, show_answer
+
+if TYPE_CHECKING:
+    from vmreplica.model.addresses import AddressPlan
+    from vmreplica.model.errors import BadRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +25,8 @@ def register(app: typer.Typer) -> None:
         "vmreplica networks web --map lan=isolated --map dmz=bridge:br7",
         "vmreplica networks web --map br0,vlan=20=bridge:ovs0,vlan=120",
         "vmreplica networks web --unmap dmz",
+        "vmreplica networks web --ip 0=192.0.2.7/24,gateway=192.0.2.1,dns=192.0.2.2+192.0.2.3",
+        "vmreplica networks web --keep-ip 0",
     )
 
 
@@ -34,15 +40,32 @@ def networks(
     unmap: Annotated[
         list[str] | None, typer.Option("--unmap", metavar="FROM", help="Forget this entry; repeatable.")
     ] = None,
+    ip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ip",
+            metavar="NIC=ADDRESS/PREFIX[,gateway=A][,dns=A]",
+            help="Addresses that the guest agent gives an interface (MAC or number) after a failover; repeatable.",
+        ),
+    ] = None,
+    keep_ip: Annotated[
+        list[str] | None, typer.Option("--keep-ip", metavar="NIC", help="Leave its addresses to the guest; repeatable.")
+    ] = None,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Show or change the network map."""
     client = AgentClient(socket)
-    if mapping or unmap:
+    if mapping or unmap or ip or keep_ip:
         from vmreplica.model.networks import NetworksChange  # noqa: PLC0415 - slow to import
 
-        body = make_request(NetworksChange, networks=parse_mapping(mapping or []), unmap=tuple(unmap or ()))
+        body = make_request(
+            NetworksChange,
+            networks=parse_mapping(mapping or []),
+            unmap=tuple(unmap or ()),
+            addresses=parse_addresses(ip or []),
+            keep_addresses=tuple(keep_ip or ()),
+        )
         answer = client.send("PUT", vm_path(vm, "networks"), body)
     else:
         answer = client.get(vm_path(vm, "networks"))
@@ -71,6 +94,40 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
             raise BadRequest("network-map-invalid", f"--map {pair!r} {reason}", hint="for example --map lan=br0")
         mapping[theirs] = ours
     return mapping
+
+
+def parse_addresses(texts: list[str]) -> "dict[str, AddressPlan]":
+    """Read NIC=ADDRESS/PREFIX,gateway=...,dns=... texts.
+
+    Raises:
+        BadRequest: ``addresses-invalid``.
+    """
+    from vmreplica.model.addresses import parse_plan  # noqa: PLC0415 - slow to import
+
+    plans: dict[str, AddressPlan] = {}
+    for text in texts:
+        nic, equals, plan = text.partition("=")
+        if not (nic and equals and plan) or nic in plans:
+            raise _bad_addresses(text, "is given twice" if nic in plans else "is not NIC=ADDRESS/PREFIX")
+        try:
+            plans[nic] = parse_plan(plan)
+        except ValueError as error:
+            raise _bad_addresses(text, _first_line(error)) from error
+    return plans
+
+
+def _bad_addresses(text: str, why: str) -> "BadRequest":
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
+
+    hint = "for example --ip 52:54:00:12:34:56=192.0.2.7/24,gateway=192.0.2.1,dns=192.0.2.2"
+    return BadRequest("addresses-invalid", f"--ip {text!r}: {why}", hint=hint)
+
+
+def _first_line(error: ValueError) -> str:
+    """Say what is wrong; of what pydantic has to say, the first thing."""
+    from pydantic import ValidationError  # noqa: PLC0415 - slow to import
+
+    return error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
 
 
 def _divided(pair: str) -> tuple[str, str, str]:

@@ -18,6 +18,7 @@ def networks_view(report: NetworksReport) -> RenderableType:
     lines += [Text(f"  {printable(theirs)} -> {printable(ours)}") for theirs, ours in sorted(report.networks.items())]
     if not report.networks:
         lines.append(Text("  no map: each network is looked for under its own name"))
+    lines += [Text(f"  interface {nic} gets {plan}") for nic, plan in sorted(report.addresses.items())]
     for nic in report.interfaces:
         place = _WORDS.get(nic.place) or f"plugged in to {printable(nic.place)}"
         lines.append(Text(f"  interface {nic.number} ({printable(nic.mac or '')}, {printable(nic.source)}): {place}"))

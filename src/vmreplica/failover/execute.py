@@ -13,6 +13,7 @@ from vmreplica.failover.plan import PrimaryAnswer, StepHook, no_hook
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.definition import BuiltDefinition, build
 from vmreplica.hypervisor.definition_site import Site
+from vmreplica.model.addresses import AddressingRecord
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import PointId, checkpoint_name
 from vmreplica.model.report import FailoverPlan
@@ -69,7 +70,7 @@ def execute(
         raise
     before("started")
     _started(replica)
-    return (*remarks(replica, plan.point), *built.notes, *untracked)
+    return (*remarks(replica, plan.point), *built.told, *untracked)
 
 
 def recover(replica: Replica, hypervisor: Hypervisor) -> None:
@@ -115,7 +116,9 @@ def _fence(replica: Replica, plan: FailoverPlan) -> None:
     hold = replica.hold(plan.point, "failover", f"{plan.name} runs from this point")
     try:
         now = dt.datetime.now(dt.UTC)
-        replica.update(failover=FailoverRecord(point=plan.point, hold=hold, started=False, since=now))
+        wish = AddressingRecord(hold=hold, since=now) if replica.record.addresses else None
+        failover = FailoverRecord(point=plan.point, hold=hold, started=False, since=now)
+        replica.update(failover=failover, addressing=wish)
         replica.move(Event.FAIL_OVER)
     except BaseException:
         replica.release(hold)

@@ -31,4 +31,4 @@ def with_notes(
         **hypervisor.abilities(),
     )
     built = build(replica.definition(plan.point), site)
-    return plan.model_copy(update={"notes": (*remarks(replica, plan.point), *built.notes)})
+    return plan.model_copy(update={"notes": (*remarks(replica, plan.point), *built.told)})

@@ -156,7 +156,7 @@ class FailoverTests:
         self._hypervisor.start(test.vm)
         self._before("started")
         self._keep(replica, test.model_copy(update={"started": True}))
-        return (*remarks(replica, test.point), *built.notes)
+        return (*remarks(replica, test.point), *built.told)
 
     def _keep(self, replica: Replica, test: FailoverTestRecord) -> None:
         replica.update(tests=tuple(test if other.id == test.id else other for other in replica.record.tests))

@@ -19,6 +19,7 @@ from vmreplica.hypervisor.domains import brief_of
 from vmreplica.hypervisor.events import Watcher, Watchers
 from vmreplica.hypervisor.examine import Examiner
 from vmreplica.hypervisor.failovers import Failovers
+from vmreplica.hypervisor.guest_shell import GuestShell
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
 from vmreplica.hypervisor.shutdown import PowerSwitch
@@ -90,6 +91,10 @@ class Hypervisor(Failovers, BlockJobs):
     def power_switch(self) -> PowerSwitch:
         """Give the means to shut VMs down as their guests wish."""
         return PowerSwitch(self._connection, self._files)
+
+    def guest_shell(self, vm: VmId) -> GuestShell:
+        """Give the means to run programs in a guest by its agent."""
+        return GuestShell(self._connection, vm)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""

@@ -6,14 +6,17 @@ or without tags.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from vmreplica.model.addresses import AddressPlan, InterfaceKey
 from vmreplica.model.ids import VmId, VmName
 from vmreplica.model.shape import Shape
+
+T = TypeVar("T")
 
 NOWHERE: Final = "none"
 MAX_NETWORKS: Final = 64
@@ -97,6 +100,9 @@ class NetworksChange(Shape):
 
     networks: Annotated[dict[OriginText, PlaceText], Field(max_length=MAX_NETWORKS)] = Field(default_factory=dict)
     unmap: Annotated[tuple[OriginText, ...], Field(max_length=MAX_NETWORKS)] = ()
+    #: Addresses for interfaces, and whose shall stay as they are in the guest.
+    addresses: Annotated[dict[InterfaceKey, AddressPlan], Field(max_length=MAX_NETWORKS)] = Field(default_factory=dict)
+    keep_addresses: Annotated[tuple[InterfaceKey, ...], Field(max_length=MAX_NETWORKS)] = ()
 
 
 class InterfaceReport(Shape):
@@ -116,6 +122,8 @@ class NetworksReport(Shape):
     vm: VmId
     name: VmName
     networks: dict[str, str]
+    #: What addresses interfaces get in the guest, after a failover and in tests.
+    addresses: dict[str, AddressPlan] = Field(default_factory=dict)
     interfaces: tuple[InterfaceReport, ...] = ()
     #: Why interfaces are left unplugged, or lose something.
     notes: tuple[str, ...] = ()
@@ -127,11 +135,23 @@ def changed(networks: Mapping[str, str], change: NetworksChange) -> dict[str, st
     Raises:
         ValueError: an entry to be removed is not there, or the map becomes too long.
     """
-    missing = sorted(set(change.unmap) - set(networks))
+    return _changed(networks, change.networks, change.unmap, "in the network map")
+
+
+def changed_addresses(addresses: Mapping[str, AddressPlan], change: NetworksChange) -> dict[str, AddressPlan]:
+    """Apply a change to the addresses of interfaces.
+
+    Raises:
+        ValueError: an interface that shall keep its addresses has no others, or there are too many.
+    """
+    return _changed(addresses, change.addresses, change.keep_addresses, "given addresses")
+
+
+def _changed(old: Mapping[str, T], more: Mapping[str, T], gone: Collection[str], what: str) -> dict[str, T]:
+    missing = sorted(set(gone) - set(old))
     if missing:
-        raise ValueError(f"{missing[0]} is not in the network map")
-    kept = {theirs: ours for theirs, ours in networks.items() if theirs not in change.unmap}
-    result = {**kept, **change.networks}
+        raise ValueError(f"{missing[0]} is not {what}")
+    result = {**{key: value for key, value in old.items() if key not in gone}, **more}
     if len(result) > MAX_NETWORKS:
-        raise ValueError(f"a network map has at most {MAX_NETWORKS} entries")
+        raise ValueError(f"at most {MAX_NETWORKS} can be {what}")
     return result

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
+from vmreplica.model.addresses import AddressingRecord, AddressPlan, InterfaceKey
 from vmreplica.model.adoption import Adoption
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import AwaitedBase, ExportId
@@ -76,6 +77,9 @@ class ReplicaRecord(Shape):
     epoch: Annotated[int, Field(ge=0)]
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
+    #: What addresses interfaces get after a failover, and how far that is.
+    addresses: dict[InterfaceKey, AddressPlan] = Field(default_factory=dict)
+    addressing: AddressingRecord | None = None
     failover: FailoverRecord | None = None
     #: The VM that was started here shall be protected from here: its failover is not taken back any more.
     swapped: bool = False
