@@ -45,7 +45,7 @@ def test_a_writing_guest_moves_with_its_last_record(lab: Lab, new_guest: NewGues
     assert (report["shutdown"], report["runs_on"]) == ("button", "b")
     assert "power button" in guest.said()
     last = guest.check().last
-    assert check_point(b, vm, report["plan"]["point"]).last == last, "the last record is there"
+    assert check_point(a, vm, report["plan"]["point"]).last == last, "the last record is there"
     assert b.wait_domain_alive(guest.name) > last
     assert not running(a, guest.name)
     assert report["reversed"]
