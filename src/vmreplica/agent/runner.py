@@ -24,7 +24,7 @@ from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.lost_policy import put_policy_back
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.relationship import Relationship, seed_progress
+from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.swap import ASK_AGAIN, NOT_SWAPPED, OLD_PRIMARY_AWAY, Swap
 from vmreplica.agent.tasks import Task
@@ -220,7 +220,7 @@ class Runner:
 
     def _launch(self, rel: Relationship) -> None:
         rel.meter = Meter()
-        _show_seeding(rel)
+        rel.show_seeding()
         rel.idle.clear()
         rel.halt.clear()
         rel.answering, rel.waiting, rel.news = rel.waiting, [], False
@@ -293,7 +293,7 @@ class Runner:
         with self._wake:
             rel.fenced = fenced
             rel.position = position
-            _show_seeding(rel)
+            rel.show_seeding()
 
     def _began(self, rel: Relationship, kind: PointKind) -> None:
         with self._wake:
@@ -394,10 +394,3 @@ class Runner:
     def _is_known(self, rel: Relationship) -> bool:
         with self._wake:
             return self._known.get(rel.vm) is rel
-
-
-def _show_seeding(rel: Relationship) -> None:
-    """Show what the replica does in place of the cycle's own progress."""
-    progress = seed_progress(rel.position)
-    if rel.meter is not None and progress is not None:
-        rel.meter.show(progress)
