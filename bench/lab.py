@@ -99,6 +99,16 @@ class BenchLab:
             raise RuntimeError(f"the cycle was not published as a {kind}: {cycle}")
         return Cycled(float(cycle["seconds"]), cycle["point"], sent)
 
+    def swapped(self) -> "BenchLab":
+        """Give the same lab seen from a guest that was moved: its replica is the primary now."""
+        return BenchLab(self.replica, self.primary, self.lab)
+
+    def give_up(self, guest: str) -> None:
+        """Remove a guest that was moved here, its replication and what the other host holds of it."""
+        self.primary.vmreplica("disable", guest, "--delete-copy", "--yes")
+        virsh(self.primary, "destroy", guest)
+        virsh(self.primary, "undefine", guest, "--checkpoints-metadata")
+
     @contextmanager
     def primary_lost(self, guest: str) -> Iterator[None]:
         """Lose the primary for a while: it does not answer, and its guest is off; afterwards both are back."""

@@ -10,7 +10,16 @@ from typing import Final, NamedTuple
 
 from bench import report
 from bench.lab import BenchLab, two_hosts
-from bench.measures import delta_random_4k, failover, idle_cycle, initial, memory, resync_1pct
+from bench.measures import (
+    delta_random_4k,
+    failover,
+    idle_cycle,
+    initial,
+    memory,
+    planned_downtime,
+    resync_1pct,
+    reverse,
+)
 
 RESULT: Final = Path("build/bench.json")
 LAST_FULL: Final = Path(__file__).with_name("last-full.json")
@@ -29,6 +38,8 @@ MEASURES: Final = {
     "delta_random_4k": Entry(delta_random_4k.run),
     "resync_1pct": Entry(resync_1pct.run),
     "failover": Entry(failover.run),
+    "planned_downtime": Entry(planned_downtime.run),
+    "reverse": Entry(reverse.run),
     "memory": Entry(memory.run, quick=False),
 }
 

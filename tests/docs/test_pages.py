@@ -62,8 +62,11 @@ def test_every_command_and_option_in_a_shell_block_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", HELP)
 def test_every_code_that_a_page_for_bad_days_names_is_one_of_ours(page: Path) -> None:
-    late = Facts(state=State.REPLICATING, interval=5, point_age=99, last_duration=99, complaints=("x",))
-    judged = (judge(late), *(judge(Facts(state=state, interval=5, point_age=1)) for state in State))
+    late = Facts(
+        state=State.REPLICATING, interval=5, point_age=99, last_duration=99, complaints=("x",), runs_stale=True
+    )
+    waits = Facts(state=State.REPLICATING, interval=5, point_age=1, start_waits="x")
+    judged = (judge(late), judge(waits), *(judge(Facts(state=state, interval=5, point_age=1)) for state in State))
     known = {reason.code for one in judged for reason in one.reasons} | {*State, *Event} | _FOREIGN
     for reference in ("errors.md", "findings.md"):
         known |= set(_CODE.findall((ROOT / "docs/reference" / reference).read_text()))
@@ -124,6 +127,7 @@ def test_each_pitfall_names_a_test_that_exists_or_says_why_there_is_none() -> No
         *(f"P{number}" for number in range(1, 23)),
         "P22a",
         *(f"P{number}" for number in range(23, 28)),
+        *(f"P{number}" for number in range(34, 38)),
     ]
     for pitfall, shown in rows.items():
         named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", shown)

@@ -100,17 +100,15 @@ def test_without_an_agent_doctor_says_what_it_sees_by_itself(lab: Lab) -> None:
 def test_what_is_wrong_with_a_vm_is_named_and_a_foreign_job_is_left_alone(lab: Lab, protected: Blank) -> None:
     a, name = lab.host("a"), protected.name
     assert refusal(a, "doctor", f"{name}x")[1]["code"] == "vm-unknown"
-    a.virsh("autostart", name)
     a.virsh("checkpoint-create-as", name, STRAY)
     left = a.layout.runtime_dir / "scratch" / "11111111-2222-3333-4444-555555555555"
     left.mkdir(parents=True)
     (left / "x.vda.qcow2").touch()
-    assert examine(a, leftovers=str(left))[1].keys() == {"autostart-on", "scratch-left"}
+    assert examine(a, leftovers=str(left))[1].keys() == {"scratch-left"}
     code, found = examine(a, leftovers=STRAY)
-    assert (code, set(found)) == (0, {"autostart-on", "checkpoint-left"})
+    assert (code, set(found)) == (0, {"checkpoint-left"})
     a.exec(["sh", "-c", found["checkpoint-left"]["remedy"].partition(": ")[2]])
     a.exec(["rm", "-r", str(left)])
-    a.virsh("autostart", "--disable", name)
     assert examine(a, leftovers=name) == (0, {})
     with foreign_job(protected):
         code, found = examine(a, name)

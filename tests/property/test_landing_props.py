@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmreplica.model.point import BaseDevice, DiskManifest, Manifest
+from vmreplica.model.point import AdoptedBase, BaseDevice, DiskManifest, Manifest
 from vmreplica.repository.landing import next_landing
 
 pytestmark = pytest.mark.seeding
@@ -16,8 +16,12 @@ TARGETS = ("vda", "vdb", "vdc")
 DEVICES = {target: BaseDevice(path=f"/dev/vg/{target}", identity=target) for target in TARGETS}
 
 
-def manifest(number: int, parent: str | None, disks: dict[str, bool]) -> Manifest:
-    """A point with these disks; true: its image is over a device."""
+#: Where a base is: in its image, on a device that was given for it, or on the VM's own old disk.
+KINDS = ("image", "device", "old")
+
+
+def manifest(number: int, parent: str | None, disks: dict[str, str]) -> Manifest:
+    """A point with these disks, each of one of the kinds."""
     return Manifest(
         vm="11111111-2222-3333-4444-555555555555",
         name="web",
@@ -37,9 +41,10 @@ def manifest(number: int, parent: str | None, disks: dict[str, bool]) -> Manifes
                 file_bytes=0,
                 tables_digest="",
                 segments=0,
-                device=DEVICES[target] if landed else None,
+                device=DEVICES[target] if kind == "device" else None,
+                adopted=AdoptedBase(path=f"/images/{target}", format="raw") if kind == "old" else None,
             )
-            for target, landed in disks.items()
+            for target, kind in disks.items()
         ),
         guest_bytes=0,
         wire_bytes=0,
@@ -52,7 +57,8 @@ def chains(draw: st.DrawFn) -> list[Manifest]:
     made: list[Manifest] = []
     for number in range(draw(st.integers(0, 4))):
         alone = not made or draw(st.booleans())
-        disks = draw(st.dictionaries(st.sampled_from(TARGETS), st.booleans() if alone else st.just(False), min_size=1))
+        kinds = st.sampled_from(KINDS) if alone else st.just("image")
+        disks = draw(st.dictionaries(st.sampled_from(TARGETS), kinds, min_size=1))
         made.append(manifest(number, None if alone else made[-1].point, disks))
     return made
 
@@ -65,7 +71,8 @@ def test_a_base_moves_only_when_nobody_needs_the_device_or_the_point(
     ids = {points[number].point for number in held if number < len(points)}
     wanted = next_landing(points, devices, lambda point: point in ids)
     used = {disk.target for point in points for disk in point.disks if disk.device is not None}
-    free = [disk.target for disk in points[0].disks if disk.target in wished - used] if points else []
+    oldest = points[0].disks if points else ()
+    free = [disk.target for disk in oldest if disk.target in wished - used and disk.adopted is None]
     if ids or not free:
         assert wanted is None
     else:

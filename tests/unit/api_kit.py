@@ -10,6 +10,7 @@ from pathlib import Path
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
+from start_kit import SmallStarts
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
@@ -100,6 +101,7 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
+        self.starts = SmallStarts(self._asked)
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()

@@ -32,6 +32,7 @@ from vmreplica.model.report import (
 )
 from vmreplica.model.seed import ExistingDisk, ExistingSeed
 from vmreplica.model.shape import Shape
+from vmreplica.model.start import AutostartReport, StartReport
 
 pytestmark = pytest.mark.main_job
 
@@ -58,6 +59,11 @@ FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
         (("limit", "web"), RelationshipReport),
         (("limit", "web", "50M"), RelationshipReport),
         (("hand-over", "web", "--to", "host2", "--yes"), RelationshipReport),
+        (("start", "web"), StartReport),
+        (("start", "db", "--dry-run"), StartReport),
+        (("start", "web", "--i-am-sure"), StartReport),
+        (("start", "db", "--i-am-sure", "--yes"), StartReport),
+        (("autostart", "web", "--disable"), AutostartReport),
         (("networks", "web"), NetworksReport),
         (("networks", "web", "--map", "lan=br0"), NetworksReport),
         (("failover", "web", "--dry-run"), FailoverPlan),

@@ -17,6 +17,8 @@ from vmreplica.agent.doctor.doctor import Doctor
 from vmreplica.agent.doctor.host_exam import Parts
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.fence_side import FenceParts, FenceSide
+from vmreplica.agent.guard import Guard
 from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
@@ -30,11 +32,8 @@ from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.verbs import FailoverVerbs
-from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NotFound
-from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
@@ -49,7 +48,6 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.peer.wire import Hello, RunsHere
 from vmreplica.receive import Receiver
 from vmreplica.repository import Replica, Repository
 
@@ -72,16 +70,15 @@ class Agent(FailoverVerbs, Hosts):
         self.book = PeerBook(paths.state_dir / "peers.json")
         self.invitations = Invitations(paths.state_dir / "invitations.json")
         self._clients = Clients(self.identity, self.book)
-        self._tasks = Tasks()
-        self._journal = Journal(paths.state_dir / "journal.db")
+        self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
+        fences = FenceParts(config, self.book)
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
-        self._runner = self._make_runner(stages, bandwidth)
-        fence = Fence(paths.state_dir / "fence")
-        self._adopting = Adopting(repository, stages, self._runner, fence, self.identity.host_id)
+        self._runner = self._make_runner(stages, bandwidth, fences.guard)
+        self._adopting = Adopting(repository, stages, self._runner, fences.fence, self.identity.host_id)
         self._reversing = Reversing(
             replicas=self._replicas,
             hypervisor=self._hypervisor,
@@ -96,7 +93,10 @@ class Agent(FailoverVerbs, Hosts):
             book=self.book,
             tasks=self._tasks,
             bandwidth=bandwidth,
+            autostart=fences.autostart,
         )
+        self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
+        self.starts = self._fences.starts
         self._doctor = self._make_doctor(repository)
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
@@ -112,7 +112,7 @@ class Agent(FailoverVerbs, Hosts):
             reverse=self._adopting.accept,
         )
 
-    def _make_runner(self, stages: Stages, bandwidth: Bandwidth) -> Runner:
+    def _make_runner(self, stages: Stages, bandwidth: Bandwidth, guard: Guard) -> Runner:
         limits = self.config.limits
         return Runner(
             stages=stages,
@@ -120,6 +120,7 @@ class Agent(FailoverVerbs, Hosts):
             journal=self._journal,
             bandwidth=bandwidth,
             keeper=Keeper(stages, limits.pause_hold),
+            guard=guard,
             swap=Swap(self._hypervisor, self._clients),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
@@ -167,36 +168,19 @@ class Agent(FailoverVerbs, Hosts):
         self._adopting.recover()
         self._doctor.start()
         self._runner.start()
+        self._fences.start()
         self.planned.start_work()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
         self._doctor.stop()
+        self._fences.stop()
         self.planned.stop_work()
         self._runner.stop()
         self._replicas.stop()
         self._clients.close()
         self._journal.close()
         self._hypervisor.close()
-
-    # ---- what peers ask
-
-    def hello(self) -> Hello:
-        """Tell who this host is."""
-        return Hello(
-            name=self.identity.name,
-            host_id=self.identity.host_id,
-            version=__version__,
-            now=dt.datetime.now(dt.UTC),
-            free_bytes=free_bytes(self.config.agent.store),
-        )
-
-    def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
-        """Tell the replica of one of our VMs whether the VM runs here."""
-        rel = self._primaries.find(vm)
-        if rel is None or rel.policy.replica != peer:
-            raise NotFound("vm-unknown", f"no VM {vm} of this host is replicated to the asking one")
-        return RunsHere(vm=rel.vm, runs=self._hypervisor.running(rel.vm), epoch=rel.policy.epoch)
 
     # ---- the facade: VMs
 

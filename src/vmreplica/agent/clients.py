@@ -1,11 +1,16 @@
 """One connection pool per paired host, made when needed and forgotten when the host's entry changes."""
 
 import threading
+from typing import Final
 
 from vmreplica.model.ids import HostId
 from vmreplica.peer.book import Peer, PeerBook
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.identity import Identity
+
+#: Seconds for connecting to one address, and for an answer, of who must not be kept waiting.
+_QUICK_CONNECT: Final = 2.0
+_QUICK_ANSWER: Final = 3.0
 
 
 class Clients:
@@ -38,6 +43,15 @@ class Clients:
         if known is not None:
             known[1].close()
         return client
+
+    def quick(self, host: HostId) -> PeerClient:
+        """Make a client for questions that cannot wait: one of its own, with short limits; close it when done.
+
+        Raises:
+            NotFound: no such host is paired (``peer-unknown``).
+        """
+        peer = self._book.by_id(host)
+        return PeerClient(self._identity, peer, connect_timeout=_QUICK_CONNECT, read_timeout=_QUICK_ANSWER)
 
     def close(self) -> None:
         """Close every connection."""

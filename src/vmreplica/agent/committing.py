@@ -58,7 +58,7 @@ class Commits:
         return plan_commit(record, replica.points(), running=running, needed=needed_bytes(replica))
 
     def begin(self, replica: Replica, task: Task | None) -> None:
-        """Begin a commit, or join the one that is under way; the task ends with it.
+        """Begin a commit, or join the one that is under way; the task ends with it, or at once when all is done.
 
         Whoever calls sees to it that the failover is not taken back at the same time.
 
@@ -67,6 +67,11 @@ class Commits:
             NoSpace: the store has not the room; nothing has changed.
         """
         record = replica.record
+        if State(record.state) is State.COMMITTED:
+            if task is not None:
+                task.committed = _report(replica, freed=0)
+                task.finish(None, None)
+            return
         if State(record.state) is not State.COMMITTING:
             transition(record.name, State(record.state), Event.COMMIT)
             require_running(record, running=self._hypervisor.running(record.vm))
@@ -196,11 +201,8 @@ class _Run:
         self._wake.wait(_LATER)
 
     def _done(self, freed: int) -> None:
-        record = self._replica.record
-        images = tuple(str(self._replica.dir / name) for _target, name in sorted(record.live.items()))
-        report = CommitReport(vm=record.vm, name=record.name, state=record.state, images=images, freed_bytes=freed)
-        _log.info("failover committed", vm=record.vm, name=record.name, freed=freed)
-        self._finish(report, None)
+        _log.info("failover committed", vm=self._replica.record.vm, name=self._replica.record.name, freed=freed)
+        self._finish(_report(self._replica, freed), None)
 
     def _finish(self, report: CommitReport | None, error: VmReplicaError | None) -> None:
         with self._lock:
@@ -209,3 +211,9 @@ class _Run:
         for task in tasks:
             task.committed = report
             task.finish(None, error)
+
+
+def _report(replica: Replica, freed: int) -> CommitReport:
+    record = replica.record
+    images = tuple(str(replica.dir / name) for _target, name in sorted(record.live.items()))
+    return CommitReport(vm=record.vm, name=record.name, state=record.state, images=images, freed_bytes=freed)

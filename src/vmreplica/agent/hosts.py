@@ -1,15 +1,23 @@
-"""The agent's verbs on other hosts: pairing, and looking at a paired host."""
+"""The agent's verbs on other hosts: pairing, looking at a paired host, and what these ask of this one."""
 
+import datetime as dt
+
+from vmreplica import __version__
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
+from vmreplica.agent.fencing import Fencing
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.replica import ReplicaSide
-from vmreplica.model.errors import Conflict
+from vmreplica.fsio import free_bytes
+from vmreplica.hypervisor import Hypervisor
+from vmreplica.model.errors import Conflict, NotFound
+from vmreplica.model.ids import HostId, VmId
 from vmreplica.model.report import Invitation, PeerReport, PeerTest
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.peer.pairing import join
+from vmreplica.peer.wire import Hello, RunsHere
 
 
 class Hosts:
@@ -22,6 +30,27 @@ class Hosts:
     _clients: Clients
     _primaries: PrimarySide
     _replicas: ReplicaSide
+    _hypervisor: Hypervisor
+    #: Starts of protected VMs.
+    starts: Fencing
+
+    def hello(self) -> Hello:
+        """Tell a peer who this host is."""
+        return Hello(
+            name=self.identity.name,
+            host_id=self.identity.host_id,
+            version=__version__,
+            now=dt.datetime.now(dt.UTC),
+            free_bytes=free_bytes(self.config.agent.store),
+        )
+
+    def runs_here(self, peer: HostId, vm: VmId) -> RunsHere:
+        """Tell the replica of one of our VMs whether the VM runs here, or may be about to."""
+        rel = self._primaries.find(vm)
+        if rel is None or rel.policy.replica != peer:
+            raise NotFound("vm-unknown", f"no VM {vm} of this host is replicated to the asking one")
+        runs = self.starts.starting(rel.vm) or self._hypervisor.running(rel.vm)
+        return RunsHere(vm=rel.vm, runs=runs, epoch=rel.policy.epoch)
 
     def peers(self) -> tuple[PeerReport, ...]:
         """List paired hosts."""

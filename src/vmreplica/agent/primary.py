@@ -3,7 +3,7 @@
 import contextlib
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -29,6 +29,7 @@ from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import delete_checkpoints, forget_primary, sweep_checkpoints
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.hypervisor import DiskView, DomainBrief
+from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.model.errors import NotFound, Refused, Unreachable
 from vmreplica.model.export import ExportSeed
 from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName
@@ -53,6 +54,7 @@ class PrimarySide:
         book: paired hosts.
         tasks: where acts that take long are registered.
         bandwidth: how fast is sent.
+        autostart: which VMs libvirt starts with the host.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class PrimarySide:
         book: PeerBook,
         tasks: Tasks,
         bandwidth: Bandwidth,
+        autostart: Autostart,
     ) -> None:
         self._stages = stages
         self._hypervisor = stages.hypervisor
@@ -72,6 +75,7 @@ class PrimarySide:
         self._book = book
         self._tasks = tasks
         self._bandwidth = bandwidth
+        self._autostart = autostart
 
     def enable(
         self,
@@ -115,9 +119,9 @@ class PrimarySide:
             interval=interval,
             keep=keep,
             excluded=excluded,
-            epoch=old.epoch if old else 0,
             limit=(old.limit if old else NO_LIMIT) if limit is None else limit,
             begin_at=begin_at,
+            **_lasting(old),
         )
         if old is not None:
             self._check_change(brief.name, old, to)
@@ -126,8 +130,12 @@ class PrimarySide:
             check_not_begun(brief.name, begin_at, position)
             policy = self._with_seed(brief, policy, seed, old, position)
             self._hypervisor.set_policy(brief.vm, policy)
+        return self._begin(brief, policy)
+
+    def _begin(self, brief: DomainBrief, policy: Policy) -> Task:
+        """Let a policy that was agreed on take effect."""
         rel = self._runner.find(brief.vm)
-        if rel is not None and begin_at is not None:
+        if rel is not None and policy.begin_at is not None:
             self._runner.halt(rel)  # what has begun already rests until then
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)
@@ -146,7 +154,11 @@ class PrimarySide:
         self._runner.retire(rel)
         sweep_checkpoints(self._stages, rel.vm, rel.policy.replica)
         forget_primary(self._stages, rel.vm)
+        returned = rel.policy.autostart and not rel.fenced
+        # Both before, as a crash may follow, and after, as it may have been taken over again in between.
+        self._give_back_autostart(rel, wanted=returned)
         self._hypervisor.set_policy(rel.vm, None)
+        self._give_back_autostart(rel, wanted=returned)
         _log.info("protection ended", vm=rel.vm, name=rel.name)
         try:
             self._clients.to(rel.policy.replica).remove(rel.vm, delete_copy=delete_copy)
@@ -278,6 +290,11 @@ class PrimarySide:
         self._runner.change(rel, policy)
         return rel
 
+    def _give_back_autostart(self, rel: Relationship, *, wanted: bool) -> None:
+        """Let libvirt start a VM with the host again, as it did before it was protected."""
+        if wanted:
+            self._autostart.set(rel.vm, on=True)
+
     def _find(self, vm: str, *, moving_too: bool = False) -> Relationship:
         rel = self._runner.find(vm)
         if rel is not None:
@@ -315,6 +332,11 @@ def _offer(
         erase=bases.erase,
         seed=seed_disks(name, seed, {disk.target: disk.size for disk in disks}),
     )
+
+
+def _lasting(old: Policy | None) -> dict[str, Any]:
+    """Tell what of a policy outlives its change."""
+    return {} if old is None else {"epoch": old.epoch, "autostart": old.autostart}
 
 
 def _known_position(client: PeerClient, vm: VmId) -> Position | None:

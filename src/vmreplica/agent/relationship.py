@@ -32,7 +32,12 @@ class Relationship:
     waits: str | None = None
     #: The VM went off or came back while its cycle ran: another one is due at once.
     news: bool = False
+    #: The VM lives on its replica.
     fenced: bool = False
+    #: And runs here as well.
+    runs_stale: bool = False
+    #: Why it was not started with its host yet.
+    start_waits: str | None = None
     #: Set while a cycle runs.
     meter: Meter | None = None
     #: Kind of the point on its way, while one is.
@@ -71,6 +76,19 @@ class Relationship:
         """
         begins = self.begins
         return self.due if begins is None else begin_due(self.due, clock, (begins - now).total_seconds())
+
+    def fence(self, *, fenced: bool, runs: bool | None, clock: float) -> None:
+        """Take note of whether it lives on its replica; one that does so no more has a cycle due.
+
+        Args:
+            fenced: whether it does.
+            runs: whether it runs here as well; None: as before.
+            clock: the present monotonic time.
+        """
+        if self.fenced and not fenced:
+            self.due = clock
+        self.fenced = fenced
+        self.runs_stale = fenced and (self.runs_stale if runs is None else runs)
 
     def takes_notice(self, event: str) -> bool:
         """Tell whether a cycle is due at once: a VM that went off has a last point, one that is back has news."""
@@ -132,6 +150,8 @@ def _facts(rel: Relationship, state: State, age: float | None) -> Facts:
         missed_in_a_row=rel.missed,
         awaited=rel.position is not None and rel.position.awaited is not None,
         complaints=rel.position.complaints if rel.position else (),
+        runs_stale=rel.runs_stale,
+        start_waits=rel.start_waits,
     )
 
 
@@ -176,4 +196,5 @@ def describe(
         progress=rel.meter.progress() if rel.meter else seed_progress(rel.position),
         last_cycle=rel.last,
         excluded=rel.policy.excluded,
+        autostart=rel.policy.autostart,
     )

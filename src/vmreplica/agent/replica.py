@@ -3,7 +3,7 @@
 import datetime as dt
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager
 from typing import Final, Literal
@@ -161,9 +161,16 @@ class ReplicaSide:
         replica = self.get(vm)
         began = time.monotonic()
         with self._failing_over:
-            answer = self._asking.submit(self.ask_primary, replica)
             plan = self._plan(replica, point, "silent")
-            notes = execute(replica, self._hypervisor, plan, ask_primary=answer.result)
+            asked: list[Future[PrimaryAnswer]] = []
+            notes = execute(
+                replica,
+                self._hypervisor,
+                plan,
+                # Not before: the primary might let the VM start in between, as nothing here would forbid it yet.
+                fenced=lambda: asked.append(self._asking.submit(self.ask_primary, replica)),
+                ask_primary=lambda: asked.pop().result(),
+            )
         shown = plan.model_copy(update={"notes": notes})
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)

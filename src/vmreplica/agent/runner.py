@@ -19,6 +19,7 @@ from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle, Outcome
 from vmreplica.agent.decide import WAITS_FOR_SEED
 from vmreplica.agent.exporting import spacing
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.guard import Guard
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.lost_policy import put_policy_back
@@ -58,6 +59,7 @@ class Runner:
         journal: history.
         bandwidth: how fast is sent.
         keeper: looks after backup jobs of VMs whose cycles rest.
+        guard: told of each position: whether the VM lives on its replica.
         swap: asks old primaries to become replicas.
         concurrent: cycles at once.
         slots: of these, such as read whole disks.
@@ -71,6 +73,7 @@ class Runner:
         journal: Journal,
         bandwidth: Bandwidth,
         keeper: Keeper,
+        guard: Guard,
         swap: Swap,
         concurrent: int,
         slots: int,
@@ -81,6 +84,7 @@ class Runner:
         self._journal = journal
         self._bandwidth = bandwidth
         self._keeper = keeper
+        self._guard = guard
         self._swap = swap
         self._concurrent = concurrent
         self._slots = slots
@@ -126,6 +130,7 @@ class Runner:
             if rel is None:
                 rel = Relationship(vm=brief.vm, name=brief.name, policy=policy, due=self._clock())
                 rel.idle.set()
+                rel.fenced = self._guard.fenced(brief.vm)
                 self._known[brief.vm] = rel
             rel.name, rel.policy = brief.name, policy
             return rel
@@ -280,7 +285,9 @@ class Runner:
             return rel.long
 
     def _saw(self, rel: Relationship, position: Position) -> None:
+        fenced = self._guard.saw(rel.vm, rel.name, rel.policy, position)
         with self._wake:
+            rel.fenced = fenced
             rel.position = position
             _show_seeding(rel)
 
@@ -299,7 +306,6 @@ class Runner:
             rel.meter, rel.sending, rel.long = None, None, False
             rel.waits = outcome.waits
             rel.queued = outcome.waits == RESYNC_QUEUED
-            rel.fenced = outcome.error is not None and outcome.error.code == "failed-over-elsewhere"
             rel.last = report or rel.last
             if outcome.waits in _PATIENT:
                 # Whoever waits for the point goes on waiting.

@@ -26,6 +26,7 @@ from vmreplica.api.requests import (
     LimitRequest,
     PlannedRequest,
 )
+from vmreplica.api.starts import Starts
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointId, VmName
 from vmreplica.model.networks import NetworksChange
@@ -45,9 +46,11 @@ def make_app(agent: AgentFacade) -> web.Application:
     """Build the application for an agent."""
     app = web.Application(middlewares=[problems], client_max_size=MAX_BODY)
     calls = Calls()
-    app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes()])
+    starts = Starts(agent, calls, _vm, _VM)
+    app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes(), *starts.routes()])
 
     async def close(_app: web.Application) -> None:
+        starts.close()
         calls.close()
 
     app.on_cleanup.append(close)

@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
+from vmreplica.model.ids import VmId
 from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -22,6 +23,20 @@ from vmreplica.model.report import (
     TaskReport,
 )
 from vmreplica.model.seed import SeedRequest
+from vmreplica.model.start import AutostartReport, StartAnswer, StartQuestion, StartReport
+
+
+class StartsFacade(Protocol):
+    """Starts of protected VMs."""
+
+    def may_start(self, vm: VmId, question: StartQuestion) -> StartAnswer:
+        """Tell libvirt's hook whether a protected VM may start; must not call libvirt, which waits for the answer."""
+
+    def start(self, vm: str, *, sure: bool, dry_run: bool) -> StartReport:
+        """Start a VM if its replica agrees; ``sure``: a person says that it runs nowhere else."""
+
+    def set_autostart(self, vm: str, *, on: bool) -> AutostartReport:
+        """Say whether a protected VM is started with its host."""
 
 
 class AgentFacade(Protocol):
@@ -61,6 +76,10 @@ class AgentFacade(Protocol):
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
         """Change how fast a VM's points may be sent."""
+
+    @property
+    def starts(self) -> StartsFacade:
+        """Starts of protected VMs."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""

@@ -22,6 +22,7 @@ from vmreplica.cli import (
     protect,
     reverse,
     service,
+    start,
 )
 from vmreplica.cli.output import show_document
 
@@ -67,7 +68,7 @@ def make_app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
-    for commands in (protect, networks, limits, exports, look, doctor, failover, reverse, commit, handover):
+    for commands in (protect, networks, limits, exports, look, doctor, failover, reverse, commit, handover, start):
         commands.register(root)
     root.add_typer(peers.make_app(), name="peer")
     service.register(root)

@@ -29,6 +29,7 @@ def execute(
     plan: FailoverPlan,
     *,
     ask_primary: Callable[[], PrimaryAnswer],
+    fenced: Callable[[], object] = lambda: None,
     before: StepHook = no_hook,
 ) -> tuple[str, ...]:
     """Start the VM on this host from the plan's point.
@@ -38,6 +39,8 @@ def execute(
         hypervisor: this host's libvirt.
         plan: made by ``plan_unplanned`` just before.
         ask_primary: asked once more at the last moment before the guest's first instruction.
+        fenced: called when the state says to everybody who asks that a failover is on its way: only what the primary
+            is asked from then on counts.
         before: observer of steps.
 
     Returns:
@@ -50,6 +53,7 @@ def execute(
     replica.verify_devices()
     before("fence")
     _fence(replica, plan)
+    fenced()
     try:
         before("layer")
         disks = make_layer(replica, plan.point, replica.run_dir, "../points")

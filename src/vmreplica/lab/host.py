@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from vmreplica.agent import hooks
 from vmreplica.lab.commands import run, tool_environment
 from vmreplica.lab.guest import Guest, GuestSpec, domain_xml, last_announced, make_images, wait_for_text
 from vmreplica.lab.layout import (
@@ -80,6 +81,7 @@ class Host:
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF)
         if not layout.agent_config.exists():
             layout.agent_config.write_text(agent_toml(layout))
+        hooks.install(layout.agent_config, layout.hooks)
         self.namespace.start(
             binds=layout.binds, hidden=[str(path) for path in self._others], read_only=self._without_kvm()
         )

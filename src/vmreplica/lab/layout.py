@@ -127,6 +127,11 @@ class HostLayout:
         }
 
     @property
+    def hooks(self) -> Path:
+        """Programs that libvirtd runs before a VM starts."""
+        return self.dir / "libvirt" / "etc" / "hooks" / "qemu.d"
+
+    @property
     def libvirtd_log(self) -> Path:
         """What libvirtd complains about."""
         return self.dir / "libvirt" / "log" / "libvirtd.log"

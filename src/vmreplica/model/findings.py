@@ -165,8 +165,21 @@ CATALOGUE: Final[dict[str, Entry]] = {
         "make room in the store of {peer}, or lower --keep",
     ),
     "autostart-on": Entry(
-        "vms", _W, "libvirt starts a protected VM by itself: after a failover the old copy would come up too",
-        "virsh autostart --disable {vm}",
+        "vms", _W, "libvirt starts a protected VM by itself; the agent takes that over within a minute, as libvirt "
+        "asks no replica first",
+        "if it stays so: virsh autostart --disable {vm}; vmreplica autostart {vm}",
+    ),
+    "hook-missing": Entry(
+        "vms", _W, "libvirt does not ask the agent: after a failover the old copy could be started too",
+        "vmreplica install-hook && systemctl reload libvirtd",
+    ),
+    "hook-not-executable": Entry(
+        "vms", _W, "libvirt passes over its hook: after a failover the old copy could be started too",
+        "chmod 755 {path}; systemctl reload libvirtd",
+    ),
+    "hook-outdated": Entry(
+        "vms", _W, "libvirt's hook is of another version of vmreplica, or asks at another place than the agent listens",
+        "vmreplica install-hook",
     ),
     "policy-unreadable": Entry(
         "vms", _P, "a VM's replication policy cannot be read: it is not replicated", "{hint}",

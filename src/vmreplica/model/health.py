@@ -48,6 +48,10 @@ class Facts:
     #: The first copy travels in an export.
     awaited: bool = False
     complaints: tuple[str, ...] = ()
+    #: It lives on its replica, and runs on its old primary too.
+    runs_stale: bool = False
+    #: Why a VM that starts with its host was not started yet.
+    start_waits: str | None = None
 
 
 _LATE, _VERY_LATE = 2.0, 4.0
@@ -91,6 +95,7 @@ def judge(facts: Facts) -> Health:
     """Derive health from facts."""
     reasons = [
         *_of_state(facts),
+        *_of_start(facts),
         *_of_export(facts),
         *_of_error(facts),
         *_of_power(facts),
@@ -108,6 +113,18 @@ def _of_state(facts: Facts) -> list[Reason]:
         return []
     code, level, text, hint = _STATE_REASONS[facts.state]
     return [Reason(code=code, level=level, text=text, hint=hint)]
+
+
+def _of_start(facts: Facts) -> list[Reason]:
+    if facts.runs_stale:
+        text = "the VM runs here AND on its replica: what it does here is not replicated and will be lost on one side"
+        hint = "shut it down here: virsh shutdown VM; then docs/runbooks/failed-over-elsewhere.md"
+        return [Reason(code="runs-twice", level=Level.CRITICAL, text=text, hint=hint)]
+    if facts.start_waits is None or facts.state is State.FENCED:
+        return []
+    text = f"the VM starts with its host, and waits: {facts.start_waits}"
+    hint = "make its replica answer, or, if you know that it runs nowhere else: vmreplica start VM --i-am-sure"
+    return [Reason(code="start-waits", level=Level.CRITICAL, text=text, hint=hint)]
 
 
 def _of_export(facts: Facts) -> list[Reason]:

@@ -63,6 +63,8 @@ class Policy(Shape):
     limit: Limit = NO_LIMIT
     #: Initial replication does not begin before.
     begin_at: AwareDatetime | None = None
+    #: The agent starts the VM with its host, once its replica agrees; libvirt, which asks nobody, does not.
+    autostart: bool = False
     #: Set from when a person wants the roles swapped until the old primary has agreed.
     reverse: ReverseWish | None = None
     #: A planned failover under way.

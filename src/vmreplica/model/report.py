@@ -90,6 +90,8 @@ class RelationshipReport(Shape):
     #: The rate in force, the host's common one included, and until when.
     rate: int | None = None
     rate_until: AwareDatetime | None = None
+    #: Whether the agent of the primary starts it with its host.
+    autostart: bool = False
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
     #: How many recovery points of before its failover the disks of a VM here still stand on.

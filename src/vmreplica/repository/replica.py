@@ -13,11 +13,11 @@ from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
-from vmreplica.model.units import format_size
 from vmreplica.repository import adopting, bases, folding, landing
 from vmreplica.repository.awaiting import Awaiting, Shared
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.committing import Committing
+from vmreplica.repository.complaints import complaints_of
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
@@ -114,15 +114,11 @@ class Replica:
     def position(self) -> Position:
         """Tell the replica's truth about the relationship."""
         with self._memory:
-            points, record, complaints = self.points(), self._record, list(self._complaints)
-            manifests = self._shelf.manifests()
+            points, record, known = self.points(), self._record, tuple(self._complaints)
             seeding = seeding_of(record, self.seeding)
-        complaints += bases.complaints(self._layout, record, manifests)
-        if (stuck := self._stuck) is not None and not any(stuck.message in known for known in complaints):
-            complaints.append(f"recovery points are not folded: {stuck.message} ({stuck.hint})")
-        free, least = free_bytes(self.dir), self._min_free
-        if free < least:
-            complaints.append(f"the replica's store has {format_size(free)} free, {format_size(least)} must be")
+        free = free_bytes(self.dir)
+        room, manifests = (free, self._min_free), self._shelf.manifests()
+        complaints = complaints_of(self._layout, record, manifests, known, self._stuck, room=room)
         return Position(
             vm=record.vm,
             state=str(record.state),
@@ -132,7 +128,7 @@ class Replica:
             free_bytes=free,
             points=sum(point.bootable for point in points),
             awaited=self.awaiting.base.opening.point if self.awaiting.base else None,
-            complaints=tuple(complaints),
+            complaints=complaints,
             seeding=seeding,
         )
 
@@ -256,9 +252,7 @@ class Replica:
     # ---- holds and retention
 
     def hold(self, point: PointId, owner: str, reason: str, *, lasting: bool = True) -> str:
-        """Keep a point, and all it stands on, as it is until released; a fold under way is stopped or finished.
-
-        A hold that is not lasting ends with the process.
+        """Keep a point, and all it stands on, as it is until released or, if not lasting, until the process ends.
 
         Returns:
             The id to release it by.
@@ -384,10 +378,9 @@ class Replica:
     # ---- helpers: retention
 
     def _next_step(self) -> Step | None:
-        if self._layout.fold.exists():
-            return None  # it waits
-        with self._memory:
-            return next_step(self._shelf.all(), self._record.keep, self._holds.covers)
+        with self._memory:  # a fold that waits comes first
+            points = [] if self._layout.fold.exists() else self._shelf.all()
+            return next_step(points, self._record.keep, self._holds.covers)
 
     def _land(self) -> None:
         """Move bases to their devices, as far as nobody holds a point; the folding lock is held."""

@@ -7,6 +7,7 @@ from typing import Final
 
 from vmreplica.agent.config import Config
 from vmreplica.agent.doctor.host_facts import DirectoryFacts, Owner, directory_facts, system_facts
+from vmreplica.agent.doctor.judge_hook import hook_findings
 from vmreplica.agent.doctor.judge_host import (
     Needs,
     judge_beside,
@@ -45,6 +46,7 @@ def system_probes(config: Config, look: HostLook | None) -> dict[str, Probe]:
     probes: dict[str, Probe] = {"system": partial(_system, config, look)}
     for key, path, passed in places(config):
         probes[f"{key} {path}"] = partial(_directory, config, key, path, qemu if passed else None)
+    probes["hook of libvirt"] = partial(hook_findings, config)
     if look is not None:
         probes["room beside images"] = partial(_beside, config, look.domains)
     return probes

@@ -1,0 +1,85 @@
+"""Whether a protected VM may start on its primary, from what its replica says. Pure.
+
+The primary may start it only when its replica says that the VM is not, and is not about to be, started there. An answer
+that does not come is a no: a replica that is cut off may have been failed over.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from vmreplica.model.errors import NotFound, Refused, VmReplicaError
+from vmreplica.model.point import Position
+from vmreplica.model.states import RECEIVING, State
+
+#: The replica has no part in the VM's life, and would have to change its state before it could.
+_QUIET: Final = RECEIVING | {State.PAUSED, State.REMOVING}
+_SURE: Final = "if you know that it runs nowhere else: vmreplica start {name} --i-am-sure"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Yes, or no with a sentence that ends with what a person can do."""
+
+    allowed: bool
+    reason: str = ""
+    #: Proven: the VM's life goes on at its replica.
+    stale: bool = False
+    #: The replica said so, whatever it was.
+    answered: bool = True
+
+
+YES: Final = Verdict(allowed=True)
+
+
+#: The VM's life is there, or is being brought there: nobody else may have it.
+_THERE: Final = frozenset({State.FAILING_OVER, State.FAILED_OVER, State.COMMITTING, State.COMMITTED})
+
+
+def is_stale(position: Position, epoch: int) -> bool:
+    """Tell whether the VM's life goes on, or is about to, at the replica.
+
+    Args:
+        position: what the replica says.
+        epoch: of the primary's policy. A replica that is being made of an old primary has the same one.
+    """
+    if position.state in _THERE:
+        return True
+    return position.epoch > epoch and position.state not in _QUIET | {State.CANCELLING}
+
+
+def judge(name: str, peer: str, epoch: int, answer: Position | VmReplicaError) -> Verdict:
+    """Decide by the replica's answer.
+
+    Args:
+        name: the VM.
+        peer: what its replica's host is called.
+        epoch: of the VM's policy.
+        answer: the replica's position, or why there is none.
+    """
+    if isinstance(answer, VmReplicaError):
+        return _unanswered(name, peer, answer)
+    if is_stale(answer, epoch):
+        return Verdict(allowed=False, reason=elsewhere(name, peer, answer.state), stale=True)
+    if answer.state in _QUIET:
+        return YES
+    what = "its failover there is being taken back" if answer.state == State.CANCELLING else f"it is {answer.state}"
+    return Verdict(allowed=False, reason=f"{peer}, its replica, is busy with {name}: {what}; try again in a moment")
+
+
+def elsewhere(name: str, peer: str, state: str) -> str:
+    """Say that a VM lives on its replica, and what to do."""
+    return (
+        f"{name} was failed over to {peer} (its state there: {state}), and this host's copy is stale. "
+        f"On {peer}, `vmreplica failover {name} --cancel` gives up what it did there, "
+        f"`vmreplica reverse {name}` makes this host its replica"
+    )
+
+
+def _unanswered(name: str, peer: str, error: VmReplicaError) -> Verdict:
+    sure = _SURE.format(name=name)
+    if isinstance(error, NotFound | Refused):
+        text = f"{peer} does not answer for {name} as its replica: {error.message} ({error.code})"
+        remedy = f"see there whether it runs; `vmreplica disable {name}` here makes it independent; {sure}"
+        return Verdict(allowed=False, reason=f"{text}. {remedy}")
+    text = f"{peer}, its replica, cannot be asked whether {name} was failed over there: {error.message}"
+    return Verdict(allowed=False, reason=f"{text}. See that {peer} answers; {sure}", answered=False)
