@@ -130,8 +130,12 @@ class PrimarySide:
             check_not_begun(brief.name, begin_at, position)
             policy = self._with_seed(brief, policy, seed, old, position)
             self._hypervisor.set_policy(brief.vm, policy)
+        return self._begin(brief, policy)
+
+    def _begin(self, brief: DomainBrief, policy: Policy) -> Task:
+        """Let a policy that was agreed on take effect."""
         rel = self._runner.find(brief.vm)
-        if rel is not None and begin_at is not None:
+        if rel is not None and policy.begin_at is not None:
             self._runner.halt(rel)  # what has begun already rests until then
         task = self._tasks.start(f"initial replication of {brief.name}")
         self._runner.protect(brief, policy, task)
