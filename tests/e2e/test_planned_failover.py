@@ -1,18 +1,15 @@
 """Planned failover: nothing is lost, one side or none runs at each moment, and every way out leads back or forward."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from job_kit import (
-    NewGuest,
-    check_point,
-    enable,
-    points,
-    relation,
-)
+from job_kit import Blank, NewBlank, NewGuest, check_point, enable, points, refusal, relation
 
 from vmreplica.lab import Host, Lab
+from vmreplica.lab.waiting import until
 
 pytestmark = pytest.mark.failover
 
@@ -44,7 +41,7 @@ def test_a_writing_guest_moves_with_its_last_record(lab: Lab, new_guest: NewGues
     assert (report["shutdown"], report["runs_on"]) == ("button", "b")
     assert "power button" in guest.said()
     last = guest.check().last
-    assert check_point(b, vm, report["plan"]["point"]).last == last, "the last record is there"
+    assert check_point(a, vm, report["plan"]["point"]).last == last, "the last record is there"
     assert b.wait_domain_alive(guest.name) > last
     assert not running(a, guest.name)
     assert report["reversed"]
@@ -53,3 +50,49 @@ def test_a_writing_guest_moves_with_its_last_record(lab: Lab, new_guest: NewGues
     first, *others = points(a, guest.name)
     assert (first["point"], first["kind"], first["wire_bytes"]) == (report["plan"]["point"], "final", 0)
     assert {point["kind"] for point in others} <= {"delta"}, "nothing is compared, nothing is sent again"
+    assert until(lambda: relation(b, guest.name)["stands_on"] == 0, 120), "the failover is committed by itself"
+
+
+def test_what_stands_against_it_is_said_before_the_guest_is_touched(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    enable(a, vm.name, every="24h")
+    assert refusal(a, "failover", vm.name, "--planned", "--yes")[1]["code"] == "guest-hears-nothing"
+    a.virsh("resume", vm.name)
+    code, error = refusal(a, "failover", vm.name, "--planned", "--timeout", "5s", "--yes")
+    assert (code, error["code"]) == (5, "guest-does-not-shut-down"), "firmware hears no button"
+    assert "as it was before" in error["hint"]
+    stranger = Blank(b, f"{vm.name}-stranger", vm=vm.uuid)
+    try:
+        code, error = refusal(b, "failover", vm.name, "--planned", "--force", "--yes")
+        assert (code, error["code"]) == (5, "vm-exists-here"), "also when it is asked for on the replica"
+    finally:
+        stranger.remove()
+    assert refusal(a, "failover", vm.name, "--cancel", "--yes")[1]["code"] == "nothing-to-cancel"
+    assert running(a, vm.name)
+    assert relation(a, vm.name)["state"] == "replicating"
+    assert a.ask("sync", vm.name)["result"]["outcome"] == "published"
+
+
+def test_it_is_taken_back_when_the_replica_can_be_asked_and_done_another_time(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    enable(a, vm.name, every="24h")
+    vm.write("vda", "1M", "64k", 5)
+    b.stop_agent()
+    b.start_agent([sys.executable, str(Path(__file__).with_name("killed_failover.py")), "layer"])
+    refusal(a, "failover", vm.name, "--planned", "--force", "--yes")
+    assert relation(a, vm.name)["state"] == "prepared-for-failover"
+    assert not running(a, vm.name)
+    assert refusal(a, "sync", vm.name)[1]["code"] == "planned-under-way"
+    code, error = refusal(a, "failover", vm.name, "--cancel", "--yes")
+    assert (code, error["code"]) == (8, "planned-stuck"), "whether it runs there is not known"
+    assert not running(a, vm.name)
+
+    b.start_agent()
+    assert until(lambda: running(a, vm.name), 60), "what a person wished is remembered"
+    assert until(lambda: relation(a, vm.name)["state"] == "replicating", 60)
+    assert not running(b, vm.name)
+    report = move(a, vm.name, "--force", "--timeout", "5s")
+    assert (report["shutdown"], report["reversed"], running(a, vm.name)) == ("plug", True, False)
+    assert running(b, vm.name)

@@ -160,28 +160,6 @@ def test_guests_write_all_the_time_and_nothing_that_was_written_on_either_side_i
     a.ask("failover", guest.name, "--test", "--cancel")
 
 
-@pytest.mark.slow
-def test_a_vm_moves_back_and_forth_as_often_as_one_likes(lab: Lab, new_blank: NewBlank) -> None:
-    a, b = lab.host("a"), lab.host("b")
-    vm = new_blank(a)
-    write_noise(vm, "vda", 0, 4 * MiB)
-    enable(a, vm.name, every="24h")
-    old, new = a, b
-    for number in range(1, 4):
-        switch_off(on(old, vm))
-        new.ask("failover", vm.name, "--yes")
-        write_noise(on(new, vm), "vda", (20 + number) * MiB, 64 * KiB)
-        new.ask("reverse", vm.name, "--yes", timeout=300)
-        wait_reversed(new, vm.name)
-        require_equal(old, new, vm)
-        found = relation(new, vm.name)
-        assert found["epoch"] == number
-        assert found["stands_on"] > 0
-        new.ask("commit", vm.name, "--yes", timeout=300)
-        assert relation(new, vm.name)["stands_on"] == 0
-        old, new = new, old
-
-
 def _ask(host: Host, vm: Blank, *, epoch: int, vm_id: str | None = None) -> str:
     request = ReverseRequest(vm=vm_id or vm.uuid, name=vm.name, epoch=epoch, interval=60, keep=3)
     script = Path(__file__).with_name("ask_reverse.py")

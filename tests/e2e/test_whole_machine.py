@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from job_kit import Document, NewBlank, NewGuest, enable, inside, switch_off, wait_cycles
+from job_kit import Document, NewBlank, NewGuest, enable, inside, relation, switch_off, wait_cycles
 
 from vmreplica.lab import Host, Lab, check_records
 from vmreplica.lab.waiting import until
@@ -88,8 +88,31 @@ def test_the_guest_agent_sets_addresses_after_a_failover_and_in_a_test(lab: Lab,
     assert until(lambda: _addressing(b, guest.uuid)["state"] == "done", 30), _addressing(b, guest.uuid)
 
 
+def test_a_guest_whose_agent_never_answers_runs_all_the_same_and_status_says_so(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    enable(a, vm.name, every="24h")
+    b.ask("networks", vm.name, "--ip", "0=192.0.2.7/24")
+    vm.stop()
+    assert b.ask("failover", vm.name, "--yes")["started"]
+    assert _addressing(b, vm.uuid)["state"] == "waiting"
+    b.stop_agent()
+    record = _record(b, vm.uuid)
+    document = json.loads(record.read_text())
+    document["addressing"]["since"] = "2026-01-01T00:00:00Z"
+    record.write_text(json.dumps(document))
+    b.start_agent()
+    assert until(lambda: _addressing(b, vm.uuid)["state"] == "failed", 60), "the wish outlives the agent"
+    reasons = relation(b, vm.name)["health"]["reasons"]
+    assert any("has not got the addresses" in reason["text"] for reason in reasons), reasons
+
+
+def _record(host: Host, vm: str) -> Path:
+    return inside(host, host.layout.store / vm / "replica.json")
+
+
 def _addressing(host: Host, vm: str) -> Document:
-    record: Document = json.loads(inside(host, host.layout.store / vm / "replica.json").read_text())["addressing"]
+    record: Document = json.loads(_record(host, vm).read_text())["addressing"]
     return record
 
 

@@ -21,8 +21,10 @@ pytestmark = pytest.mark.failover
 
 _LAUNCHER: Final = Path(__file__).parents[1] / "e2e" / "killed_failover.py"
 #: Before which step whose agent dies, and where the VM ends then.
-_QUICK: Final = (("a", "final", "a"), ("a", "started", "b"), ("b", "resume", "b"))
+_QUICK: Final = (("a", "started", "b"),)
 _THOROUGH: Final = (
+    ("a", "final", "a"),
+    ("b", "resume", "b"),
     ("a", "preparing", "a"),
     ("a", "delta", "a"),
     ("a", "shutdown", "a"),
@@ -96,9 +98,9 @@ def _expect_one_at_most(a: Host, b: Host, vm: Blank) -> None:
 
 
 def _at_peace(host: Host, vm: Blank) -> bool:
-    """Tell whether nothing is under way any more: it is protected from where it runs."""
+    """Tell whether nothing is under way any more: it is protected from where it runs, on images of its own."""
     found = relation(host, vm.name)
-    return (found["role"], found["state"]) == ("primary", "replicating")
+    return (found["role"], found["state"], found["stands_on"]) == ("primary", "replicating", 0)
 
 
 def _has_all(host: Host, vm: Blank) -> bool:

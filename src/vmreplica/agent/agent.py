@@ -121,7 +121,7 @@ class Agent(FailoverVerbs, Hosts):
             bandwidth=bandwidth,
             keeper=Keeper(stages, limits.pause_hold),
             guard=guard,
-            swap=Swap(self._hypervisor, self._clients),
+            swap=Swap(self._hypervisor, self._clients, self._replicas),
             concurrent=limits.concurrent_cycles,
             slots=long_slots(limits.concurrent_resyncs, limits.concurrent_cycles),
         )

@@ -2,12 +2,14 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.planned_checks import latest_of, require_adoptable, warnings_of
 from vmreplica.agent.planned_run import Run, Tools
 from vmreplica.agent.power_off import require_quiet
 from vmreplica.agent.protect import check_disks, paused
@@ -16,12 +18,11 @@ from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.failover.planned import Parties, Wish, plan_planned, plan_return
 from vmreplica.model.errors import Conflict, NotFound, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.ids import HostId, HostName, VmId
-from vmreplica.model.point import PointSummary, Position
-from vmreplica.model.policy import Policy
 from vmreplica.model.report import CancelReport, FailoverPlan, PlannedReport, StepTime
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.line import Halt
 from vmreplica.peer.planned import PlannedWish, ReadinessQuestion
+from vmreplica.repository import ReplicaRecord
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -59,14 +60,24 @@ class PlannedFailovers:
         book: paired hosts.
         tasks: where runs are registered.
         here: this host's name.
+        past: tells what this host held of a VM as its replica, before it was failed over to here.
     """
 
-    def __init__(self, tools: Tools, *, book: PeerBook, tasks: Tasks, here: HostName) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        *,
+        book: PeerBook,
+        tasks: Tasks,
+        here: HostName,
+        past: Callable[[VmId], ReplicaRecord | None],
+    ) -> None:
         self._tools = tools
         self._hypervisor = tools.stages.hypervisor
         self._book = book
         self._tasks = tasks
         self._here = here
+        self._past = past
         self._lock = threading.Lock()
         self._active: dict[VmId, _Active] = {}
         self._stop = threading.Event()
@@ -100,12 +111,13 @@ class PlannedFailovers:
             raise paused(rel.name)
         view = self._hypervisor.inspect(rel.vm)
         disks = check_disks(view, policy.excluded)
+        require_adoptable(rel.name, disks, self._past(rel.vm))
         switch = self._hypervisor.power_switch()
         power = switch.look(rel.vm)
         require_quiet(rel.name, power, force=wish.force)
         switch.require_idle(rel.vm, rel.name)
         client = self._tools.clients.to(policy.replica)
-        latest = _latest(rel, client.position(rel.vm))
+        latest = latest_of(rel, client.position(rel.vm))
         question = ReadinessQuestion(definition=view.definition, disks=tuple(disk.target for disk in disks))
         notes = client.readiness(rel.vm, question).notes
         parties = Parties(
@@ -116,7 +128,7 @@ class PlannedFailovers:
             patience=wish.patience,
             force=wish.force,
         )
-        return plan_planned(rel.vm, parties, latest, (*_warnings(policy, wish, parties), *notes))
+        return plan_planned(rel.vm, parties, latest, (*warnings_of(policy, wish, parties), *notes))
 
     def begin(self, rel: Relationship, wish: PlannedWish) -> Task:
         """Begin one, or go on with it; of one under way, its task.
@@ -165,6 +177,8 @@ class PlannedFailovers:
             known.cancelled = True
             known.halt.set()
             known.ended.wait(_END_LIMIT)
+            if known.task.planned is not None:
+                raise _too_late(rel)
         elif rel.policy.planned is None:
             raise _nothing_to_cancel(rel)
         if rel.policy.planned is not None:
@@ -172,11 +186,7 @@ class PlannedFailovers:
             run.ended.wait(_END_LIMIT)
             run.task.raise_error()
         if rel.policy.planned is not None:
-            raise Conflict(
-                "already-started",
-                f"{rel.name} was started on its replica: it is too late to take that back here",
-                hint=f"vmreplica failover {rel.name} --planned goes on; or on the replica: --cancel",
-            )
+            raise _too_late(rel)
         return CancelReport(vm=rel.vm, name=rel.name, kind="planned", removed=(), state=rel.state())
 
     # ---- runs
@@ -326,37 +336,17 @@ class PlannedFailovers:
         return [rel for rel in planned if rel is not None and rel.vm not in busy]
 
 
-def _latest(rel: Relationship, position: Position) -> PointSummary:
-    latest = position.latest
-    if latest is None or not latest.bootable or position.awaited is not None:
-        raise Conflict(
-            "planned-not-ready",
-            f"{rel.name} has no recovery point to build on: its first copy is not there yet",
-            hint=f"vmreplica status {rel.name}",
-        )
-    if position.epoch > rel.policy.epoch:
-        raise Conflict(
-            "failed-over-elsewhere",
-            f"{rel.name} was failed over to its replica already",
-            hint=f"vmreplica status {rel.name}, on both sides",
-        )
-    return latest
-
-
-def _warnings(policy: Policy, wish: PlannedWish, parties: Parties) -> list[str]:
-    warnings = []
-    if policy.excluded:
-        warnings.append(f"{', '.join(policy.excluded)}: not replicated, so it is not there on {parties.replica}")
-    if wish.force and parties.running:
-        warnings.append("if its plug is pulled, what the guest had not written to its disks yet is lost")
-    if not parties.running:
-        warnings.append(f"{parties.name} is off now; it is started on {parties.replica}")
-    return warnings
-
-
 def _nothing_to_cancel(rel: Relationship) -> Conflict:
     return Conflict(
         "nothing-to-cancel",
         f"{rel.name} is {rel.state()}: no planned failover of it is under way",
         hint=f"vmreplica status {rel.name}; an unplanned failover is taken back on its replica",
+    )
+
+
+def _too_late(rel: Relationship) -> Conflict:
+    return Conflict(
+        "already-started",
+        f"{rel.name} was started on its replica: it is too late to take that back here",
+        hint=f"on the replica, once it is the primary: vmreplica failover {rel.name} --planned brings it home",
     )

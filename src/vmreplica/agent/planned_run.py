@@ -27,7 +27,7 @@ from vmreplica.model.point import Position
 from vmreplica.model.policy import Planned, Policy
 from vmreplica.model.report import StepTime
 from vmreplica.peer.client import PeerClient
-from vmreplica.peer.line import Halt
+from vmreplica.peer.line import Halt, Line
 from vmreplica.peer.planned import PlannedWish, StartWish, Withdrawal
 
 _T = TypeVar("_T")
@@ -118,7 +118,7 @@ class Run:
 
     @property
     def _client(self) -> PeerClient:
-        return self._tools.clients.to(self._policy.replica)
+        return self._tools.clients.to(self._policy.replica).on(Line(self._halt))
 
     def prepare(self) -> None:
         """Bring everything to the replica and forbid the start here.
@@ -142,6 +142,10 @@ class Run:
             Unreachable: ``planned-stuck``: the replica has to be asked first.
             VmReplicaError: a step failed; it can be tried again.
         """
+        planned = self._policy.planned
+        if wish == "back" and planned is not None and planned.stage == "prepared":
+            # Remembered, also when the replica cannot be asked now.
+            self._persist(planned.model_copy(update={"stage": "withdrawing"}))
         until = time.monotonic() + _BUSY_LIMIT
         while time.monotonic() < until:
             self._tools.before("settle")
@@ -255,7 +259,7 @@ class Run:
     def _withdraw(self) -> None:
         self._meter.phase("taking it back")
         planned, epoch = self._policy.planned, self._policy.epoch
-        if planned is not None and planned.stage != "withdrawing":
+        if planned is not None and planned.stage != "withdrawing":  # it runs here, though nobody wished that
             self._persist(planned.model_copy(update={"stage": "withdrawing"}))
         self._tools.before("withdraw")
         try:

@@ -29,7 +29,7 @@ from vmreplica.model.states import RECEIVING
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.planned import PlannedWish, Readiness, ReadinessQuestion, StartedThere, StartWish, Withdrawal
-from vmreplica.repository import Replica, Repository
+from vmreplica.repository import Replica, ReplicaRecord, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -204,8 +204,13 @@ def make_planned(
         reverse=reverse,
         before=before,
     )
-    here = PlannedFailovers(tools, book=book, tasks=tasks, here=config.agent.name)
+    here = PlannedFailovers(tools, book=book, tasks=tasks, here=config.agent.name, past=lambda vm: _past(replicas, vm))
     return Planned(here=here, there=there, primaries=primaries, replicas=replicas, clients=clients, tasks=tasks)
+
+
+def _past(replicas: ReplicaSide, vm: VmId) -> ReplicaRecord | None:
+    replica = replicas.find(vm)
+    return None if replica is None else replica.record
 
 
 class _Mirror:

@@ -96,6 +96,12 @@ class Relationship:
             return True
         return event in {"started", "resumed"} and (self.waits is not None or (self.running and event == "started"))
 
+    def show_seeding(self) -> None:
+        """Show what the replica does in place of the cycle's own progress."""
+        progress = seed_progress(self.position)
+        if self.meter is not None and progress is not None:
+            self.meter.show(progress)
+
     def _decreed(self) -> State | None:
         """Tell the state as far as it does not depend on what the replica holds."""
         if self.policy.planned is not None:

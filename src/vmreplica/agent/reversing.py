@@ -15,6 +15,7 @@ from vmreplica.agent.runner import Runner
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.failover.reverse import plan_reverse, require_reversible, reversed_policy
 from vmreplica.hypervisor import Hypervisor
+from vmreplica.model.health import Health, Level
 from vmreplica.model.report import FailoverPlan, RelationshipReport
 from vmreplica.model.states import State
 from vmreplica.peer.book import PeerBook
@@ -105,9 +106,23 @@ def one_each(
     primaries: Sequence[RelationshipReport], replicas: Sequence[RelationshipReport]
 ) -> list[RelationshipReport]:
     """Join the reports of both sides: of a VM that is protected from here, its own past as a copy is one number."""
-    below = {row.vm: row.points for row in replicas if row.state in _STANDING}
+    below = {row.vm: row for row in replicas}
     ours = {row.vm for row in primaries}
     return [
-        *(row.model_copy(update={"stands_on": below.get(row.vm, 0)}) for row in primaries),
+        *(_with_past(row, below[row.vm]) if row.vm in below else row for row in primaries),
         *(row for row in replicas if row.vm not in ours),
     ]
+
+
+def _with_past(row: RelationshipReport, past: RelationshipReport) -> RelationshipReport:
+    """Tell of a VM's past as a copy what still matters: that it stands on points, and how their folding gets on."""
+    troubles = tuple(reason for reason in past.health.reasons if reason.code == "replica-complains")
+    level = Level.WARNING if troubles and row.health.level is Level.NORMAL else row.health.level
+    return row.model_copy(
+        update={
+            "stands_on": past.points if past.state in _STANDING else 0,
+            "tests": past.tests,
+            "progress": row.progress or past.progress,
+            "health": Health(level=level, reasons=(*row.health.reasons, *troubles)),
+        }
+    )

@@ -24,7 +24,7 @@ from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.lost_policy import put_policy_back
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.relationship import Relationship, seed_progress
+from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
 from vmreplica.agent.swap import ASK_AGAIN, NOT_SWAPPED, OLD_PRIMARY_AWAY, Swap
 from vmreplica.agent.tasks import Task
@@ -220,7 +220,7 @@ class Runner:
 
     def _launch(self, rel: Relationship) -> None:
         rel.meter = Meter()
-        _show_seeding(rel)
+        rel.show_seeding()
         rel.idle.clear()
         rel.halt.clear()
         rel.answering, rel.waiting, rel.news = rel.waiting, [], False
@@ -230,7 +230,6 @@ class Runner:
 
     def _run(self, rel: Relationship, meter: Meter) -> None:
         started, clock = dt.datetime.now(dt.UTC), self._clock()
-        self._keeper.release(rel.vm)
         try:
             outcome = self._outcome(rel, meter)
         except VmReplicaError as caught:
@@ -241,17 +240,22 @@ class Runner:
 
     def _outcome(self, rel: Relationship, meter: Meter) -> Outcome:
         """Run a cycle; first let the old primary become the replica, if that is wanted."""
-        if rel.policy.reverse is not None:
+        wish = rel.policy.reverse
+        if wish is not None:
             meter.phase("asking the old primary to become the replica")
             policy = self._swap.ask(rel)
             if policy is None:
                 return NOT_SWAPPED
             with self._wake:
                 rel.policy = policy
-        return self.cycle(rel, meter, rel.policy, rel.halt).run()
+        outcome = self.cycle(rel, meter, rel.policy, rel.halt).run()
+        if wish is not None and wish.planned and outcome.published is not None:
+            self._swap.settle(rel.vm)
+        return outcome
 
     def cycle(self, rel: Relationship, meter: Meter, policy: Policy, halt: Halt) -> Cycle:
         """Make a cycle of a VM, for whoever has its turn."""
+        self._keeper.release(rel.vm)
         return Cycle(
             stages=self._stages,
             client=self._clients.to(rel.policy.replica),
@@ -289,7 +293,7 @@ class Runner:
         with self._wake:
             rel.fenced = fenced
             rel.position = position
-            _show_seeding(rel)
+            rel.show_seeding()
 
     def _began(self, rel: Relationship, kind: PointKind) -> None:
         with self._wake:
@@ -390,10 +394,3 @@ class Runner:
     def _is_known(self, rel: Relationship) -> bool:
         with self._wake:
             return self._known.get(rel.vm) is rel
-
-
-def _show_seeding(rel: Relationship) -> None:
-    """Show what the replica does in place of the cycle's own progress."""
-    progress = seed_progress(rel.position)
-    if rel.meter is not None and progress is not None:
-        rel.meter.show(progress)

@@ -11,9 +11,10 @@ import structlog
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.relationship import Relationship
+from vmreplica.agent.replica import ReplicaSide
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import TimedOut, Unreachable
-from vmreplica.model.ids import VmName
+from vmreplica.model.errors import TimedOut, Unreachable, VmReplicaError
+from vmreplica.model.ids import VmId, VmName
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReverseWish
 from vmreplica.peer.line import Line
@@ -35,11 +36,13 @@ class Swap:
     Args:
         hypervisor: where the policies are.
         clients: connections to the old primaries.
+        replicas: what the VMs were started from.
     """
 
-    def __init__(self, hypervisor: Hypervisor, clients: Clients) -> None:
+    def __init__(self, hypervisor: Hypervisor, clients: Clients, replicas: ReplicaSide) -> None:
         self._hypervisor = hypervisor
         self._clients = clients
+        self._replicas = replicas
 
     def ask(self, rel: Relationship) -> Policy | None:
         """Ask the old primary of a VM whose policy has a wish.
@@ -59,6 +62,20 @@ class Swap:
         policy = policy.model_copy(update={"reverse": None})
         self._hypervisor.set_policy(rel.vm, policy)
         return policy
+
+    def settle(self, vm: VmId) -> None:
+        """After a planned failover, begin to fold the images that a VM was started from: it came to stay.
+
+        What keeps that from being begun is in nobody's way: the status tells that it is to be done.
+        """
+        replica = self._replicas.find(vm)
+        if replica is None:
+            return
+        try:
+            with self._replicas.no_failover():
+                self._replicas.commits.begin(replica, None)
+        except VmReplicaError as error:
+            _log.info("the failover is not committed yet", vm=vm, code=error.code, why=error.message)
 
     def _request(self, rel: Relationship, policy: Policy, wish: ReverseWish) -> Position | None:
         request = ReverseRequest(

@@ -30,27 +30,31 @@ def register(app: typer.Typer) -> None:
     )
 
 
+Map = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="FROM=TO", help="The primary's network or bridge, and this host's; repeatable."),
+]
+Unmap = Annotated[list[str] | None, typer.Option("--unmap", metavar="FROM", help="Forget this entry; repeatable.")]
+Ip = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ip",
+        metavar="NIC=ADDRESS/PREFIX[,gateway=A][,dns=A]",
+        help="Addresses that the guest agent gives an interface (MAC or number) after a failover; repeatable.",
+    ),
+]
+KeepIp = Annotated[
+    list[str] | None, typer.Option("--keep-ip", metavar="NIC", help="Leave its addresses to the guest; repeatable.")
+]
+
+
 def networks(
     vm: VmArgument,
     *,
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="FROM=TO", help="The primary's network or bridge, and this host's; repeatable."),
-    ] = None,
-    unmap: Annotated[
-        list[str] | None, typer.Option("--unmap", metavar="FROM", help="Forget this entry; repeatable.")
-    ] = None,
-    ip: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ip",
-            metavar="NIC=ADDRESS/PREFIX[,gateway=A][,dns=A]",
-            help="Addresses that the guest agent gives an interface (MAC or number) after a failover; repeatable.",
-        ),
-    ] = None,
-    keep_ip: Annotated[
-        list[str] | None, typer.Option("--keep-ip", metavar="NIC", help="Leave its addresses to the guest; repeatable.")
-    ] = None,
+    mapping: Map = None,
+    unmap: Unmap = None,
+    ip: Ip = None,
+    keep_ip: KeepIp = None,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:

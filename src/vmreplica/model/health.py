@@ -63,6 +63,12 @@ _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
         "the VM was failed over to the replica: this copy is stale",
         "decide which side survives before you start the VM here",
     ),
+    State.PREPARED: (
+        "moving",
+        Level.WARNING,
+        "the VM is off and moving to its replica: a planned failover is under way",
+        "vmreplica failover VM --planned goes on with it, --cancel takes it back",
+    ),
     State.PAUSED: ("paused", Level.WARNING, "replication is paused", "vmreplica resume VM"),
     State.FAILED_OVER: (
         "not-protected",

@@ -1,0 +1,69 @@
+"""What stands against a planned failover on the primary, and what a person should know of it. Pure."""
+
+from collections.abc import Sequence
+
+from vmreplica.agent.relationship import Relationship
+from vmreplica.failover.planned import Parties
+from vmreplica.hypervisor import DiskView
+from vmreplica.model.errors import Conflict
+from vmreplica.model.ids import VmName
+from vmreplica.model.point import PointSummary, Position
+from vmreplica.model.policy import Policy
+from vmreplica.model.states import State
+from vmreplica.peer.planned import PlannedWish
+from vmreplica.repository import ReplicaRecord
+
+
+def require_adoptable(name: VmName, disks: Sequence[DiskView], past: ReplicaRecord | None) -> None:
+    """See that the disks here can be the base of a replica, where they are.
+
+    Raises:
+        Conflict: ``disk-not-adoptable``, ``commit-first``.
+    """
+    wrong = [disk for disk in disks if disk.path is None or disk.format not in {"qcow2", "raw"}]
+    if wrong:
+        raise Conflict(
+            "disk-not-adoptable",
+            f"disk {wrong[0].target} of {name} has the format {wrong[0].format}: it cannot be a base in place",
+            hint=f"convert it, or fail over without a plan: on the replica, vmreplica failover {name}",
+        )
+    if past is not None and past.state in {State.FAILED_OVER, State.COMMITTING}:
+        raise Conflict(
+            "commit-first",
+            f"{name} was failed over to this host, and its disks still stand on recovery points of that time",
+            hint=f"vmreplica commit {name} folds them into one image, while it runs; then try again",
+        )
+
+
+def latest_of(rel: Relationship, position: Position) -> PointSummary:
+    """Give the point that the last one will stand on.
+
+    Raises:
+        Conflict: ``planned-not-ready``, ``failed-over-elsewhere``.
+    """
+    latest = position.latest
+    if latest is None or not latest.bootable or position.awaited is not None:
+        raise Conflict(
+            "planned-not-ready",
+            f"{rel.name} has no recovery point to build on: its first copy is not there yet",
+            hint=f"vmreplica status {rel.name}",
+        )
+    if position.epoch > rel.policy.epoch:
+        raise Conflict(
+            "failed-over-elsewhere",
+            f"{rel.name} was failed over to its replica already",
+            hint=f"vmreplica status {rel.name}, on both sides",
+        )
+    return latest
+
+
+def warnings_of(policy: Policy, wish: PlannedWish, parties: Parties) -> list[str]:
+    """Say what a person should know beforehand."""
+    warnings = []
+    if policy.excluded:
+        warnings.append(f"{', '.join(policy.excluded)}: not replicated, so it is not there on {parties.replica}")
+    if wish.force and parties.running:
+        warnings.append("if its plug is pulled, what the guest had not written to its disks yet is lost")
+    if not parties.running:
+        warnings.append(f"{parties.name} is off now; it is started on {parties.replica}")
+    return warnings
