@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from job_kit import Blank
 
 from vmreplica.lab import Guest, GuestSpec, Host, Lab
+
+# A slow example is no defect on a machine that others use too.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 #: No two guests of a run share a name: a copy that a failover started on b must not stand in the way of the next test.
 _numbers = itertools.count(1)
