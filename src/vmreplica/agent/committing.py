@@ -216,4 +216,11 @@ class _Run:
 def _report(replica: Replica, freed: int) -> CommitReport:
     record = replica.record
     images = tuple(str(replica.dir / name) for _target, name in sorted(record.live.items()))
-    return CommitReport(vm=record.vm, name=record.name, state=record.state, images=images, freed_bytes=freed)
+    return CommitReport(
+        vm=record.vm,
+        name=record.name,
+        state=record.state,
+        images=images,
+        freed_bytes=freed,
+        protected=record.swapped,
+    )

@@ -116,10 +116,11 @@ def test_view(started: StartedTest) -> RenderableType:
 def commit_view(report: CommitReport) -> RenderableType:
     """Show what keeping a failover for good did."""
     name = printable(report.name)
+    hint = f"  vmreplica reverse {name}   (protect it, with its old primary as the replica)"
     return Group(
         Text(f"{name} no longer stands on recovery points; {format_size(report.freed_bytes)} were given back."),
         *(Text(f"  it runs on {printable(image)}") for image in report.images),
-        Text(f"  vmreplica reverse {name}   (protect it, with its old primary as the replica)"),
+        *(() if report.protected else (Text(hint),)),
     )
 
 

@@ -254,6 +254,8 @@ class CommitReport(Shape):
     images: tuple[str, ...]
     #: Bytes that were given back to the file system.
     freed_bytes: int
+    #: Whether the VM is replicated from here already.
+    protected: bool = False
 
 
 class TaskReport(Shape):
