@@ -135,7 +135,10 @@ def test_a_transition_is_in_the_table_or_refused_with_what_is_possible(state: St
 def test_what_a_state_forbids_is_answered_with_the_commands_that_it_allows() -> None:
     with pytest.raises(Conflict) as refusal:
         transition("web", State.FAILED_OVER, Event.FAIL_OVER)
-    assert refusal.value.hint == "possible from here: vmreplica failover web --cancel, vmreplica disable web"
+    assert refusal.value.hint == (
+        "possible from here: vmreplica failover web --cancel, vmreplica commit web, vmreplica reverse web, "
+        "vmreplica disable web"
+    )
     with pytest.raises(Conflict) as refusal:
         transition("web", State.FAILING_OVER, Event.REMOVE)
     assert "vmreplica disable" not in refusal.value.hint
