@@ -111,7 +111,7 @@ def build_image(point: SpoolPoint, target: DiskTarget, path: Path, backing: Path
 def parse_waiting(point: SpoolPoint, disk: SpoolDisk, number: int) -> tuple[Records, memoryview, int]:
     """Records, data and data offset of a waiting segment, every rule checked."""
     segment = parse(
-        b"".join(disk.body(number)),
+        disk.body(number),
         point=point.opening.point,
         target=disk.target,
         number=number,

@@ -112,7 +112,7 @@ def apply(point: SpoolPoint, content: bytearray) -> Carried:
     disk = point.disk("vda")
     carried = Carried()
     for number in disk.waiting():
-        body = b"".join(disk.body(number))
+        body = disk.body(number)
         carried.wire += len(body)
         name = point.opening.point
         segment = parse(body, point=name, target="vda", number=number, clusters=clusters_of(disk.size))

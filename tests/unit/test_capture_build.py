@@ -43,7 +43,7 @@ def _piece(first: int, frames: Sequence[bytes | None]) -> Piece:
 
 def _segments(disk: SpoolDisk) -> list[Segment]:
     return [
-        parse(b"".join(disk.body(number)), point=POINT, target="vda", number=number, clusters=clusters_of(disk.size))
+        parse(disk.body(number), point=POINT, target="vda", number=number, clusters=clusters_of(disk.size))
         for number in disk.waiting()
     ]
 

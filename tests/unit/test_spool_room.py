@@ -90,7 +90,7 @@ def test_a_full_file_system_leaves_nothing_torn_and_names_itself(small_fs: Path)
         _append_until_full(disk)
     assert full.value.code == "no-space"
     assert not list((small_fs / "spool").rglob(".*.tmp"))
-    assert spool.used_bytes() == sum(len(b"".join(disk.body(number))) for number in disk.waiting()) < 2 * MiB
+    assert spool.used_bytes() == sum(len(disk.body(number)) for number in disk.waiting()) < 2 * MiB
     position = (disk.next_segment, disk.next_cluster)
     for number in disk.waiting():
         disk.acknowledge(number)

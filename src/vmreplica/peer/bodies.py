@@ -116,8 +116,7 @@ async def _chunks(request: web.Request, idle_limit: float) -> AsyncIterator[byte
     while True:
         try:
             async with asyncio.timeout(idle_limit):
-                # As it came: readany would join what has come meanwhile, in fresh memory.
-                chunk, _end = await request.content.readchunk()
+                chunk = await request.content.readany()
         except TimeoutError:
             raise TimedOut("peer-stopped-sending", f"no byte of the request came for {idle_limit:g} s") from None
         if not chunk:

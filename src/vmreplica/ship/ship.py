@@ -44,8 +44,7 @@ def ship_point(
     """
     opening = point.opening
     _settle(point, wire.open_point(opening))
-    with point.handing_over(workers):
-        _Shipment(point, wire, cancel).run(workers)
+    _Shipment(point, wire, cancel).run(workers)
     if cancel.is_set() or point.closing is None:
         raise cancelled(f"sending point {opening.point} of {opening.name}")
     return wire.complete(opening.vm, opening.point, point.closing)
@@ -145,4 +144,5 @@ class _Shipment:
 
     def _put(self, disk: SpoolDisk, number: int) -> None:
         opening = self._point.opening
-        self._wire.put_segment(opening.vm, opening.point, disk.target, number, disk.body(number))
+        body = disk.body(number)
+        self._wire.put_segment(opening.vm, opening.point, disk.target, number, [body])

@@ -1,13 +1,8 @@
-"""One disk of a pending point: segments in the order of their numbers, written by capture and taken by shipping.
+"""One disk of a pending point: segments in the order of their numbers, written by capture and taken by shipping."""
 
-While shipping keeps up, segments go from hand to hand: one that is taken at once need not touch the file system. What
-is lost of them when the process is killed is read again from the frozen view.
-"""
-
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,12 +50,6 @@ class SpoolDisk:
         self._alone = alone
         self._lock = threading.Lock()
         self._discarded = False
-        #: Segments that are not in a file, and how many there may be.
-        self._resident: dict[int, Sequence[bytes | memoryview]] = {}
-        self._in_hand = 0
-        #: Of segments that were shipped from memory while the file system was full: without them, after a crash, what
-        #: they carried is read again.
-        self._heads_due: list[bytes] = []
         self.target: DiskTarget = spec.target
         self.size = spec.size
         directory.mkdir(exist_ok=True)
@@ -144,7 +133,8 @@ class SpoolDisk:
         # First the hashes: what a segment carries is staged, whenever the process is killed.
         self._write_staged(cancel, patience)
         size = sum(len(buffer) for buffer in buffers)
-        self._patiently(size, lambda: self._put_down(head.number, buffers), cancel, patience)
+        path = segment_path(self._directory, head.number)
+        self._patiently(size, lambda: publish_bytes(path, *buffers, durable=False), cancel, patience)
         self._take_in(head, size, guest_bytes_of(records))
         self._room.tell()
 
@@ -191,7 +181,6 @@ class SpoolDisk:
             NoSpace: the file system is full; the same call may follow.
         """
         self._staging.flush()
-        self.write_out()
         state = self._state
         closing = DiskClosing(target=self.target, segments=state.next_segment, data_end=state.data_offset)
         publish_bytes(self._directory / CLOSING, closing.model_dump_json().encode(), durable=False)
@@ -200,38 +189,14 @@ class SpoolDisk:
         self._room.tell()
         return closing
 
-    def hand_over(self, count: int) -> None:
-        """Let so many segments stay in memory: somebody takes them at once. With none, write out those that do.
-
-        Raises:
-            NoSpace: the file system is full; they stay in memory, and the same call may follow.
-        """
-        with self._lock:
-            self._in_hand = count
-        if not count:
-            self.write_out()
-
-    def write_out(self) -> None:
-        """Write the segments that are in memory to files, so that they outlive the process.
-
-        Raises:
-            NoSpace: the file system is full; what is left stays in memory, and the same call may follow.
-        """
-        with self._lock:
-            self._write_heads()
-            self._write_resident(list(self._resident))
-
-    def body(self, number: int) -> Sequence[bytes | memoryview]:
-        """Give a waiting segment, in buffers that stand one behind the other.
+    def body(self, number: int) -> bytes:
+        """Read a waiting segment.
 
         Raises:
             Conflict: ``point-discarded``.
         """
-        resident = self._resident.get(number)
-        if resident is not None:
-            return resident
         try:
-            return [segment_path(self._directory, number).read_bytes()]
+            return segment_path(self._directory, number).read_bytes()
         except FileNotFoundError:
             self._require_alive()
             raise
@@ -247,16 +212,7 @@ class SpoolDisk:
             if size is None:
                 return
             self._require_alive()
-            # Nothing before it may be lost in a kill: what is acknowledged would have to be sent again behind it.
-            with contextlib.suppress(NoSpace):
-                self._write_resident([earlier for earlier in self._resident if earlier < number])
-            resident = self._resident.pop(number, None)
-            if resident is None:
-                self._keep_head(segment_path(self._directory, number))
-            else:
-                self._heads_due.append(bytes(resident[0]))
-                with contextlib.suppress(NoSpace):
-                    self._write_heads()
+            self._keep_head(segment_path(self._directory, number))
             del self._state.waiting[number]
         self._room.release(size)
 
@@ -266,17 +222,7 @@ class SpoolDisk:
             self._discarded = True
             size = sum(self._state.waiting.values())
             self._state.waiting.clear()
-            self._resident.clear()
-            self._heads_due.clear()
         self._room.release(size)
-
-    def _put_down(self, number: int, buffers: Sequence[bytes | memoryview]) -> None:
-        with self._lock:
-            in_hand = len(self._resident) < self._in_hand
-            if in_hand:
-                self._resident[number] = buffers
-        if not in_hand:
-            publish_bytes(segment_path(self._directory, number), *buffers, durable=False)
 
     def _take_in(self, head: SegmentHead, size: int, guest_bytes: int) -> None:
         with self._lock:
@@ -284,7 +230,6 @@ class SpoolDisk:
                 self._state.waiting[head.number] = size
                 self._state.advance(head, guest_bytes)
                 return
-            self._resident.pop(head.number, None)
         self._room.release(size)
         self._require_alive()
 
@@ -312,16 +257,6 @@ class SpoolDisk:
                 raise
             else:
                 return
-
-    def _write_resident(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            publish_bytes(segment_path(self._directory, number), *self._resident[number], durable=False)
-            del self._resident[number]
-
-    def _write_heads(self) -> None:
-        while self._heads_due:
-            append_file(self._directory / SHIPPED, index_entry(self._heads_due[0]))
-            del self._heads_due[0]
 
     def _keep_head(self, path: Path) -> None:
         """Move a segment's head into the index of what was shipped, and drop its file.

@@ -1,13 +1,13 @@
 """A pending point: its opening, its disks, and in the end its closing."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from vmreplica.fsio import publish_bytes, remove_tree
-from vmreplica.model.errors import Conflict, Corrupt, NoSpace, NotFound
+from vmreplica.model.errors import Conflict, Corrupt, NotFound
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import PointClosing, PointOpening
 from vmreplica.spool.disk import SpoolDisk
@@ -86,19 +86,6 @@ class SpoolPoint:
         self._closing = closing
         self._room.tell()
         return closing
-
-    @contextlib.contextmanager
-    def handing_over(self, count: int) -> Iterator[None]:
-        """Let so many segments of each disk stay in memory inside the block: its threads take them at once."""
-        for disk in self.disks:
-            disk.hand_over(count)
-        try:
-            yield
-        finally:
-            # On a full file system they stay in memory; there they are as good as in a file until the process ends.
-            with contextlib.suppress(NoSpace):
-                for disk in self.disks:
-                    disk.hand_over(0)
 
     def discard(self) -> None:
         """Throw the point away; whoever waits on it is told with Conflict ``point-discarded``."""

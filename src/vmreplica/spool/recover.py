@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from vmreplica.model.errors import Corrupt
@@ -24,7 +23,7 @@ from vmreplica.qcow2.head import (
     read_head,
     split,
 )
-from vmreplica.qcow2.index import index_entry, read_entry, read_heads, recover_index
+from vmreplica.qcow2.index import read_heads, recover_index
 
 CLOSING: Final = "closing.json"
 SHIPPED: Final = "shipped.index"
@@ -115,7 +114,6 @@ def recover_disk(directory: Path, point: str, spec: DiskSpec) -> Recovered:
         leftover.unlink()
     tally = _Tally(point, spec.target)
     present = {int(match[1]): path for path in directory.iterdir() if (match := _SEGMENT.fullmatch(path.name))}
-    _cut_behind_gap(directory / SHIPPED, present)
     _add_shipped(directory / SHIPPED, tally, present)
     waiting: dict[int, int] = {}
     for number, path in present.items():
@@ -126,46 +124,11 @@ def recover_disk(directory: Path, point: str, spec: DiskSpec) -> Recovered:
     return found
 
 
-def _cut_behind_gap(index: Path, present: dict[int, Path]) -> None:
-    """Forget what lies behind the first segment that is missing.
-
-    It was in memory when the process was killed, while the file system was full. Capture goes on at the gap and comes
-    by what lies behind it once more.
-    """
-    shipped = _shipped_numbers(index)
-    numbers = np.union1d(shipped, np.array(list(present), np.int64))
-    gaps = np.flatnonzero(numbers != np.arange(len(numbers)))
-    if not len(gaps):
-        return
-    first = int(gaps[0])
-    for number in [number for number in present if number > first]:
-        present.pop(number).unlink()
-    if len(shipped) and int(shipped.max()) > first:
-        _rewrite(index, first)
-
-
-def _shipped_numbers(index: Path) -> npt.NDArray[np.int64]:
-    if not index.exists():
-        return np.empty(0, np.int64)
-    recover_index(index)
-    with index.open("rb") as fh:
-        return np.fromiter((head.number for head, _records in read_heads(fh)), np.int64)
-
-
-def _rewrite(index: Path, end: int) -> None:
-    """Keep the entries of segments below a number."""
-    shorter = index.with_name(f".{index.name}.tmp")
-    with index.open("rb") as source, shorter.open("wb") as target:
-        while (entry := read_entry(source)) is not None:
-            if split(entry)[0].number < end:
-                target.write(index_entry(entry))
-    shorter.replace(index)
-
-
 def _add_shipped(index: Path, tally: _Tally, present: dict[int, Path]) -> None:
     """Add what the index says; a segment that is in it needs no file any more."""
     if not index.exists():
         return
+    recover_index(index)
     with index.open("rb") as fh:
         for head, records in read_heads(fh):
             tally.add(head, records)
