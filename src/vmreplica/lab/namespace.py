@@ -147,9 +147,15 @@ def kill_keepers(pids: Sequence[int]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process exists and is more than a zombie."""
+    """Tell whether a process exists and is more than a zombie.
+
+    Its first thread may be one while others still end, and hold what it held: locks on its files.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+        process = Path(f"/proc/{pid}")
+        if (process / "stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}:
+            return True
+        return sum(1 for _thread in (process / "task").iterdir()) > 1
     except OSError:
         return False
 
