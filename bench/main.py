@@ -35,10 +35,10 @@ class Entry(NamedTuple):
 MEASURES: Final = {
     "initial": Entry(initial.run),
     "idle_cycle": Entry(idle_cycle.run),
-    "delta_random_4k": Entry(delta_random_4k.run),
+    "delta_random_4k": Entry(delta_random_4k.run, quick=False),
     "resync_1pct": Entry(resync_1pct.run),
     "failover": Entry(failover.run),
-    "planned_downtime": Entry(planned_downtime.run),
+    "planned_downtime": Entry(planned_downtime.run, quick=False),
     "reverse": Entry(reverse.run),
     "memory": Entry(memory.run, quick=False),
 }
