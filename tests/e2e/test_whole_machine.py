@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from job_kit import Document, NewBlank, NewGuest, enable, inside, relation, switch_off, wait_cycles
+from job_kit import Document, NewBlank, NewGuest, check_point, enable, inside, relation, switch_off, wait_cycles
 
 from vmreplica.lab import Host, Lab, check_records
 from vmreplica.lab.waiting import until
@@ -68,6 +68,31 @@ def test_a_uefi_guest_with_two_disks_goes_on_from_its_own_variables(lab: Lab, ne
     b.virsh("destroy", guest.name)
     report = check_records(b.disk_paths(guest.name))
     assert report.ok, report
+
+
+@pytest.mark.slow
+def test_a_uefi_guest_is_moved_there_and_back_with_its_variables_and_its_last_record(
+    lab: Lab, new_guest: NewGuest
+) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    guest = new_guest(a, disks=2, firmware="efi")
+    guest.wait_for("UEFI variables are new")
+    guest.wait_record(5)
+    enable(a, guest.name)
+    vm = guest.uuid
+    last = 0
+    for here, there in ((a, b), (b, a)):
+        moved = here.ask("failover", guest.name, "--planned", "--yes", timeout=300)["planned"]
+        assert moved["shutdown"] == "button"
+        last = check_point(here, vm, moved["plan"]["point"]).last
+        said = there.watch_console(guest.name, r"boot complete, last record (\d+) found")
+        assert "UEFI variables are ours" in said
+        assert there.wait_domain_alive(guest.name) > last
+        assert until(lambda there=there: relation(there, guest.name)["stands_on"] == 0, 120)  # type: ignore[misc]
+    a.virsh("destroy", guest.name)
+    report = check_records(a.disk_paths(guest.name))
+    assert report.ok, report
+    assert report.last > last
 
 
 @pytest.mark.slow

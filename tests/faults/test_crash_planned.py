@@ -1,4 +1,7 @@
-"""Either agent killed between any two steps of a planned failover: the VM is never on both sides, and ends on one."""
+"""An agent, its libvirtd with it, or the whole host dies between two steps of a planned failover.
+
+The VM is never on both sides, and ends on one.
+"""
 
 import json
 import subprocess
@@ -49,15 +52,52 @@ def _cases(quick: Sequence[tuple[str, str, str]], thorough: Sequence[tuple[str, 
 def test_a_killed_agent_leaves_one_vm_with_all_its_data(
     lab: Lab, new_blank: NewBlank, whose: str, step: str, ends: str
 ) -> None:
-    a, b = lab.host("a"), lab.host("b")
-    vm = new_blank(a)
-    enable(a, vm.name, every="24h")
+    vm = _killed_on_its_way(lab, new_blank, whose, step)
+    lab.host(whose).start_agent()
+    _expect_to_end(lab, vm, ends)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("whose", "step", "ends"), [("a", "final", "a"), ("a", "start", "b"), ("b", "define", "b"), ("b", "resume", "b")]
+)
+def test_a_libvirtd_killed_with_its_agent_leaves_one_vm_with_all_its_data(
+    lab: Lab, new_blank: NewBlank, whose: str, step: str, ends: str
+) -> None:
+    vm = _killed_on_its_way(lab, new_blank, whose, step)
+    lab.host(whose).restart_libvirtd(hard=True)
+    _expect_one_at_most(lab.host("a"), lab.host("b"), vm)
+    lab.host(whose).start_agent()
+    _expect_to_end(lab, vm, ends)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("whose", "step", "ends"),
+    [("a", "final", "a"), ("a", "start", "b"), ("a", "started", "b"), ("b", "define", "b"), ("b", "start", "b")],
+)
+def test_a_host_that_loses_its_power_leaves_one_vm_with_all_its_data(
+    lab: Lab, new_blank: NewBlank, whose: str, step: str, ends: str
+) -> None:
+    vm = _killed_on_its_way(lab, new_blank, whose, step)
+    lab.crash(whose)
+    lab.start(whose)
+    _expect_to_end(lab, vm, ends)
+
+
+def _killed_on_its_way(lab: Lab, new_blank: NewBlank, whose: str, step: str) -> Blank:
+    vm = new_blank(lab.host("a"))
+    enable(lab.host("a"), vm.name, every="24h")
     vm.write("vda", "1M", "64k", 7)
     _start_killing(lab.host(whose), step)
-    _ask_to_move(a, vm)
+    _ask_to_move(lab.host("a"), vm)
     assert until(lambda: lab.host(whose).agent_pid is None, 120), "it was not killed"
-    _expect_one_at_most(a, b, vm)
-    lab.host(whose).start_agent()
+    _expect_one_at_most(lab.host("a"), lab.host("b"), vm)
+    return vm
+
+
+def _expect_to_end(lab: Lab, vm: Blank, ends: str) -> None:
+    a, b = lab.host("a"), lab.host("b")
 
     def settled() -> bool:
         _expect_one_at_most(a, b, vm)
