@@ -9,6 +9,7 @@ from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePat
 from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
+from vmreplica.model.verified import Proof, Verified
 
 #: initial: whole disks, no parent. delta: what changed since the parent. resync: the same, found by comparison or read
 #: whole because change tracking was lost; older points are kept. final: the last delta of a planned failover.
@@ -74,6 +75,8 @@ class DiskClosing(Shape):
     target: DiskTarget
     segments: Annotated[int, Field(ge=0)]
     data_end: Annotated[int, Field(ge=CLUSTER)]
+    #: What the whole disk holds at the point; None: the primary has no fingerprint of it.
+    proof: Proof | None = None
 
 
 class PointClosing(Shape):
@@ -120,6 +123,8 @@ class DiskManifest(Shape):
     adopted: AdoptedBase | None = None
     #: Digest of what tells whether somebody else wrote to the device or old disk since it was last written.
     seal: str = ""
+    #: What its primary said that it holds; None of points made by older versions, and of those made here.
+    proof: Proof | None = None
 
 
 class Manifest(Shape):
@@ -165,6 +170,10 @@ class PointSummary(Shape):
     holds: tuple[str, ...] = ()
     #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
     waits_for: PointId | None = None
+    #: What its primary said that its disks hold.
+    proofs: dict[DiskTarget, Proof] = Field(default_factory=dict)
+    #: What verifying it came to last.
+    verified: Verified | None = None
 
     @property
     def bootable(self) -> bool:
