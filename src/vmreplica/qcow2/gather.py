@@ -7,12 +7,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from vmreplica.model.errors import Corrupt
 from vmreplica.model.units import CLUSTER, KiB, MiB
 from vmreplica.qcow2 import frames
 from vmreplica.qcow2.head import BLOCK, BLOCKS
 from vmreplica.qcow2.layout import I64
 from vmreplica.qcow2.overlaying import I16, Blocks
 from vmreplica.qcow2.rawio import copy_range, pread_exact, pwrite_all
+from vmreplica.qcow2.sums import UNKNOWN, block_sums
 
 #: Frames that stand one behind the other in their image are copied in the kernel from so many bytes on; fewer are
 #: read and written together with their neighbours.
@@ -105,7 +107,13 @@ class Pool:
         cluster = bytearray(frames.decode(below) if below is not None else bytes(CLUSTER))
         for number, start, target, size in block_runs(blocks, np.arange(BLOCKS)[None] * BLOCK):
             fd, path = self._images[number]
-            cluster[target : target + size] = pread_exact(fd, size, start, path)
+            data = pread_exact(fd, size, start, path)
+            first = target // BLOCK
+            known = blocks.sums[0, first : first + size // BLOCK]
+            # In the new frame nobody could see any more that it had gone bad.
+            if ((known != UNKNOWN) & (known != block_sums(data))).any():
+                raise Corrupt("image-damaged", f"{path} has a changed block at {start} that does not have its sum")
+            cluster[target : target + size] = data
         (frame,) = frames.encode(memoryview(cluster), _LEVEL)
         return frame
 

@@ -24,6 +24,7 @@ from vmreplica.qcow2.layers import Layer, of_index, of_zeroes, windows
 from vmreplica.qcow2.layout import L2_ENTRIES, Header
 from vmreplica.qcow2.overlaying import lay_over
 from vmreplica.qcow2.rewriting import SegmentWriter
+from vmreplica.qcow2.sums import SumsReader, SumsWriter
 from vmreplica.qcow2.tables import write_tables
 
 _MODE: Final = 0o600
@@ -36,6 +37,8 @@ class ImageFiles:
 
     image: Path
     index: Path
+    #: Sums of its patches; there is no such file beside an image without.
+    sums: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,8 @@ class Merged:
     #: Of data that were written to it, and how many clusters of that had to be encoded anew.
     data_bytes: int
     encoded: int
+    #: Whether the sums of all blocks of its patches are known.
+    summed: bool
 
 
 def merge_images(
@@ -78,11 +83,11 @@ def merge_images(
         pace: told how many bytes were written, often; waits as long as a limit wants.
 
     Returns:
-        What the manifest has to say. Image and index are synced, the directory is not.
+        What the manifest has to say. The files are synced, the directory is not.
 
     Raises:
-        Corrupt: ``image-damaged``, ``index-damaged``, ``index-order``, ``frame-broken``; nothing has changed.
-        OSError: also when the file system is full; nothing has changed.
+        Corrupt: ``image-damaged``, ``index-damaged``, ``index-order``, ``sums-damaged``, ``frame-broken``.
+        OSError: also when the file system is full.
     """
 
     def wrote(count: int) -> None:
@@ -95,14 +100,17 @@ def merge_images(
             fd = os.open(out.image, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
             stack.callback(os.close, fd)
             index = stack.enter_context(open(out.index, "wb", opener=_private))
+            sums = SumsWriter(out.sums)
+            stack.callback(sums.abort)
             clusters = clusters_of(size)
             writer = SegmentWriter(
-                Pool(images, fd, wrote), index, point=point, target=target, keep_zeroes=backing is not None
+                Pool(images, fd, wrote), index, sums, point=point, target=target, keep_zeroes=backing is not None
             )
             for first, parts in windows(layers, L2_ENTRIES):
                 check()
                 writer.add(lay_over(parts, first, min(L2_ENTRIES, clusters - first)))
             writer.finish(clusters)
+            sums.finish()
             index.flush()
             os.fsync(index.fileno())
             return _finished(fd, out, writer, size=size, backing=backing)
@@ -115,6 +123,7 @@ def discard(files: ImageFiles) -> None:
     """Remove what a merge wrote, as far as it is there."""
     files.image.unlink(missing_ok=True)
     files.index.unlink(missing_ok=True)
+    files.sums.unlink(missing_ok=True)
 
 
 def stands_alone(image: Path) -> bool:
@@ -145,7 +154,8 @@ def _opened(
         fd = os.open(source.image, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, fd)
         images.append((fd, source.image))
-        layers.append(of_index(stack.enter_context(source.index.open("rb", buffering=_BUFFER))))
+        heads = stack.enter_context(source.index.open("rb", buffering=_BUFFER))
+        layers.append(of_index(heads, stack.enter_context(SumsReader(source.sums))))
     return layers, images
 
 
@@ -168,6 +178,7 @@ def _finished(fd: int, out: ImageFiles, writer: SegmentWriter, *, size: int, bac
         segments=writer.segments,
         data_bytes=writer.data_bytes,
         encoded=writer.encoded,
+        summed=writer.summed,
     )
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vmreplica.qcow2.head import BLOCK, BLOCKS, KIND_PATCH, KIND_ZERO, KIND_ZSTD
-from vmreplica.qcow2.layers import Rows
+from vmreplica.qcow2.layers import Rows, Said
 from vmreplica.qcow2.layout import I64, covered
+from vmreplica.qcow2.sums import Sums
 
 #: Nothing is said: the cluster is what the image below all of these has.
 NOTHING: Final = 0
@@ -25,11 +26,11 @@ class Blocks:
     layer: I16
     #: Offset of the block in that layer's image, in bytes.
     place: I64
-    #: Number of the block among all blocks of patches of that layer.
-    number: I64
+    #: The sum of the block.
+    sums: Sums
 
     def __getitem__(self, rows: slice | npt.NDArray[np.bool_]) -> "Blocks":
-        return Blocks(self.layer[rows], self.place[rows], self.number[rows])
+        return Blocks(self.layer[rows], self.place[rows], self.sums[rows])
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -39,7 +40,7 @@ class Blocks:
         """Put rows one after the other."""
         layer = np.concatenate([part.layer for part in parts])
         place = np.concatenate([part.place for part in parts])
-        return cls(layer, place, np.concatenate([part.number for part in parts]))
+        return cls(layer, place, np.concatenate([part.sums for part in parts]))
 
     @property
     def counts(self) -> I64:
@@ -73,7 +74,7 @@ class Window:
     made: npt.NDArray[np.bool_]
 
 
-def lay_over(parts: Sequence[Rows], first: int, count: int) -> Window:
+def lay_over(parts: Sequence[Said], first: int, count: int) -> Window:
     """Lay images over each other.
 
     Args:
@@ -83,24 +84,27 @@ def lay_over(parts: Sequence[Rows], first: int, count: int) -> Window:
     """
     stack = _Stack(parts, first, count)
     for number, part in enumerate(parts):
-        if len(part):
+        if len(part.rows):
             stack.add(number, part)
     return stack.window()
 
 
 class _Stack:
-    def __init__(self, parts: Sequence[Rows], first: int, count: int) -> None:
+    def __init__(self, parts: Sequence[Said], first: int, count: int) -> None:
         self._first = first
         self._kind = np.zeros(count, np.uint8)
         self._layer, self._place = np.zeros(count, np.int16), np.zeros(count, np.int64)
         self._length = np.zeros(count, np.int64)
-        self._patched: I64 = np.unique(np.concatenate([part["start"][part["kind"] == KIND_PATCH] for part in parts]))
+        self._patched: I64 = np.unique(
+            np.concatenate([said.rows["start"][said.rows["kind"] == KIND_PATCH] for said in parts])
+        )
         self._patched -= first
         shape = (len(self._patched), BLOCKS)
-        self._blocks = Blocks(np.full(shape, -1, np.int16), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+        self._blocks = Blocks(np.full(shape, -1, np.int16), np.zeros(shape, np.int64), np.zeros(shape, np.uint64))
 
-    def add(self, number: int, part: Rows) -> None:
+    def add(self, number: int, said: Said) -> None:
         """Lay the next newer layer over what is there."""
+        part = said.rows
         zstd, zero, patch = (part["kind"] == kind for kind in (KIND_ZSTD, KIND_ZERO, KIND_PATCH))
         hidden = np.zeros(len(self._kind), np.bool_)
         if zstd.any():
@@ -113,9 +117,9 @@ class _Stack:
             hidden |= zeroes
         if len(self._patched):
             self._blocks.layer[hidden[self._patched]] = -1
-            self._patch(number, part[patch])
+            self._patch(number, part[patch], said.sums)
 
-    def _patch(self, number: int, part: Rows) -> None:
+    def _patch(self, number: int, part: Rows, sums: Sums) -> None:
         at = part["start"] - self._first
         self._kind[at[self._kind[at] == NOTHING]] = KIND_PATCH
         rows, columns = np.nonzero((part["mask"][:, None] >> np.arange(BLOCKS, dtype=np.uint32)) & np.uint32(1))
@@ -123,13 +127,13 @@ class _Stack:
         into = np.searchsorted(self._patched, at)[rows], columns
         self._blocks.layer[into] = number
         self._blocks.place[into] = part["place"][rows] + columns * BLOCK
-        self._blocks.number[into] = part["block"][rows] + ranks
+        self._blocks.sums[into] = sums[part["block"][rows] + ranks]
 
     def window(self) -> Window:
         """Tell the result."""
         own = self._blocks.layer >= 0
         left: I64 = np.flatnonzero(np.any(own, axis=1))
         patched, full = self._patched[left], np.asarray(np.all(own, axis=1), np.bool_)[left]
-        blocks = Blocks(self._blocks.layer[left], self._blocks.place[left], self._blocks.number[left])
+        blocks = Blocks(self._blocks.layer[left], self._blocks.place[left], self._blocks.sums[left])
         made = full | (self._kind[patched] != KIND_PATCH)
         return Window(self._first, self._kind, self._layer, self._place, self._length, patched, blocks, made)

@@ -25,6 +25,7 @@ from vmreplica.qcow2.index import index_entry
 from vmreplica.qcow2.layout import I64
 from vmreplica.qcow2.overlaying import NOTHING, Blocks, Window
 from vmreplica.qcow2.segment import merged_head
+from vmreplica.qcow2.sums import UNKNOWN, SumsWriter
 
 #: Clusters that are encoded anew and in memory at once.
 _MADE: Final = 64
@@ -52,21 +53,32 @@ class SegmentWriter:
     Args:
         pool: where bytes come from and go to.
         index: of the new image.
+        sums: of the patches in it.
         point: that it belongs to.
         target: of the disk.
         keep_zeroes: whether to say what reads as zeroes.
     """
 
-    def __init__(self, pool: Pool, index: BinaryIO, *, point: PointId, target: DiskTarget, keep_zeroes: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        index: BinaryIO,
+        sums: SumsWriter,
+        *,
+        point: PointId,
+        target: DiskTarget,
+        keep_zeroes: bool,
+    ) -> None:
         self._pool = pool
         self._index = index
+        self._sums = sums
         self._names = point, target
         self._keep_zeroes = keep_zeroes
         self._waiting = _Waiting()
         #: Where the next segment's data begins in the image.
         self.data_end = DATA_START
         self.segments = self.data_bytes = self.encoded = 0
-        self.patched = False
+        self.patched, self.summed = False, True
 
     def add(self, window: Window) -> None:
         """Say what a window says.
@@ -132,7 +144,11 @@ class SegmentWriter:
         records = np.zeros(len(rows), RECORD)
         records["cluster"], records["length"] = rows["cluster"], rows["length"]
         records["kind"] = rows["mask"] << np.uint32(BLOCKS) | rows["kind"]
-        self._index.write(index_entry(merged_head(head, records)))
+        head_bytes = merged_head(head, records)
+        self._index.write(index_entry(head_bytes))
+        sums = blocks.sums[blocks.layer >= 0]
+        self._sums.add(head_bytes, head.number, sums)
+        self.summed &= bool((sums != UNKNOWN).all())
         self.data_bytes += head.data_length + int(blocks.counts.sum()) * BLOCK
         self.segments += 1
         self.patched |= head.patch_count > 0
