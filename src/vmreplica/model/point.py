@@ -174,6 +174,8 @@ class PointSummary(Shape):
     holds: tuple[str, ...] = ()
     #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
     waits_for: PointId | None = None
+    #: What is wrong in it, because files rotted: it is not used unless a person says so. Empty: nothing is known to be.
+    damaged: tuple[str, ...] = ()
 
     @property
     def bootable(self) -> bool:
