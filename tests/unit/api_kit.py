@@ -10,6 +10,7 @@ from pathlib import Path
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
+from record_kit import SmallRecords
 from start_kit import SmallStarts
 
 from vmreplica.api.server import ApiServer, start_api
@@ -102,6 +103,7 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
         self.starts = SmallStarts(self._asked)
+        self.records = SmallRecords(self._asked, lambda vm: self._known(vm).vm, (cycle(), cycle("failed")))
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -333,12 +335,6 @@ class SmallAgent(KeepsFailovers):
             store_free_bytes=1 << 40,
             findings=("its clock is 0.25 s behind",),
         )
-
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List one good cycle and a bad one."""
-        self._asked("history", vm, limit)
-        self._known(vm)
-        return (cycle(), cycle("failed"))[:limit]
 
     def _asked(self, *what: object) -> None:
         self.asked.append(what)

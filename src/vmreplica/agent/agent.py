@@ -20,6 +20,7 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.fence_side import FenceParts, FenceSide
 from vmreplica.agent.guard import Guard
+from vmreplica.agent.health_watch import HealthWatch
 from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
@@ -27,12 +28,15 @@ from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
+from vmreplica.agent.records import Records
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
+from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.agent.telling import Telling
 from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound, VmReplicaError
@@ -40,7 +44,6 @@ from vmreplica.model.ids import VmId
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
-    CycleReport,
     DoctorReport,
     PointsReport,
     RelationshipReport,
@@ -78,6 +81,7 @@ class Agent(FailoverVerbs, Hosts):
         self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
+        self._space = SpaceWatch(paths.store, limits.min_free, self._journal)
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
         stages = make_stages(config, self._hypervisor)
@@ -108,6 +112,9 @@ class Agent(FailoverVerbs, Hosts):
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
         self.receiver = self._make_receiver(repository)
+        telling = Telling(config.health, self._journal)
+        self._health = HealthWatch(partial(self.status, None), self._journal, telling, self._space)
+        self.records = Records(self._journal, self._resolve, self._health.test)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -175,6 +182,7 @@ class Agent(FailoverVerbs, Hosts):
             book=self.book,
             seed_tools=seed_tools(self.config),
             journal=self._journal,
+            space=self._space,
         )
 
     def start(self) -> None:
@@ -185,9 +193,11 @@ class Agent(FailoverVerbs, Hosts):
         self._runner.start()
         self._fences.start()
         self.planned.start_work()
+        self._health.start()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
+        self._health.stop()
         self._doctor.stop()
         self._fences.stop()
         self.planned.stop_work()
@@ -313,11 +323,6 @@ class Agent(FailoverVerbs, Hosts):
         """Tell how a long act is doing."""
         return self._tasks.get(task_id).report()
 
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List the last cycles of a VM, newest first."""
-        self._require_primary(vm)
-        return self._journal.history(self._hypervisor.find(vm).vm, limit)
-
     # ---- helpers
 
     def _imported(self, directory: str, task: Task, error: VmReplicaError | None) -> None:
@@ -332,6 +337,18 @@ class Agent(FailoverVerbs, Hosts):
     def _held(self, vm: str) -> Replica | None:
         """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
         return self._replicas.find(vm) if self._primaries.find(vm) is None else None
+
+    def _resolve(self, vm: str) -> VmId:
+        """Find the id of a VM that is here, that a copy is held of, or that the journal knows from before.
+
+        Raises:
+            NotFound: ``vm-unknown``.
+        """
+        rel, replica = self._primaries.find(vm), self._replicas.find(vm)
+        if rel is not None:
+            return rel.vm
+        known = replica.record.vm if replica is not None else self._journal.named(vm)[0]
+        return known or self._hypervisor.find(vm).vm
 
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import begin_due
 from vmreplica.agent.tasks import Task
-from vmreplica.model.health import Facts, judge
+from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName, VmId, VmName
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
@@ -166,7 +166,7 @@ def _facts(rel: Relationship, state: State, age: float | None) -> Facts:
         last_error_code=rel.last.error_code if rel.last and failed else None,
         last_error_hint=rel.last.hint if rel.last and failed else "",
         last_duration=rel.last.seconds if rel.last and rel.last.kind == "delta" else None,
-        missed_in_a_row=rel.missed,
+        missed_in_a_row=int(rel.queued_seconds // rel.policy.interval),
         awaited=rel.position is not None and rel.position.awaited is not None,
         complaints=rel.position.complaints if rel.position else (),
         runs_stale=rel.runs_stale,
@@ -190,6 +190,7 @@ def describe(
     latest = rel.position.latest if rel.position and rel.position.latest and rel.position.latest.bootable else None
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
     state = rel.state()
+    facts = _facts(rel, state, age)
     return RelationshipReport(
         vm=rel.vm,
         name=rel.name,
@@ -197,7 +198,8 @@ def describe(
         peer=peer,
         peer_id=rel.policy.replica,
         state=state,
-        health=judge(_facts(rel, state, age)),
+        health=judge(facts),
+        measures=measures_of(facts),
         interval=rel.policy.interval,
         keep=rel.policy.keep,
         epoch=rel.policy.epoch,

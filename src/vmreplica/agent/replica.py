@@ -20,6 +20,7 @@ from vmreplica.agent.networks import change_networks, networks_report
 from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
+from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.tasks import Task
 from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
@@ -61,6 +62,7 @@ class ReplicaSide:
         book: paired hosts.
         seed_tools: for reading existing copies.
         journal: history.
+        space: watches the room of the store.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class ReplicaSide:
         book: PeerBook,
         seed_tools: SeedTools,
         journal: Journal,
+        space: SpaceWatch,
     ) -> None:
         self._repository = repository
         #: Reads existing copies that primaries name.
         self.seeder = Seeder(repository, seed_tools)
         self._hypervisor = hypervisor
         self.journal = journal
+        self._space = space
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
@@ -307,7 +311,7 @@ class ReplicaSide:
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
         peer = self.peer_name(replica.record.owner)
-        return describe_replica(replica, peer, self._tests.reports(replica), self.commits)
+        return describe_replica(replica, peer, self._tests.reports(replica), self.commits, space=self._space.facts())
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""

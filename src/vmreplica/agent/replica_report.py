@@ -5,16 +5,22 @@ from collections.abc import Sequence
 
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
-from vmreplica.model.health import Facts, judge
+from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName
 from vmreplica.model.point import Position
+from vmreplica.model.proof import SpaceFacts
 from vmreplica.model.report import FailoverTest, RelationshipReport
 from vmreplica.model.states import State
 from vmreplica.repository import Replica, ReplicaRecord
 
 
 def describe_replica(
-    replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest], commits: Commits
+    replica: Replica,
+    peer: HostName | None,
+    tests: Sequence[FailoverTest],
+    commits: Commits,
+    *,
+    space: SpaceFacts | None = None,
 ) -> RelationshipReport:
     """Report a relationship from its replica.
 
@@ -23,6 +29,7 @@ def describe_replica(
         peer: the primary's name, when it is still paired.
         tests: its test failovers.
         commits: those of this host.
+        space: the room of the store; None: nobody knows.
     """
     record, position = replica.record, replica.position()
     points = [point for point in replica.points() if point.bootable]
@@ -33,7 +40,14 @@ def describe_replica(
     complaints = [*position.complaints, *_seed_complaint(position), *commits.complaints(record.vm)]
     complaints += _address_complaint(record)
     awaited = position.awaited is not None
-    facts = Facts(state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints))
+    facts = Facts(
+        state=state,
+        interval=record.interval,
+        point_age=age,
+        awaited=awaited,
+        complaints=tuple(complaints),
+        space=space,
+    )
     return RelationshipReport(
         vm=record.vm,
         name=record.name,
@@ -42,6 +56,7 @@ def describe_replica(
         peer_id=record.owner,
         state=state,
         health=judge(facts),
+        measures=measures_of(facts),
         interval=record.interval,
         keep=record.keep,
         epoch=record.epoch,
