@@ -29,10 +29,13 @@ def _nothing() -> None:
     """The check of a fold that nobody stops."""
 
 
+def _beside(base: Path, overlay: Path) -> fold.Beside:
+    sums = base.with_suffix(".tsums")
+    return fold.Beside(index=overlay.with_suffix(".index"), dead=base.with_suffix(".dead"), sums=sums, new_sums=sums)
+
+
 def _fold(base: Path, overlay: Path, size: int = SIZE) -> bytes:
-    return fold.prepare_fold(
-        base, overlay, overlay.with_suffix(".index"), base.with_suffix(".dead"), size=size, check=_nothing
-    )
+    return fold.prepare_fold(base, overlay, _beside(base, overlay), size=size, check=_nothing)
 
 
 def _fold_whole(base: Path, overlay: Path, size: int = SIZE) -> None:
@@ -103,7 +106,7 @@ def test_a_fold_that_is_stopped_leaves_the_base_as_it_was(tmp_path: Path) -> Non
             raise Conflict("fold-stopped", "enough")
 
     with pytest.raises(Conflict):
-        fold.prepare_fold(base, overlay, overlay.with_suffix(".index"), tmp_path / "dead", size=SIZE, check=stop)
+        fold.prepare_fold(base, overlay, _beside(base, overlay), size=SIZE, check=stop)
     assert base.stat().st_size > size - 1
     fold.undo(base, size)
     check(base)

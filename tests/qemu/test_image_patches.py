@@ -34,7 +34,9 @@ def _changed(model: Mapping[int, bytes], number: int, kind: int, seed: int) -> b
 
 def _fold_whole(base: Path, overlay: Path, size: int = SIZE) -> None:
     dead = base.with_suffix(".dead")
-    header = fold.prepare_fold(base, overlay, overlay.with_suffix(".index"), dead, size=size, check=lambda: None)
+    sums = base.with_suffix(".tsums")
+    beside = fold.Beside(index=overlay.with_suffix(".index"), dead=dead, sums=sums, new_sums=sums)
+    header = fold.prepare_fold(base, overlay, beside, size=size, check=lambda: None)
     fold.switch(base, header)
     fold.reclaim(base, dead, lambda: False)
 

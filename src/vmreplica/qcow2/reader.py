@@ -62,6 +62,23 @@ class Image:
                 part[:] = np.frombuffer(raw, BIG16)[: len(part)]
         return counts
 
+    def raw_table(self, offset: int) -> bytes:
+        """Read a table of one cluster as it stands in the file."""
+        return self._raw(offset, 1)
+
+    def raw_l1(self) -> bytes:
+        """Read the L1 table with its padding."""
+        return self._raw(self.header.l1_offset, self.l1_clusters)
+
+    def raw_refcount_table(self) -> bytes:
+        """Read the refcount table."""
+        return self._raw(self.header.refcount_offset, self.header.refcount_clusters)
+
+    def _raw(self, offset: int, clusters: int) -> bytes:
+        if not offset or offset % CLUSTER or offset + clusters * CLUSTER > self.bytes:
+            raise Corrupt("image-damaged", f"{self._path} names a table at {offset}, outside of itself")
+        return pread_exact(self._fd, clusters * CLUSTER, offset, self._path)
+
     def _table(self, offset: int, entries: int) -> U64:
         if not offset or offset % CLUSTER or offset + entries * BIG64.itemsize > self.bytes:
             raise Corrupt("image-damaged", f"{self._path} names a table at {offset}, outside of itself")

@@ -60,6 +60,10 @@ class Layout:
         """The sums of the patches of a published disk image; none beside one without patches."""
         return self.points / point / f"{target}.sums"
 
+    def table_sums(self, point: PointId, target: DiskTarget) -> Path:
+        """The sums of the tables of a folded disk image."""
+        return self.points / point / f"{target}.tsums"
+
     def dead(self, point: PointId, target: DiskTarget) -> Path:
         """What a fold supersedes in the base's image of a disk."""
         return self.points / point / f"{target}.dead"
