@@ -57,6 +57,7 @@ def test_any_sequence_of_folds_equals_its_model(
     model: dict[int, bytes] = {n: _cluster(n, kind, n) for n, kind in first.items()}
     base = tmp_path / "base.qcow2"
     write_image(base, model, SIZE)
+    base.with_suffix(".tsums").unlink(missing_ok=True)
     for turn, kinds in enumerate(later):
         change = {n: _cluster(n, kind, 1000 * turn + n) for n, kind in kinds.items()}
         overlay = tmp_path / f"{turn}.qcow2"
@@ -129,6 +130,7 @@ def test_forty_folds_neither_grow_the_file_without_end_nor_keep_dead_data(tmp_pa
     base, source = tmp_path / "base.qcow2", random.Random(7)
     model = {n: noise(n) for n in range(CLUSTERS)}
     write_image(base, model, SIZE)
+    base.with_suffix(".tsums").unlink(missing_ok=True)
     for turn in range(40):
         change = {n: noise(1000 + turn) for n in source.sample(range(CLUSTERS), 20)}
         overlay = tmp_path / "overlay.qcow2"

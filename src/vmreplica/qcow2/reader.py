@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.units import CLUSTER
@@ -84,3 +85,13 @@ class Image:
             raise Corrupt("image-damaged", f"{self._path} names a table at {offset}, outside of itself")
         raw = pread_exact(self._fd, entries * BIG64.itemsize, offset, self._path)
         return np.frombuffer(raw, BIG64).astype(np.uint64)
+
+
+def header_digest(path: Path) -> str:
+    """Tell the xxh3-128 (hex) of the header of a folded image: what its manifest has as the digest.
+
+    Raises:
+        Corrupt: ``image-damaged``.
+    """
+    with path.open("rb") as fh:
+        return xxhash.xxh3_128_hexdigest(Header.unpack(fh.read(CLUSTER), str(path)).pack())

@@ -27,6 +27,7 @@ from vmreplica.qcow2.fold import Beside, prepare_fold, reclaim, switch, undo
 from vmreplica.qcow2.frames import MAX_FRAME
 from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import REFCOUNTS
+from vmreplica.qcow2.reader import header_digest
 from vmreplica.qcow2.shim import is_shim
 from vmreplica.qcow2.table_sums import carry_table_sums
 from vmreplica.repository.bases import check_base, on_base, put_shim, require_room, writable_base
@@ -176,7 +177,7 @@ def _prepare(
             changes = {"header": header.hex(), "digest": xxhash.xxh3_128_hexdigest(header)}
         else:
             carry_table_sums(layout.image(record.base, disk.target), sums, new_sums)
-            changes = {"digest": base[disk.target].tables_digest}
+            changes = {"digest": header_digest(layout.image(record.base, disk.target))}
         disks.append(disk.model_copy(update=changes))
     return record.model_copy(update={"stage": "commit", "disks": tuple(disks)})
 

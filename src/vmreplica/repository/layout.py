@@ -39,6 +39,10 @@ class Layout:
         #: The VM's definition as it was here before its host became the replica.
         self.original = root / "original.xml"
         self.landing = root / "landing.json"
+        #: When each point was read and checked.
+        self.scrub = root / "scrub.json"
+        #: Of works that change points' files in steps.
+        self.journals = (self.fold, root / "merge.json", self.landing)
 
     def point(self, point: PointId) -> Path:
         """The directory of a published point."""
