@@ -1,5 +1,6 @@
 """The verbs of failover, as the API knows them, handed on to whoever does them."""
 
+from vmreplica.agent.boot_testing import BootTesting
 from vmreplica.agent.planned_service import Planned
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing
@@ -25,6 +26,11 @@ class FailoverVerbs:
     _reversing: Reversing
     _replicas: ReplicaSide
     _tasks: Tasks
+
+    @property
+    def boots(self) -> BootTesting:
+        """Boot tests."""
+        return self._replicas.boots
 
     def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
         """Tell what a failover would do and lose; changes nothing."""

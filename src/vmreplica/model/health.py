@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vmreplica.model.boot import BootFacts
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 from vmreplica.model.units import format_duration
@@ -52,6 +53,8 @@ class Facts:
     runs_stale: bool = False
     #: Why a VM that starts with its host was not started yet.
     start_waits: str | None = None
+    #: Boot tests; None: none was asked for yet.
+    boot: BootFacts | None = None
 
 
 _LATE, _VERY_LATE = 2.0, 4.0
@@ -107,6 +110,7 @@ def judge(facts: Facts) -> Health:
         *_of_power(facts),
         *_of_age(facts),
         *_of_pace(facts),
+        *_of_boot(facts),
     ]
     reasons += [Reason(code="replica-complains", level=Level.WARNING, text=text) for text in facts.complaints]
     order = (Level.NORMAL, Level.WARNING, Level.CRITICAL)
@@ -190,3 +194,22 @@ def _of_pace(facts: Facts) -> list[Reason]:
             hint="use a longer --every or a faster line",
         )
     ]
+
+
+def _of_boot(facts: Facts) -> list[Reason]:
+    boot = facts.boot
+    if boot is None:
+        return []
+    reasons = []
+    if boot.failures:
+        level = Level.CRITICAL if boot.critical else Level.WARNING
+        text = f"the last boot test {boot.last}" + (f"; {boot.failures} failed in a row" if boot.critical else "")
+        hint = (
+            "vmreplica boot-test VM --picture FILE shows its screen; vmreplica failover VM --test starts one to look at"
+        )
+        reasons.append(Reason(code="boot-test-failed", level=level, text=text, hint=hint))
+    if boot.overdue is not None and boot.overdue > boot.patience:
+        why = f": {boot.skipped}" if boot.skipped else ""
+        text = f"a boot test has been due for {format_duration(boot.overdue)}{why}"
+        reasons.append(Reason(code="boot-test-overdue", level=Level.WARNING, text=text, hint="vmreplica boot-test VM"))
+    return reasons

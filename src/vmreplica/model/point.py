@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
+from vmreplica.model.boot import BootResult
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
 from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
@@ -165,6 +166,8 @@ class PointSummary(Shape):
     holds: tuple[str, ...] = ()
     #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
     waits_for: PointId | None = None
+    #: What came of the last boot test from it.
+    boot_test: BootResult | None = None
 
     @property
     def bootable(self) -> bool:

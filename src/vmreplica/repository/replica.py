@@ -15,6 +15,7 @@ from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOp
 from vmreplica.model.states import Event, State, transition
 from vmreplica.repository import adopting, bases, folding, landing
 from vmreplica.repository.awaiting import Awaiting, Shared
+from vmreplica.repository.boot_notes import BootNotes
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.committing import Committing
 from vmreplica.repository.complaints import complaints_of
@@ -52,6 +53,7 @@ class Replica:
         self._record = read_shape(self._layout.record, ReplicaRecord)
         self._holds = Holds(self._layout.holds)
         self._shelf = Shelf(self._layout, self._memory)
+        self.boots = BootNotes(self._layout)
         self._inbox = Inbox(self._layout, min_free)
         #: A base that travels in an export, until it is imported.
         shared = Shared(self._receiving, self._folding, self._shelf, self._inbox)
@@ -135,7 +137,7 @@ class Replica:
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return self._shelf.summaries(self._holds.reasons)
+            return self.boots.noted(self._shelf.summaries(self._holds.reasons))
 
     def manifests(self) -> list[Manifest]:
         """List the manifests of the published points, oldest first."""
