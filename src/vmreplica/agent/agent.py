@@ -161,6 +161,7 @@ class Agent(FailoverVerbs, Hosts):
             book=self.book,
             seed_tools=seed_tools(self.config),
             tasks=self._tasks,
+            journal=self._journal,
         )
 
     def start(self) -> None:

@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final
 
 import structlog
 
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.failover.booting import BootTest, GivenWay, plan_boot, require_memory
@@ -30,10 +31,11 @@ from vmreplica.model.boot import (
     next_boot,
 )
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
+from vmreplica.model.events import EventSeverity
 from vmreplica.model.ids import PointId, VmId
 from vmreplica.model.report import BootReport, FailoverPlan, TaskReport
 from vmreplica.model.states import State
-from vmreplica.repository import Replica, Repository
+from vmreplica.repository import Replica, ReplicaRecord, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -47,13 +49,6 @@ _GIVE_WAY: Final = 5.0
 _END: Final = 30.0
 #: States in which a schedule goes on: the replica takes points, or its primary rests.
 _SCHEDULED: Final = frozenset({State.REPLICATING, State.RESYNC, State.PAUSED})
-
-
-class Teller(Protocol):
-    """Writes down what happened."""
-
-    def __call__(self, replica: Replica, code: str, text: str, *, severity: str = "info", **details: Any) -> None:
-        """Add one event."""
 
 
 def local_zone() -> dt.tzinfo:
@@ -103,6 +98,7 @@ class BootTesting:
         repository: of this host.
         hypervisor: its libvirt.
         tests: its test failovers.
+        journal: history.
         find: gives the replica of a VM, by name or UUID, or says that there is none.
         tasks: of this agent.
         before: observer of steps; tests kill the agent there.
@@ -113,6 +109,7 @@ class BootTesting:
         repository: Repository,
         hypervisor: Hypervisor,
         tests: FailoverTests,
+        journal: Journal,
         *,
         find: Callable[[str], Replica],
         tasks: Tasks,
@@ -124,8 +121,7 @@ class BootTesting:
         self._find = find
         self._before = before
         self._tasks = tasks
-        #: Who writes down what happened.
-        self.tell: Teller = _tell_nobody
+        self._journal = journal
         #: Of the three below, and of changes to records.
         self._lock = threading.Lock()
         self._job: _Job | None = None
@@ -310,12 +306,12 @@ class BootTesting:
         with self._lock:
             replica.update(boot=after(replica.record.boot, result))
         record = replica.record
-        severity = "info" if result.good else "warning"
+        severity: EventSeverity = "info" if result.good else "warning"
         _log.info("boot test", vm=record.vm, point=result.point, verdict=result.verdict, seconds=result.seconds)
         text = f"point {result.point} {result.sentence()}"
         code = "boot-test-passed" if result.good else "boot-test-failed"
         details = {"point": result.point, "verdict": result.verdict, "seconds": result.seconds, "told": result.told}
-        self.tell(replica, code, text, severity=severity, **details)
+        self._tell(record, code, text, severity=severity, **details)
         return BootReport(vm=record.vm, name=record.name, result=result, notes=test.notes)
 
     # ---- schedules
@@ -369,14 +365,13 @@ class BootTesting:
         if skipped is not known:
             # A host that is short of memory for a night says so once.
             _log.info("no verdict of a boot test", vm=record.vm, code=error.code, why=error.message)
-            self.tell(replica, "boot-test-skipped", error.message, severity="warning", reason=error.code)
+            self._tell(record, "boot-test-skipped", error.message, severity="warning", reason=error.code)
+
+    def _tell(self, record: ReplicaRecord, code: str, text: str, *, severity: EventSeverity, **details: object) -> None:
+        self._journal.event(record.vm, "boot-test", code, text, severity=severity, name=record.name, **details)
 
     def _change(self, replica: Replica, **changes: object) -> BootRecord:
         with self._lock:
             changed = BootRecord.model_validate({**replica.record.boot.model_dump(), **changes})
             replica.update(boot=changed)
         return changed
-
-
-def _tell_nobody(replica: Replica, code: str, text: str, *, severity: str = "info", **details: Any) -> None:
-    """Write nothing down."""

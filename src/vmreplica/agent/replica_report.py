@@ -41,7 +41,7 @@ def describe_replica(
         point_age=age,
         awaited=awaited,
         complaints=tuple(complaints),
-        boot=boot_facts(record.boot, now, local_zone()),
+        boot=boot_facts(record.boot, now),
     )
     return RelationshipReport(
         vm=record.vm,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
 
 from vmreplica.model.ids import NetworkName, PointId
+from vmreplica.model.proof import BootFacts
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import format_duration
 
@@ -25,8 +26,6 @@ _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 _MAX_PORT: Final = 65535
 _TEXT: Final = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _PATH: Final = re.compile(r"/[^\x00-\x1f\x7f]{1,1000}")
-#: Failed tests in a row from which on it is critical.
-_CRITICAL: Final = 2
 
 
 class BootSign(Shape):
@@ -178,25 +177,6 @@ class BootState(Shape):
     skipped: BootSkip | None
 
 
-class BootFacts(Shape):
-    """What health is judged by; seconds."""
-
-    failures: int = 0
-    #: What came of the last one, a sentence.
-    last: str = ""
-    #: For how long one has been due; None: none is.
-    overdue: float | None = None
-    #: From how much on that is worth a word.
-    patience: float = 0.0
-    #: Why the last one that was due did not run.
-    skipped: str = ""
-
-    @property
-    def critical(self) -> bool:
-        """Tell whether failures are more than a single one."""
-        return self.failures >= _CRITICAL
-
-
 def after(record: BootRecord, result: BootResult) -> BootRecord:
     """Add a result."""
     failures = 0 if result.good else record.failures + 1
@@ -247,17 +227,17 @@ def boot_state(record: BootRecord, zone: dt.tzinfo) -> BootState | None:
     )
 
 
-def boot_facts(record: BootRecord, now: dt.datetime, zone: dt.tzinfo) -> BootFacts | None:
+def boot_facts(record: BootRecord, now: dt.datetime) -> BootFacts | None:
     """Tell what health is judged by; None: nobody has asked for any test yet."""
-    if record.schedule is None and record.last is None:
+    schedule, last = record.schedule, record.last
+    if schedule is None and last is None:
         return None
-    due = next_boot(record, zone)
-    late = None if due is None else (now - due).total_seconds()
+    # A test of long before a schedule was made says nothing about whether that is kept.
+    moments = [last.started] if last is not None else []
+    moments += [schedule.since] if schedule is not None else []
     return BootFacts(
+        period=float(schedule.every) if schedule is not None else None,
+        age=(now - max(moments)).total_seconds(),
         failures=record.failures,
-        last=record.last.sentence() if record.last is not None else "",
-        overdue=late if late is not None and late > 0 else None,
-        # Once is no failure: a host may be short of memory for a night.
-        patience=float(record.schedule.every + record.schedule.wish.limit) if record.schedule else 0.0,
-        skipped=record.skipped.why if record.skipped is not None else "",
+        text=f"point {last.point} {last.sentence()}" if last is not None and record.failures else "",
     )
