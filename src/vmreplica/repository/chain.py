@@ -44,6 +44,7 @@ class Point:
             stored_bytes=self.stored_bytes,
             holds=holds,
             waits_for=waits_for,
+            proofs={disk.target: disk.proof for disk in manifest.disks if disk.proof is not None},
         )
 
 
