@@ -15,6 +15,7 @@ from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOp
 from vmreplica.model.states import Event, State, transition
 from vmreplica.repository import adopting, bases, folding, landing
 from vmreplica.repository.awaiting import Awaiting, Shared
+from vmreplica.repository.boot_notes import BootNotes
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.committing import Committing
 from vmreplica.repository.complaints import complaints_of
@@ -53,6 +54,7 @@ class Replica:
         self._record = read_shape(self._layout.record, ReplicaRecord)
         self._holds = Holds(self._layout.holds)
         self._shelf = Shelf(self._layout, self._memory)
+        self.boots = BootNotes(self._layout)
         #: What is known to be wrong with the points' files.
         self.damages = Damages(self._layout, self._shelf)
         self._inbox = Inbox(self._layout, min_free)
@@ -140,7 +142,7 @@ class Replica:
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return self.damages.marked(self._shelf.summaries(self._holds.reasons))
+            return self.boots.noted(self.damages.marked(self._shelf.summaries(self._holds.reasons)))
 
     def manifests(self) -> list[Manifest]:
         """List the manifests of the published points, oldest first."""
@@ -250,8 +252,7 @@ class Replica:
     def abandon(self, point: PointId) -> None:
         """Throw away a point under construction, if it is this one."""
         with self._receiving:
-            held = self._inbox.held()
-            if held is not None and held.point == point:
+            if (held := self._inbox.held()) is not None and held.point == point:
                 self._inbox.discard()
 
     # ---- holds and retention
@@ -333,8 +334,7 @@ class Replica:
             self._reload()
             self.awaiting.recover()
             self._reload()
-            latest = self._shelf.latest()
-            self._inbox.recover(latest.id if latest is not None else None)
+            self._inbox.recover(latest.id if (latest := self._shelf.latest()) is not None else None)
         self._end_waiting()
 
     def retire(self) -> None:
