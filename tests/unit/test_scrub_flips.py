@@ -44,6 +44,13 @@ def _ends(image: Path, index: Path) -> tuple[int, Header]:
     return -(-end // CLUSTER) * CLUSTER, Header.unpack(image.read_bytes()[:CLUSTER], "", overlay=True)
 
 
+def _nvram(replica: Replica, point: str) -> bytes | None:
+    try:
+        return machine_files(replica.dir, replica.point(point))["nvram"]
+    except Corrupt:
+        return None
+
+
 def _assert_named(replica: Replica, point: str, what: str) -> tuple[Damage, ...]:
     found = scrub(replica, point)
     assert found.damages, what
@@ -177,7 +184,8 @@ def test_a_flipped_bit_in_what_is_no_disk_is_found(file: str, tmp_path: Path) ->
                 found = scrub(replica, point)
                 assert [(one.what, one.file) for one in found.repaired] == [("manifest", file)]
                 assert path.read_bytes() == right, "put right from the other one"
-            else:
+            elif file == "definition.xml" or _nvram(replica, point) != NVRAM:
+                # (A bit of the packed form that means nothing may be anything: what it unpacks to is what counts.)
                 (damage,) = _assert_named(replica, point, "definition" if "xml" in file else "machine")
                 assert damage.file == file
                 replica.damages.record(point, [damage], NOW)

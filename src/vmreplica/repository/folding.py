@@ -19,7 +19,8 @@ from typing import Final
 import xxhash
 
 from vmreplica.fsio import fsync_dir, remove_tree, require_free
-from vmreplica.model.ids import DiskTarget
+from vmreplica.model.errors import Corrupt
+from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import DiskManifest, Manifest
 from vmreplica.model.units import CLUSTER, MiB
 from vmreplica.qcow2.flatten import apply_overlay
@@ -28,6 +29,7 @@ from vmreplica.qcow2.frames import MAX_FRAME
 from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import REFCOUNTS
 from vmreplica.qcow2.reader import header_digest
+from vmreplica.qcow2.reparent import tables_digest
 from vmreplica.qcow2.shim import is_shim
 from vmreplica.qcow2.table_sums import carry_table_sums
 from vmreplica.repository.bases import check_base, on_base, put_shim, require_room, writable_base
@@ -165,6 +167,7 @@ def _prepare(
             require_room(layout, disk, index)
             disks.append(disk)
             continue
+        _require_right_tables(layout, record.base, base[disk.target])
         sums, new_sums = (layout.table_sums(point, disk.target) for point in (record.base, record.point))
         if index.stat().st_size or base[disk.target].size != sizes[disk.target]:
             header = prepare_fold(
@@ -180,6 +183,17 @@ def _prepare(
             changes = {"digest": header_digest(layout.image(record.base, disk.target))}
         disks.append(disk.model_copy(update=changes))
     return record.model_copy(update={"stage": "commit", "disks": tuple(disks)})
+
+
+def _require_right_tables(layout: Layout, point: PointId, disk: DiskManifest) -> None:
+    """See that an image that was never folded has the tables it came with: after the fold they count as right.
+
+    Raises:
+        Corrupt: ``image-damaged``.
+    """
+    image, index = layout.image(point, disk.target), layout.index(point, disk.target)
+    if index.exists() and disk.tables_digest not in {"", tables_digest(image, index)}:
+        raise Corrupt("image-damaged", f"the tables of {image} are not as they were written")
 
 
 def _undo(layout: Layout, record: FoldRecord) -> None:
