@@ -26,6 +26,7 @@ from vmreplica.repository.layout import Layout, read_shape, remove_leftovers, st
 from vmreplica.repository.record import ReplicaRecord, seeding_of
 from vmreplica.repository.retention import take
 from vmreplica.repository.shelf import Shelf
+from vmreplica.repository.verdicts import Verdicts
 
 Clock = Callable[[], dt.datetime]
 
@@ -55,6 +56,8 @@ class Replica:
         self._shelf = Shelf(self._layout, self._memory)
         #: What is known to be wrong with the points' files.
         self.damages = Damages(self._layout, self._shelf)
+        #: What verifying the points came to.
+        self.verdicts = Verdicts(self._layout, self._shelf, self.damages)
         self._inbox = Inbox(self._layout, min_free)
         #: A base that travels in an export, until it is imported.
         shared = Shared(self._receiving, self._folding, self._shelf, self._inbox)
@@ -140,7 +143,7 @@ class Replica:
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return self.damages.marked(self._shelf.summaries(self._holds.reasons))
+            return self.verdicts.marked(self.damages.marked(self._shelf.summaries(self._holds.reasons)))
 
     def manifests(self) -> list[Manifest]:
         """List the manifests of the published points, oldest first."""
