@@ -112,8 +112,7 @@ def test_zeroes_and_discards_are_carried_as_such_and_only_where_something_was(
 def test_damaged_clusters_are_carried_whole_whatever_the_fingerprint_says_and_nothing_else(
     seeded: Copy, disk: Path, mode: Mode
 ) -> None:
-    change(disk, ["discard 8M 1M"])
-    next_cycle(seeded, disk, mode)
+    next_cycle(seeded, disk, mode, writes=["discard 8M 1M"])
     data, zeroes, tail = 1, 8 * 16 + 3, TAIL // CLUSTER
     for cluster in (data, data + 1, zeroes, tail):
         seeded.content[cluster * CLUSTER + 5000] ^= 1

@@ -93,9 +93,9 @@ class _Reader:
                     yield low // BLOCK * BLOCK, min(-(-high // BLOCK) * BLOCK, end)
 
     def pieces(self, begin: int, end: int) -> Iterator[tuple[int, memoryview]]:
-        """Read what is data in [begin, end): (offset, bytes), in order. The bytes hold until the next piece is asked for.
+        """Read what is data in [begin, end): (offset, bytes), in order; the bytes hold until the next ones are asked for.
 
-        The server reads the next ones while the caller works on one.
+        The server reads on while the caller works on them.
         """
         places = (
             (start, min(_PIECE, high - start))

@@ -15,6 +15,7 @@ from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOp
 from vmreplica.model.states import Event, State, transition
 from vmreplica.repository import adopting, bases, folding, landing
 from vmreplica.repository.awaiting import Awaiting, Shared
+from vmreplica.repository.boot_notes import BootNotes
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.committing import Committing
 from vmreplica.repository.complaints import complaints_of
@@ -54,9 +55,9 @@ class Replica:
         self._record = read_shape(self._layout.record, ReplicaRecord)
         self._holds = Holds(self._layout.holds)
         self._shelf = Shelf(self._layout, self._memory)
+        self.boots = BootNotes(self._layout)
         #: What is known to be wrong with the points' files.
         self.damages = Damages(self._layout, self._shelf)
-        #: What verifying the points came to.
         self.verdicts = Verdicts(self._layout, self._shelf, self.damages)
         self._inbox = Inbox(self._layout, min_free)
         #: A base that travels in an export, until it is imported.
@@ -143,7 +144,8 @@ class Replica:
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return self.verdicts.marked(self.damages.marked(self._shelf.summaries(self._holds.reasons)))
+            listed = self.damages.marked(self._shelf.summaries(self._holds.reasons))
+            return self.boots.noted(self.verdicts.marked(listed))
 
     def manifests(self) -> list[Manifest]:
         """List the manifests of the published points, oldest first."""
@@ -253,8 +255,7 @@ class Replica:
     def abandon(self, point: PointId) -> None:
         """Throw away a point under construction, if it is this one."""
         with self._receiving:
-            held = self._inbox.held()
-            if held is not None and held.point == point:
+            if (held := self._inbox.held()) is not None and held.point == point:
                 self._inbox.discard()
 
     # ---- holds and retention
@@ -336,8 +337,7 @@ class Replica:
             self._reload()
             self.awaiting.recover()
             self._reload()
-            latest = self._shelf.latest()
-            self._inbox.recover(latest.id if latest is not None else None)
+            self._inbox.recover(latest.id if (latest := self._shelf.latest()) is not None else None)
         self._end_waiting()
 
     def retire(self) -> None:
