@@ -157,7 +157,7 @@ class Manifest(Shape):
     #: True once older points were folded into these images: their segment digests no longer apply, each compressed
     #: frame's own checksum does.
     folded: bool = False
-    #: True once images of older points were merged into these: indexes and sums describe them, segments have no digests.
+    #: True once images of older points were merged into these: indexes and sums describe them, no segments do.
     merged: bool = False
     #: xxh3-128 (hex) of everything else in here (see ``repository.manifests``); empty of manifests from before.
     digest: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")] = ""

@@ -93,7 +93,7 @@ class _Reader:
                     yield low // BLOCK * BLOCK, min(-(-high // BLOCK) * BLOCK, end)
 
     def pieces(self, begin: int, end: int) -> Iterator[tuple[int, memoryview]]:
-        """Read what is data in [begin, end): (offset, bytes), in order; the bytes hold until the next ones are asked for.
+        """Read what is data in [begin, end): (offset, bytes), in order; they hold until the next ones are asked for.
 
         The server reads on while the caller works on them.
         """
