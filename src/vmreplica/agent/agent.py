@@ -34,6 +34,7 @@ from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound
+from vmreplica.model.keep import Keep
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
@@ -221,7 +222,7 @@ class Agent(FailoverVerbs, Hosts):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,
