@@ -57,6 +57,9 @@ class Copy:
         carried = apply(point, self.content)
         self.fingerprint.resize(disk.size)
         self.fingerprint.merge(disk.staged(), LATEST)
+        proof, total = disk.closing.proof if disk.closing else None, self.fingerprint.sum
+        if proof is not None:
+            assert (proof.sum, proof.key) == (total.text if total else None, f"{KEY:016x}")
         return carried
 
     def assert_same(self, disk: Path, image_format: str = "qcow2") -> None:

@@ -4,12 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
+from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
 from vmreplica.model.keep import Keep
 from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
+from vmreplica.model.verified import Proof, Verified
 
 #: initial: whole disks, no parent. delta: what changed since the parent. resync: the same, found by comparison or read
 #: whole because change tracking was lost; older points are kept. final: the last delta of a planned failover.
@@ -75,6 +77,8 @@ class DiskClosing(Shape):
     target: DiskTarget
     segments: Annotated[int, Field(ge=0)]
     data_end: Annotated[int, Field(ge=CLUSTER)]
+    #: What the whole disk holds at the point; None: the primary has no fingerprint of it.
+    proof: Proof | None = None
 
 
 class PointClosing(Shape):
@@ -115,12 +119,16 @@ class DiskManifest(Shape):
     #: xxh3-128 (hex) of the tables and header, that is of everything that is not in a segment.
     tables_digest: str
     segments: Annotated[int, Field(ge=0)]
+    #: Whether sums were kept from the beginning: of the blocks of patches, of a folded image's tables.
+    summed: bool = False
     #: The device that holds the content; the image file is then an empty overlay over it.
     device: BaseDevice | None = None
     #: The VM's own old disk that holds the content; the image file is an empty overlay over it as well.
     adopted: AdoptedBase | None = None
     #: Digest of what tells whether somebody else wrote to the device or old disk since it was last written.
     seal: str = ""
+    #: What its primary said that it holds; None of points made by older versions, and of those made here.
+    proof: Proof | None = None
 
 
 class Manifest(Shape):
@@ -142,11 +150,17 @@ class Manifest(Shape):
     #: What the machine kept outside its disks; the files stand beside the images.
     machine: MachineEntries = ()
     machine_remarks: Remarks = ()
+    #: SHA-256 (hex) of ``definition.xml``; empty of points from before it was kept.
+    definition_sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
     guest_bytes: int
     wire_bytes: int
     #: True once older points were folded into these images: their segment digests no longer apply, each compressed
     #: frame's own checksum does.
     folded: bool = False
+    #: True once images of older points were merged into these: indexes and sums describe them, segments have no digests.
+    merged: bool = False
+    #: xxh3-128 (hex) of everything else in here (see ``repository.manifests``); empty of manifests from before.
+    digest: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")] = ""
 
 
 class PointSummary(Shape):
@@ -166,6 +180,12 @@ class PointSummary(Shape):
     holds: tuple[str, ...] = ()
     #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
     waits_for: PointId | None = None
+    #: What its primary said that its disks hold.
+    proofs: dict[DiskTarget, Proof] = Field(default_factory=dict)
+    #: What verifying it came to last.
+    verified: Verified | None = None
+    #: What is wrong in it, because files rotted: it is not used unless a person says so. Empty: nothing is known to be.
+    damaged: tuple[str, ...] = ()
 
     @property
     def bootable(self) -> bool:
@@ -216,3 +236,5 @@ class Position(Shape):
     seeding: Seeding | None = None
     #: Texts of what the replica has to complain about (store nearly full, failed over, ...).
     complaints: tuple[str, ...] = ()
+    #: What the newest point reads wrong, because files rotted: the next point shall bring it whole.
+    repairs: Repairs = ()

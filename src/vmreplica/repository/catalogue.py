@@ -11,6 +11,7 @@ from vmreplica.model.keeping import Verdict, judge_points
 from vmreplica.model.point import Manifest, PointSummary
 from vmreplica.repository import bases
 from vmreplica.repository.chain import Point
+from vmreplica.repository.damage import Damages
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.judging import facts_of
 from vmreplica.repository.layout import Layout, read_shape, store_errors
@@ -35,6 +36,8 @@ class Catalogue:
         self._record = read_shape(layout.record, ReplicaRecord)
         self._holds = Holds(layout.holds)
         self._shelf = Shelf(layout, self._memory)
+        #: What is known to be wrong with the points' files.
+        self.damages = Damages(layout, self._shelf)
 
     @property
     def record(self) -> ReplicaRecord:
@@ -45,7 +48,7 @@ class Catalogue:
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return self._shelf.summaries(self._holds.reasons)
+            return self.damages.marked(self._shelf.summaries(self._holds.reasons))
 
     def manifests(self) -> list[Manifest]:
         """List the manifests of the published points, oldest first."""
@@ -94,8 +97,4 @@ class Catalogue:
             return judge_points(facts, self._record.keep, now=self._clock(), zone=None)
 
     def _published(self, point: PointId) -> Point:
-        found = self._shelf.find(point)
-        if found is None:
-            name = self.record.name
-            raise NotFound("point-unknown", f"{name} has no point {point}", hint=f"vmreplica points {name}")
-        return found
+        return self._shelf.require(point, self.record.name)

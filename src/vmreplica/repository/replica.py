@@ -99,7 +99,8 @@ class Replica(Catalogue):
     def position(self) -> Position:
         """Tell the replica's truth about the relationship."""
         with self._memory:
-            points, record, known = self.points(), self._record, tuple(self._complaints)
+            points, record = self.points(), self._record
+            known = (*self._complaints, *self.damages.complaints())
             seeding = seeding_of(record, self.seeding)
         free = free_bytes(self.dir)
         room, manifests = (free, self._min_free), self._shelf.manifests()
@@ -115,6 +116,7 @@ class Replica(Catalogue):
             awaited=self.awaiting.base.opening.point if self.awaiting.base else None,
             complaints=complaints,
             seeding=seeding,
+            repairs=self.damages.wanted(),
         )
 
     def finish_adoption(self) -> None:
@@ -296,6 +298,7 @@ class Replica(Catalogue):
         with self._memory:
             self._shelf.set(points)
             self._complaints = complaints
+        self.damages.load()
 
     # ---- helpers: receiving
 
