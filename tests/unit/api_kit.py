@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from boot_kit import SmallBoots
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
@@ -103,6 +104,8 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
         self.starts = SmallStarts(self._asked)
+        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
+        self.boots = SmallBoots(self, self._asked)
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -132,7 +135,7 @@ class SmallAgent(KeepsFailovers):
     def points(self, vm: str) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
-        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
+        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=self.listed)
 
     def enable(
         self,

@@ -175,6 +175,7 @@ class Agent(FailoverVerbs, Hosts):
             clients=self._clients,
             book=self.book,
             seed_tools=seed_tools(self.config),
+            tasks=self._tasks,
             journal=self._journal,
         )
 

@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
+from vmreplica.model.boot import BootState, BootWish
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange, NetworksReport
@@ -38,6 +39,22 @@ class StartsFacade(Protocol):
 
     def set_autostart(self, vm: str, *, on: bool) -> AutostartReport:
         """Say whether a protected VM is started with its host."""
+
+
+class BootTestsFacade(Protocol):
+    """Boot tests, on the replica."""
+
+    def plan(self, vm: str, point: str | None, wish: BootWish) -> FailoverPlan:
+        """Tell what a boot test would do; changes nothing."""
+
+    def begin(self, vm: str, point: str | None, wish: BootWish) -> TaskReport:
+        """Boot a copy from a point (default: the newest) until it shows a sign of life."""
+
+    def schedule(self, vm: str, *, every: int | None, at: str | None, wish: BootWish) -> BootState | None:
+        """Set when that is done by itself; ``every`` None: no longer."""
+
+    def picture(self, vm: str, point: str | None) -> bytes:
+        """Give the screenshot of a point's last boot test, a PNG; default: of the last one of all."""
 
 
 class AgentFacade(Protocol):
@@ -81,6 +98,10 @@ class AgentFacade(Protocol):
     @property
     def starts(self) -> StartsFacade:
         """Starts of protected VMs."""
+
+    @property
+    def boots(self) -> BootTestsFacade:
+        """Boot tests."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""

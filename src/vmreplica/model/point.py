@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
+from vmreplica.model.boot import BootResult
 from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
@@ -180,6 +181,8 @@ class PointSummary(Shape):
     holds: tuple[str, ...] = ()
     #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
     waits_for: PointId | None = None
+    #: What came of the last boot test from it.
+    boot_test: BootResult | None = None
     #: What its primary said that its disks hold.
     proofs: dict[DiskTarget, Proof] = Field(default_factory=dict)
     #: What verifying it came to last.

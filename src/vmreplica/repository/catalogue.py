@@ -10,6 +10,7 @@ from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.keeping import Verdict, judge_points
 from vmreplica.model.point import Manifest, PointSummary
 from vmreplica.repository import bases
+from vmreplica.repository.boot_notes import BootNotes
 from vmreplica.repository.chain import Point
 from vmreplica.repository.damage import Damages
 from vmreplica.repository.holds import Holds
@@ -36,6 +37,7 @@ class Catalogue:
         self._record = read_shape(layout.record, ReplicaRecord)
         self._holds = Holds(layout.holds)
         self._shelf = Shelf(layout, self._memory)
+        self.boots = BootNotes(layout)
         #: What is known to be wrong with the points' files.
         self.damages = Damages(layout, self._shelf)
 
@@ -48,7 +50,7 @@ class Catalogue:
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return self.damages.marked(self._shelf.summaries(self._holds.reasons))
+            return self.boots.noted(self.damages.marked(self._shelf.summaries(self._holds.reasons)))
 
     def manifests(self) -> list[Manifest]:
         """List the manifests of the published points, oldest first."""

@@ -6,6 +6,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.addresses import AddressingRecord, AddressPlan, InterfaceKey
 from vmreplica.model.adoption import Adoption
+from vmreplica.model.boot import BootRecord
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
@@ -45,6 +46,8 @@ class FailoverTestRecord(Shape):
     #: When it is removed by itself.
     until: AwareDatetime | None
     started: bool
+    #: A boot test's copy: nobody looks at it, and after a crash it is removed in any case.
+    boot: bool = False
 
 
 class SeedRecord(Shape):
@@ -88,6 +91,8 @@ class ReplicaRecord(Shape):
     #: The export that the first copy came in.
     imported: ExportId | None = None
     tests: tuple[FailoverTestRecord, ...] = ()
+    #: The boot tests: when they run, and what came of the last one.
+    boot: BootRecord = BootRecord()
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None

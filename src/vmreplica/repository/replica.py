@@ -187,8 +187,7 @@ class Replica(Catalogue):
     def abandon(self, point: PointId) -> None:
         """Throw away a point under construction, if it is this one."""
         with self._receiving:
-            held = self._inbox.held()
-            if held is not None and held.point == point:
+            if (held := self._inbox.held()) is not None and held.point == point:
                 self._inbox.discard()
 
     # ---- holds and retention
@@ -278,8 +277,7 @@ class Replica(Catalogue):
             self._reload()
             self.awaiting.recover()
             self._reload()
-            latest = self._shelf.latest()
-            self._inbox.recover(latest.id if latest is not None else None)
+            self._inbox.recover(latest.id if (latest := self._shelf.latest()) is not None else None)
         self._end_waiting()
 
     def retire(self) -> None:
