@@ -37,6 +37,7 @@ from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -239,7 +240,7 @@ class Agent(FailoverVerbs, Hosts):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,

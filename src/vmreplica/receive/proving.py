@@ -75,7 +75,7 @@ class Proving:
             NotFound: ``point-unknown``: it was dropped meanwhile.
             NoSpace: the store is full.
         """
-        own_replica(self._repository, peer, vm).verdicts.keep(verified)
+        own_replica(self._repository, peer, vm).comparisons.keep(verified)
 
 
 def region_sums(first: int, hashes: Hashes, key: int) -> RegionSums:

@@ -18,7 +18,7 @@ _TOLD: Final = 20
 _WRONG: Final = "not what the VM's disk held, as verify found"
 
 
-class Verdicts:
+class Comparisons:
     """The verdicts on one replica's points. Thread-safe: guarded by the shelf's lock.
 
     A verdict that cannot be read counts as none: the point is to be verified again. What it said was wrong stands in
