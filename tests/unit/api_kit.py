@@ -17,6 +17,7 @@ from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
+from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
@@ -143,7 +144,7 @@ class SmallAgent(KeepsFailovers):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,
@@ -159,7 +160,7 @@ class SmallAgent(KeepsFailovers):
         seeded = filter(None, [seed, seed and give_up])
         self._asked("enable", vm, to, every, excluded, keep, *seeded, *more.items())
         self._peer(to)
-        self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
+        self.relations[vm] = relation(vm, interval=every, keep=keep or DEFAULT_KEEP, excluded=excluded)
         return self.progress[0]
 
     def import_export(self, directory: str, passphrase: str | None, identity: str | None) -> TaskReport:

@@ -37,6 +37,7 @@ from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -52,7 +53,7 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.receive import Receiver
+from vmreplica.receive import Proving, Receiver
 from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
@@ -108,6 +109,8 @@ class Agent(FailoverVerbs, Hosts):
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
         self.receiver = self._make_receiver(repository)
+        #: What peers ask for the proof of the points held here.
+        self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -237,7 +240,7 @@ class Agent(FailoverVerbs, Hosts):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,

@@ -126,6 +126,10 @@ class ReplicaSide:
 
     def published(self, vm: VmId, _point: PointSummary) -> None:
         """Take note of a new point: older ones may have to be folded."""
+        self.look_after(vm)
+
+    def look_after(self, vm: VmId) -> None:
+        """Look at a VM's points soon: some may have to go that were held until now."""
         self._upkeep.put(vm)
 
     # ---- verbs

@@ -7,7 +7,8 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 from vmreplica.model.boot import MAX_EVERY, MIN_EVERY, BootWish
 from vmreplica.model.export import Directory, Passphrase
 from vmreplica.model.ids import DevicePath, DiskTarget, HostName, NetworkName, PointId
-from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.keep import Keep
+from vmreplica.model.policy import DEFAULT_INTERVAL, MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.rates import Limit
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
@@ -22,7 +23,8 @@ class EnableRequest(Shape):
     #: Seconds between cycles.
     every: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
     excluded: Annotated[tuple[DiskTarget, ...], Field(max_length=64)] = ()
-    keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    #: Which points are kept; None: as before, or the default.
+    keep: Keep | None = None
     #: Devices of the replica that shall hold bases, by disk.
     base_devices: Annotated[dict[DiskTarget, DevicePath], Field(max_length=64)] = Field(default_factory=dict)
     #: Whether a person agreed that their content is lost.

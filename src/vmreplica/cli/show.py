@@ -12,6 +12,7 @@ from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
 from vmreplica.model.health import Level
+from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
     CycleReport,
     FailoverTest,
@@ -161,7 +162,8 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         ("role", f"{relation.role}, with {_peer(relation)} ({relation.peer_id})"),
         ("state", relation.state),
         ("health", Text(level, style=_COLOURS[level])),
-        ("interval", f"{format_duration(relation.interval)}, {relation.keep} points kept"),
+        ("interval", format_duration(relation.interval)),
+        ("keeps", f"{describe_keep(relation.keep)} (--keep {relation.keep})"),
         ("newest point", relation.latest.point if relation.latest else "none"),
         ("its age", _age(relation)),
         ("points", str(relation.points)),

@@ -10,6 +10,7 @@ from vmreplica.model.export import ImportReport
 from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.shape import Shape
@@ -90,7 +91,7 @@ class RelationshipReport(Shape):
     state: State
     health: Health
     interval: int
-    keep: int
+    keep: Keep
     epoch: int
     latest: PointSummary | None
     #: Seconds since the instant of the newest published point.
