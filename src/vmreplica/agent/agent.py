@@ -41,6 +41,7 @@ from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -55,7 +56,7 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.receive import Receiver
+from vmreplica.receive import Proving, Receiver
 from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
@@ -90,22 +91,8 @@ class Agent(FailoverVerbs, Hosts):
         self._adopting = Adopting(
             repository, stages, self._runner, fences.fence, self.identity.host_id, journal=self._journal
         )
-        self._reversing = Reversing(
-            replicas=self._replicas,
-            hypervisor=self._hypervisor,
-            runner=self._runner,
-            book=self.book,
-            tasks=self._tasks,
-        )
-        self._primaries = PrimarySide(
-            stages=stages,
-            runner=self._runner,
-            clients=self._clients,
-            book=self.book,
-            tasks=self._tasks,
-            bandwidth=bandwidth,
-            autostart=fences.autostart,
-        )
+        self._reversing = self._make_reversing()
+        self._primaries = self._make_primaries(stages, bandwidth, fences)
         self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
         self.starts = self._fences.starts
         self._doctor = self._make_doctor(repository)
@@ -115,6 +102,28 @@ class Agent(FailoverVerbs, Hosts):
         telling = Telling(config.health, self._journal)
         self._health = HealthWatch(partial(self.status, None), self._journal, telling, self._space)
         self.records = Records(self._journal, self._resolve, self._health.test)
+        #: What peers ask for the proof of the points held here.
+        self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
+
+    def _make_reversing(self) -> Reversing:
+        return Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
+
+    def _make_primaries(self, stages: Stages, bandwidth: Bandwidth, fences: FenceParts) -> PrimarySide:
+        return PrimarySide(
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            bandwidth=bandwidth,
+            autostart=fences.autostart,
+        )
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -181,6 +190,7 @@ class Agent(FailoverVerbs, Hosts):
             clients=self._clients,
             book=self.book,
             seed_tools=seed_tools(self.config),
+            tasks=self._tasks,
             journal=self._journal,
             space=self._space,
         )
@@ -246,7 +256,7 @@ class Agent(FailoverVerbs, Hosts):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,

@@ -3,8 +3,10 @@
 import datetime as dt
 from collections.abc import Sequence
 
+from vmreplica.agent.boot_testing import local_zone
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
+from vmreplica.model.boot import boot_facts, boot_state
 from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName
 from vmreplica.model.point import Position
@@ -19,8 +21,7 @@ def describe_replica(
     peer: HostName | None,
     tests: Sequence[FailoverTest],
     commits: Commits,
-    *,
-    space: SpaceFacts | None = None,
+    space: SpaceFacts | None,
 ) -> RelationshipReport:
     """Report a relationship from its replica.
 
@@ -36,17 +37,14 @@ def describe_replica(
     latest = points[0] if points else None
     now = dt.datetime.now(dt.UTC)
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-    state = State(record.state)
-    complaints = [*position.complaints, *_seed_complaint(position), *commits.complaints(record.vm)]
-    complaints += _address_complaint(record)
-    awaited = position.awaited is not None
     facts = Facts(
-        state=state,
+        state=State(record.state),
         interval=record.interval,
         point_age=age,
-        awaited=awaited,
-        complaints=tuple(complaints),
+        awaited=position.awaited is not None,
+        complaints=_complaints(record, position, commits),
         space=space,
+        boot=boot_facts(record.boot, now),
     )
     return RelationshipReport(
         vm=record.vm,
@@ -54,7 +52,7 @@ def describe_replica(
         role="replica",
         peer=peer,
         peer_id=record.owner,
-        state=state,
+        state=facts.state,
         health=judge(facts),
         measures=measures_of(facts),
         interval=record.interval,
@@ -64,8 +62,14 @@ def describe_replica(
         point_age=age,
         points=len(points),
         tests=tuple(tests),
+        boot=boot_state(record.boot, local_zone()),
         progress=commits.progress(record.vm) or seed_progress(position, prefix=""),
     )
+
+
+def _complaints(record: ReplicaRecord, position: Position, commits: Commits) -> tuple[str, ...]:
+    own = (*_seed_complaint(position), *commits.complaints(record.vm), *_address_complaint(record))
+    return (*position.complaints, *own)
 
 
 def _seed_complaint(position: Position) -> list[str]:

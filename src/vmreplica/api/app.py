@@ -8,6 +8,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from vmreplica.api.answers import answer, problems, read_body
+from vmreplica.api.boots import Boots
 from vmreplica.api.calls import Calls
 from vmreplica.api.facade import AgentFacade
 from vmreplica.api.metrics import render_metrics
@@ -49,6 +50,7 @@ def make_app(agent: AgentFacade) -> web.Application:
     parts = (_Vms(agent, calls), _Hosts(agent, calls), starts, records)
     app.add_routes([route for part in parts for route in part.routes()])
     app.on_shutdown.append(records.end)
+    app.add_routes(Boots(agent, calls, _vm, _point).routes(_VM))
 
     async def close(_app: web.Application) -> None:
         starts.close()

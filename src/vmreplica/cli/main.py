@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmreplica.cli import (
+    boot_test,
     commit,
     doctor,
     exports,
@@ -78,6 +79,7 @@ def make_app() -> typer.Typer:
         records,
         doctor,
         failover,
+        boot_test,
         reverse,
         commit,
         handover,
