@@ -34,6 +34,7 @@ from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
@@ -76,6 +77,7 @@ class Agent(FailoverVerbs, Hosts):
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book)
         stages = make_stages(config, self._hypervisor)
+        self._quiescer = stages.quiescer
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth, fences.guard)
         self._adopting = Adopting(repository, stages, self._runner, fences.fence, self.identity.host_id)
@@ -164,6 +166,8 @@ class Agent(FailoverVerbs, Hosts):
 
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
+        # A guest that stands still comes before everything.
+        self._quiescer.start()
         self._replicas.start()
         self._adopting.recover()
         self._doctor.start()
@@ -177,6 +181,7 @@ class Agent(FailoverVerbs, Hosts):
         self._fences.stop()
         self.planned.stop_work()
         self._runner.stop()
+        self._quiescer.stop()
         self._replicas.stop()
         self._clients.close()
         self._journal.close()
@@ -228,6 +233,7 @@ class Agent(FailoverVerbs, Hosts):
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
@@ -242,6 +248,7 @@ class Agent(FailoverVerbs, Hosts):
             give_up=give_up,
             limit=limit,
             begin_at=at,
+            app_consistent=app_consistent,
         )
         return task.report()
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from vmreplica.agent.config import Config
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.quiescing import Quiescer
 from vmreplica.agent.rest import RestBook
 from vmreplica.agent.seed_source import SeedRules
 from vmreplica.agent.seeding import SeedTools
@@ -29,6 +30,7 @@ def make_stages(config: Config, hypervisor: Hypervisor) -> Stages:
         spool_dir=state / "spool",
         fingerprints=FingerprintStore(state / "fingerprints"),
         rest=RestBook(state / "rest"),
+        quiescer=Quiescer(state, hypervisor, config.limits.freeze),
         limits=_transfer_limits(config),
     )
 

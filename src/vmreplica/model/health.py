@@ -33,6 +33,18 @@ class Health(Shape):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuiesceFacts:
+    """How quiescing the guest for application-consistent points goes."""
+
+    #: In a row, and the code and reason of the last one.
+    failures: int = 0
+    code: str = ""
+    failure: str = ""
+    #: Seconds for which it is, or may be, frozen although it should have been thawed; None: it is not.
+    frozen_for: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What health is judged by; ages and durations in seconds."""
 
@@ -52,6 +64,7 @@ class Facts:
     runs_stale: bool = False
     #: Why a VM that starts with its host was not started yet.
     start_waits: str | None = None
+    quiesce: QuiesceFacts | None = None
 
 
 _LATE, _VERY_LATE = 2.0, 4.0
@@ -107,6 +120,7 @@ def judge(facts: Facts) -> Health:
         *_of_power(facts),
         *_of_age(facts),
         *_of_pace(facts),
+        *_of_quiescing(facts.quiesce),
     ]
     reasons += [Reason(code="replica-complains", level=Level.WARNING, text=text) for text in facts.complaints]
     order = (Level.NORMAL, Level.WARNING, Level.CRITICAL)
@@ -190,3 +204,17 @@ def _of_pace(facts: Facts) -> list[Reason]:
             hint="use a longer --every or a faster line",
         )
     ]
+
+
+def _of_quiescing(facts: QuiesceFacts | None) -> list[Reason]:
+    reasons = []
+    if facts is not None and facts.frozen_for is not None:
+        text = f"the guest may be frozen since {format_duration(facts.frozen_for)}: it is thawed again and again"
+        hint = "virsh domfsthaw VM; if its agent does not answer, in the guest: fsfreeze -u, or reset the VM"
+        reasons.append(Reason(code="guest-frozen", level=Level.CRITICAL, text=text, hint=hint))
+    if facts is not None and facts.failures:
+        text = f"the last {facts.failures} points" if facts.failures > 1 else "the last point"
+        text += f" that should have been application-consistent could only be crash-consistent: {facts.failure}"
+        hint = "vmreplica doctor VM looks at the guest agent; docs/howto/application-consistent-points.md"
+        reasons.append(Reason(code="quiesce-failing", level=Level.WARNING, text=text, hint=hint))
+    return reasons

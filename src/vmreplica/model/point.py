@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
 from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
+from vmreplica.model.quiesce import NEVER, AppConsistent, Remark
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
 
@@ -54,6 +55,10 @@ class PointOpening(Shape):
     machine_remarks: Remarks = ()
     interval: Annotated[int, Field(ge=5, le=86400)]
     keep: Annotated[int, Field(ge=1, le=1000)]
+    #: Why it is crash-consistent although it should have been application-consistent; empty: nothing failed.
+    quiesce_failure: Remark = ""
+    #: How often it should be: the replica keeps the rule for when the roles are swapped.
+    app_consistent: AppConsistent = NEVER
 
     @model_validator(mode="after")
     def _coherent(self) -> "PointOpening":
@@ -141,6 +146,8 @@ class Manifest(Shape):
     #: What the machine kept outside its disks; the files stand beside the images.
     machine: MachineEntries = ()
     machine_remarks: Remarks = ()
+    #: Why it is crash-consistent although it should have been application-consistent.
+    quiesce_failure: Remark = ""
     guest_bytes: int
     wire_bytes: int
     #: True once older points were folded into these images: their segment digests no longer apply, each compressed
@@ -165,6 +172,8 @@ class PointSummary(Shape):
     holds: tuple[str, ...] = ()
     #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
     waits_for: PointId | None = None
+    #: Why it is crash-consistent although it should have been application-consistent; empty: nothing failed.
+    quiesce_failure: Remark = ""
 
     @property
     def bootable(self) -> bool:

@@ -142,7 +142,8 @@ class Receiver:
         _take_epoch(replica, opening.epoch)
         _require_receiving(replica)
         _require_no_seeding(replica, opening)
-        replica.update(name=opening.name, interval=opening.interval, keep=opening.keep)
+        rule = opening.app_consistent
+        replica.update(name=opening.name, interval=opening.interval, keep=opening.keep, app_consistent=rule)
         return replica.open_point(opening)
 
     def put_segment(  # noqa: PLR0917 - in the order of the request's path

@@ -42,6 +42,7 @@ class Point:
             stored_bytes=self.stored_bytes,
             holds=holds,
             waits_for=waits_for,
+            quiesce_failure=manifest.quiesce_failure,
         )
 
 
@@ -71,6 +72,7 @@ def manifest_of(
         disks=disks,
         machine=tuple(file.entry for file in opening.machine),
         machine_remarks=opening.machine_remarks,
+        quiesce_failure=opening.quiesce_failure,
         guest_bytes=guest_bytes,
         wire_bytes=wire_bytes,
     )
