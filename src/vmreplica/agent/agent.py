@@ -76,7 +76,7 @@ class Agent(FailoverVerbs, Hosts):
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book)
-        stages = make_stages(config, self._hypervisor)
+        stages = make_stages(config, self._hypervisor, self._journal)
         self._quiescer = stages.quiescer
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth, fences.guard)
@@ -162,6 +162,7 @@ class Agent(FailoverVerbs, Hosts):
             clients=self._clients,
             book=self.book,
             seed_tools=seed_tools(self.config),
+            journal=self._journal,
         )
 
     def start(self) -> None:

@@ -14,9 +14,11 @@ from typing import Final
 
 import structlog
 
+from vmreplica.agent.journal import Journal
 from vmreplica.fsio import no_space, publish_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.model.events import EventSeverity
 from vmreplica.model.ids import VmId
 
 _log: Final = structlog.get_logger(__name__)
@@ -31,10 +33,12 @@ class FrozenGuests:
     Args:
         directory: made when missing; nobody else writes in it.
         hypervisor: this host's libvirt.
+        journal: is told of guests that stay frozen.
     """
 
-    def __init__(self, directory: Path, hypervisor: Hypervisor) -> None:
+    def __init__(self, directory: Path, hypervisor: Hypervisor, journal: Journal) -> None:
         self._directory = directory
+        self._journal = journal
         self._hypervisor = hypervisor
         self._lock = threading.Lock()
         self._frozen: dict[VmId, Freeze] = {}
@@ -81,11 +85,11 @@ class FrozenGuests:
             freeze = self._frozen.get(vm)
         return None if freeze is None else freeze.since
 
-    def overdue(self, vm: VmId) -> dt.datetime | None:
-        """Tell since when a guest is frozen that should have been thawed; None when there is none such."""
+    def overdue(self, vm: VmId) -> bool:
+        """Tell whether a guest is, or may be, frozen that should have been thawed."""
         with self._lock:
             freeze = self._frozen.get(vm)
-        return freeze.since if freeze is not None and freeze.overdue else None
+        return freeze is not None and freeze.overdue
 
     def _begin(self, vm: VmId, name: str, limit: float) -> "Freeze":
         freeze = Freeze(
@@ -94,6 +98,7 @@ class FrozenGuests:
             limit=limit,
             hypervisor=self._hypervisor,
             forget=lambda: self._thawed(vm),
+            journal=self._journal,
             stopping=self._stopping,
         )
         with self._lock:
@@ -120,6 +125,7 @@ class Freeze:
         limit: float,
         hypervisor: Hypervisor,
         forget: Callable[[], None],
+        journal: Journal,
         stopping: threading.Event,
     ) -> None:
         self.vm = vm
@@ -133,6 +139,7 @@ class Freeze:
         self._hypervisor = hypervisor
         self._guest = hypervisor.guest_freezer(vm, name)
         self._forget = forget
+        self._journal = journal
         self._stopping = stopping
         self._over = threading.Event()
         #: Set to thaw before the limit: an ordinary thaw was not confirmed.
@@ -190,13 +197,17 @@ class Freeze:
             self.overdue = True
             if self._thawed():
                 self._done()
-                _log.warning("thawed a guest that was frozen for too long", vm=self.vm, name=self._name)
+                self._tell("guest-thawed", "the guest, which was or may have been frozen, is thawed", "info")
                 return
-            if tries & (tries + 1) == 0:
-                _log.error("a guest may be frozen and cannot be thawed now", vm=self.vm, name=self._name, tries=tries)
+            if tries == 0:
+                self._tell("guest-frozen", "the guest may be frozen and cannot be thawed now", "critical")
             if self._stopping.wait(_AGAIN[min(tries, len(_AGAIN) - 1)]):
                 return
             tries += 1
+
+    def _tell(self, code: str, text: str, severity: EventSeverity) -> None:
+        _log.warning(text, vm=self.vm, name=self._name)
+        self._journal.event(self.vm, "quiesce", code, text, severity=severity, name=self._name)
 
     def _thawed(self) -> bool:
         """Thaw once; tells whether the guest is known to run on, or is off."""

@@ -14,13 +14,14 @@ import structlog
 from pydantic import ValidationError
 
 from vmreplica.agent.frozen import Freeze, FrozenGuests
+from vmreplica.agent.journal import Journal
 from vmreplica.fsio import no_space, publish_bytes
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import VmReplicaError
-from vmreplica.model.health import QuiesceFacts
 from vmreplica.model.ids import VmId
 from vmreplica.model.point import Consistency, PointOpening
 from vmreplica.model.policy import Policy
+from vmreplica.model.proof import QuiesceFacts
 from vmreplica.model.quiesce import Quiescence, QuiesceRecord, is_due
 
 _log: Final = structlog.get_logger(__name__)
@@ -37,15 +38,17 @@ class Quiescer:
     Args:
         state_dir: of the agent.
         hypervisor: this host's libvirt.
+        journal: is told when quiescing begins to fail or works again, and of guests that stay frozen.
         limit: seconds for which a guest may be frozen.
     """
 
-    def __init__(self, state_dir: Path, hypervisor: Hypervisor, limit: float) -> None:
+    def __init__(self, state_dir: Path, hypervisor: Hypervisor, journal: Journal, limit: float) -> None:
         self._hypervisor = hypervisor
+        self._journal = journal
         self._limit = limit
         self._records = state_dir / "quiesce"
         self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._frozen = FrozenGuests(state_dir / "frozen", hypervisor)
+        self._frozen = FrozenGuests(state_dir / "frozen", hypervisor, journal)
 
     def start(self) -> None:
         """Thaw what an earlier agent left frozen."""
@@ -70,9 +73,14 @@ class Quiescer:
         """Remember how it went; a success counts only when the replica has its point."""
         record, went = self._record(vm), attempt.result
         if went.failure is None:
+            if record.failures:
+                self._journal.event(vm, "quiesce", "quiesced-again", "the guest can be quiesced again")
             self._write(vm, record.model_copy(update={"failures": 0, "code": "", "failure": "", "tried": None}))
             return
-        _log.warning("a guest was not quiesced", vm=vm, code=went.code, why=went.failure)
+        if went.code != record.code:
+            _log.warning("a guest was not quiesced", vm=vm, code=went.code, why=went.failure)
+            text = f"a point is only crash-consistent: {went.failure}"
+            self._journal.event(vm, "quiesce", went.code, text, severity="warning")
         tried = dt.datetime.now(dt.UTC) if attempt.disturbed else record.tried
         update = {"failures": record.failures + 1, "code": went.code, "failure": went.failure, "tried": tried}
         self._write(vm, record.model_copy(update=update))
@@ -87,14 +95,8 @@ class Quiescer:
 
     def facts(self, vm: VmId, policy: Policy) -> QuiesceFacts:
         """Tell what health is judged by."""
-        frozen = self._frozen.overdue(vm)
         record = self._record(vm) if policy.app_consistent.wanted else QuiesceRecord()
-        return QuiesceFacts(
-            failures=record.failures,
-            code=record.code,
-            failure=record.failure,
-            frozen_for=None if frozen is None else (dt.datetime.now(dt.UTC) - frozen).total_seconds(),
-        )
+        return QuiesceFacts(failures=record.failures, text=record.failure, frozen=self._frozen.overdue(vm))
 
     def forget(self, vm: VmId) -> None:
         """Forget a VM that is protected no more; one that is frozen is thawed all the same."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import begin_due
 from vmreplica.agent.tasks import Task
-from vmreplica.model.health import Facts, QuiesceFacts, judge
+from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName, VmId, VmName
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
+from vmreplica.model.proof import QuiesceFacts
 from vmreplica.model.rates import InForce
 from vmreplica.model.report import CycleReport, Progress, RelationshipReport
 from vmreplica.model.states import State
