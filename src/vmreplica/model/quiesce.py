@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from vmreplica.model.shape import Shape
-from vmreplica.model.units import format_duration, parse_duration
+from vmreplica.model.units import parse_duration
 
 #: Seconds between two application-consistent points: databases stop writing for each of them.
 MIN_EVERY: Final = 60
@@ -16,6 +16,7 @@ MAX_CYCLES: Final = 1000
 #: Seconds until the next try at most, after one that disturbed the guest and failed.
 _REST: Final = 900.0
 _RULE: Final = re.compile(r"(every|cycles)=(\S+)")
+_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 EXAMPLES: Final = "every=1h, cycles=12, or off"
 
 #: What a guest agent, or we, say about a failure; bounded, as it travels with the point.
@@ -72,7 +73,8 @@ def parse_app_consistent(text: str) -> AppConsistent:
 def format_app_consistent(rule: AppConsistent) -> str:
     """Spell a rule as it is typed."""
     if rule.every is not None:
-        return f"every={format_duration(rule.every).replace(' ', '')}"
+        unit, seconds = next((unit, seconds) for unit, seconds in _UNITS if rule.every % seconds == 0)
+        return f"every={rule.every // seconds}{unit}"
     return "off" if rule.cycles is None else f"cycles={rule.cycles}"
 
 
