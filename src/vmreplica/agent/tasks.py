@@ -3,12 +3,13 @@
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from vmreplica.agent.meter import Meter
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
-from vmreplica.model.report import CommitReport, CycleReport, PlannedReport, TaskReport
+from vmreplica.model.report import BootReport, CommitReport, CycleReport, PlannedReport, TaskReport
 
 _KEPT: Final = 200
 
@@ -26,14 +27,31 @@ class Task:
         self.committed: CommitReport | None = None
         #: What a planned failover came to.
         self.planned: PlannedReport | None = None
+        #: What a boot test came to.
+        self.booted: BootReport | None = None
         self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._then: list[Callable[[VmReplicaError | None], None]] = []
         self._result: CycleReport | None = None
         self._error: VmReplicaError | None = None
 
     def finish(self, result: CycleReport | None, error: VmReplicaError | None) -> None:
         """Say how it ended."""
-        self._result, self._error = result, error
-        self._done.set()
+        with self._lock:
+            self._result, self._error = result, error
+            self._done.set()
+            told, self._then = self._then, []
+        for tell in told:
+            tell(error)
+
+    def then(self, tell: Callable[[VmReplicaError | None], None]) -> None:
+        """Call with the error, or None, when it ends; at once when it has."""
+        with self._lock:
+            if not self._done.is_set():
+                self._then.append(tell)
+                return
+            error = self._error
+        tell(error)
 
     def raise_error(self) -> None:
         """Fail as it failed, if it did."""
@@ -53,6 +71,7 @@ class Task:
             imported=self.imported,
             committed=self.committed,
             planned=self.planned,
+            booted=self.booted,
             error=error.message if error else None,
             error_code=error.code if error else None,
             hint=error.hint if error else "",

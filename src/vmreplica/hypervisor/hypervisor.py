@@ -22,6 +22,7 @@ from vmreplica.hypervisor.failovers import Failovers
 from vmreplica.hypervisor.guest_shell import GuestShell
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.life import Life
 from vmreplica.hypervisor.quiesce import GuestFreezer
 from vmreplica.hypervisor.shutdown import PowerSwitch
 from vmreplica.hypervisor.stopped import StoppedView
@@ -100,6 +101,10 @@ class Hypervisor(Failovers, BlockJobs):
     def guest_freezer(self, vm: VmId, name: str) -> GuestFreezer:
         """Give the means to freeze and thaw a guest's file systems by its agent."""
         return GuestFreezer(self._connection, vm, name)
+
+    def life(self, vm: VmId) -> Life:
+        """Give the means to look at a VM for signs of life."""
+        return Life(self._connection, vm)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""

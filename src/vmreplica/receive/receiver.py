@@ -28,6 +28,7 @@ class Receiver:
         hello: tells who this host is.
         runs_here: tells whether a VM that this host protects runs here, if the asking host holds its replica.
         on_published: called after each publication, in the thread of the request.
+        on_opened: called when a point is begun or found again, likewise.
         seeds: reads existing copies; None: nobody does, and an offer that names some is refused.
         reverse: makes this host, the old primary of a VM, its replica; None: it never was one.
     """
@@ -39,6 +40,7 @@ class Receiver:
         hello: Callable[[], Hello],
         runs_here: Callable[[HostId, VmId], RunsHere],
         on_published: Callable[[VmId, PointSummary], None],
+        on_opened: Callable[[VmId, PointId], None] = lambda _vm, _point: None,
         seeds: Seeds | None = None,
         reverse: Callable[[HostId, ReverseRequest], Position] | None = None,
     ) -> None:
@@ -47,6 +49,7 @@ class Receiver:
         self._runs_here = runs_here
         self._reverse = reverse
         self._on_published = on_published
+        self._on_opened = on_opened
         self._seeds = seeds
 
     def hello(self) -> Hello:
@@ -144,7 +147,9 @@ class Receiver:
         _require_no_seeding(replica, opening)
         rule = opening.app_consistent
         replica.update(name=opening.name, interval=opening.interval, keep=opening.keep, app_consistent=rule)
-        return replica.open_point(opening)
+        incoming = replica.open_point(opening)
+        self._on_opened(opening.vm, opening.point)
+        return incoming
 
     def put_segment(  # noqa: PLR0917 - in the order of the request's path
         self, peer: HostId, vm: VmId, point: PointId, target: DiskTarget, number: int, body: memoryview
@@ -242,18 +247,27 @@ class Receiver:
 
     def _own(self, peer: HostId, vm: VmId) -> Replica:
         """Give the replica of a VM if this host sends it; the same answer for a foreign one as for none."""
-        try:
-            replica = self._repository.replica(vm)
-        except NotFound:
-            replica = None
-        if replica is None or replica.record.owner != peer:
-            raise Refused(
-                "not-your-replica",
-                f"this host holds no replica of {vm} that the calling host sends",
-                hint="if the VM was migrated to the caller: `vmreplica hand-over VM --to PEER` on the replica's host; "
-                "else protect it again: `vmreplica enable VM --to PEER`",
-            )
-        return replica
+        return own_replica(self._repository, peer, vm)
+
+
+def own_replica(repository: Repository, peer: HostId, vm: VmId) -> Replica:
+    """Give the replica of a VM if this host sends it.
+
+    Raises:
+        Refused: ``not-your-replica``; the same for a foreign one as for none.
+    """
+    try:
+        replica = repository.replica(vm)
+    except NotFound:
+        replica = None
+    if replica is None or replica.record.owner != peer:
+        raise Refused(
+            "not-your-replica",
+            f"this host holds no replica of {vm} that the calling host sends",
+            hint="if the VM was migrated to the caller: `vmreplica hand-over VM --to PEER` on the replica's host; "
+            "else protect it again: `vmreplica enable VM --to PEER`",
+        )
+    return replica
 
 
 def _require_base(replica: Replica, point: PointId) -> None:
