@@ -5,6 +5,8 @@ from vmreplica.cli.output import confirm, console, make_request, read_report, sh
 from vmreplica.model.units import parse_duration
 
 _DEFAULT = "5m"
+#: Seconds that a guest may be given, as in the request's shape.
+_SHORTEST, _LONGEST = 5, 86400
 
 
 def refuse_planned_nonsense(*, planned: bool, others: bool, details: bool) -> None:
@@ -55,6 +57,9 @@ def _seconds(timeout: str | None) -> int:
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
 
     try:
-        return parse_duration(timeout or _DEFAULT)
+        seconds = parse_duration(timeout or _DEFAULT)
+        if not _SHORTEST <= seconds <= _LONGEST:
+            raise ValueError(f"{timeout} is not between 5s and 24h")
     except ValueError as error:
         raise BadRequest("timeout-invalid", f"--timeout: {error}", hint="--timeout 90s, --timeout 10m") from error
+    return seconds
