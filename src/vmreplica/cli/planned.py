@@ -56,10 +56,11 @@ def move(
 def _seconds(timeout: str | None) -> int:
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
 
+    hint = "--timeout 90s, --timeout 10m"
     try:
         seconds = parse_duration(timeout or _DEFAULT)
-        if not _SHORTEST <= seconds <= _LONGEST:
-            raise ValueError(f"{timeout} is not between 5s and 24h")
     except ValueError as error:
-        raise BadRequest("timeout-invalid", f"--timeout: {error}", hint="--timeout 90s, --timeout 10m") from error
+        raise BadRequest("timeout-invalid", f"--timeout: {error}", hint=hint) from error
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise BadRequest("timeout-invalid", f"--timeout: {timeout} is not between 5s and 24h", hint=hint)
     return seconds
