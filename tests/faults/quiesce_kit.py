@@ -53,8 +53,11 @@ def quiesce_now(host: Host, vm: str, rule: str = "cycles=1") -> Document:
 
 
 def database_said(console: str) -> tuple[str, int, int, int | None]:
-    """Read what the database found when it booted: its integrity, the newest number in it and in the file beside it,
-    and at which number the hook had stopped the writer, if it had.
+    """Read what the database found when it booted.
+
+    Returns:
+        Its integrity, the newest number in it and in the file beside it, and at which number the hook had stopped the
+        writer, if it had.
     """
     found = _CHECKED.search(console)
     assert found, console[-800:]
