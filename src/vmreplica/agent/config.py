@@ -26,6 +26,11 @@ def _duration(value: Any) -> Any:
     return parse_duration(value) if isinstance(value, str) else value
 
 
+def _given(value: Any) -> Any:
+    """Take an empty text for nothing: TOML has no word for that."""
+    return None if value == "" else value
+
+
 def _limit(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
     return parse_limit(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
@@ -37,6 +42,8 @@ def _host_name() -> str:
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Duration = Annotated[int, BeforeValidator(_duration), Field(ge=0)]
+_MaybeText = Annotated[str | None, BeforeValidator(_given)]
+_MaybePath = Annotated[Path | None, BeforeValidator(_given)]
 _Limit = Annotated[int, BeforeValidator(_duration)]
 Rates = Annotated[Limit, BeforeValidator(_limit)]
 AbsolutePath = Annotated[Path, Field(description="an absolute path")]
@@ -150,6 +157,9 @@ class LimitsSection(_Section):
     pause_hold: Duration = Field(
         12 * 3600, description="seconds for which a paused VM's backup job is kept, so that nothing is sent again"
     )
+    freeze: Annotated[Duration, Field(ge=1, le=60)] = Field(
+        10, description="seconds for which a guest is frozen at most for an application-consistent point"
+    )
     spool_cap: Size = Field(4 * GiB, description="bytes of the local spool; capture waits when it is full")
     scratch_cap: Size = Field(8 * GiB, description="bytes of a job's scratch files; the job is given up above it")
     min_free: Size = Field(256 * MiB, description="bytes always left free on each file system we write to")
@@ -161,18 +171,18 @@ class LimitsSection(_Section):
 class HealthSection(_Section):
     """``[health]``: who is told when the health of a VM changes; `docs/howto/monitoring.md`."""
 
-    hook: AbsolutePath | None = Field(
+    hook: _MaybePath = Field(
         None, description="a program that is run for each change, with the message as JSON on its standard input"
     )
     hook_limit: _Limit = Field(30, ge=1, le=600, description="seconds that the program may take before it is killed")
-    webhook: str | None = Field(
+    webhook: _MaybeText = Field(
         None, description="an http or https address to which each change is posted as JSON; only its host is logged"
     )
     webhook_limit: _Limit = Field(10, ge=1, le=120, description="seconds that one attempt to post may take")
-    webhook_secret_file: AbsolutePath | None = Field(
+    webhook_secret_file: _MaybePath = Field(
         None, description="a file with a secret; each post is signed with it, in the header `X-VMReplica-Signature`"
     )
-    webhook_ca_file: AbsolutePath | None = Field(
+    webhook_ca_file: _MaybePath = Field(
         None, description="certificates (PEM) that the webhook's may be signed by, besides those the host trusts"
     )
 

@@ -11,6 +11,7 @@ from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName, VmId, VmName
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
+from vmreplica.model.proof import QuiesceFacts
 from vmreplica.model.rates import InForce
 from vmreplica.model.report import CycleReport, Progress, RelationshipReport
 from vmreplica.model.states import State
@@ -155,7 +156,7 @@ def seed_progress(position: Position | None, *, prefix: str = "on the replica: "
     )
 
 
-def _facts(rel: Relationship, state: State, age: float | None) -> Facts:
+def _facts(rel: Relationship, state: State, age: float | None, quiesce: QuiesceFacts) -> Facts:
     failed = rel.last is not None and rel.last.outcome == "failed"
     return Facts(
         state=state,
@@ -171,11 +172,25 @@ def _facts(rel: Relationship, state: State, age: float | None) -> Facts:
         complaints=rel.position.complaints if rel.position else (),
         runs_stale=rel.runs_stale,
         start_waits=rel.start_waits,
+        quiesce=quiesce,
     )
 
 
+def _next_due(rel: Relationship, now: dt.datetime, clock: float) -> dt.datetime | None:
+    if rel.running or rel.rests:
+        return None
+    return now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock))
+
+
 def describe(
-    rel: Relationship, *, peer: HostName | None, points: int, rate: InForce, now: dt.datetime, clock: float
+    rel: Relationship,
+    *,
+    peer: HostName | None,
+    points: int,
+    rate: InForce,
+    quiesce: QuiesceFacts,
+    now: dt.datetime,
+    clock: float,
 ) -> RelationshipReport:
     """Report a relationship from its primary.
 
@@ -184,13 +199,14 @@ def describe(
         peer: the replica's name, when it is still paired.
         points: how many points the replica had when last seen.
         rate: how fast its points may be sent now, and until when.
+        quiesce: how quiescing its guest goes.
         now: aware wall-clock time.
         clock: the monotonic time that ``rel.due`` is measured by.
     """
     latest = rel.position.latest if rel.position and rel.position.latest and rel.position.latest.bootable else None
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
     state = rel.state()
-    facts = _facts(rel, state, age)
+    facts = _facts(rel, state, age, quiesce)
     return RelationshipReport(
         vm=rel.vm,
         name=rel.name,
@@ -206,9 +222,7 @@ def describe(
         latest=latest,
         point_age=age,
         points=points,
-        next_due=None
-        if rel.running or rel.rests
-        else now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock)),
+        next_due=_next_due(rel, now, clock),
         begins_at=begins if (begins := rel.begins) is not None and begins > now else None,
         waits=None if rel.running else rel.waits,
         limit=rel.policy.limit,
@@ -218,4 +232,5 @@ def describe(
         last_cycle=rel.last,
         excluded=rel.policy.excluded,
         autostart=rel.policy.autostart,
+        app_consistent=rel.policy.app_consistent,
     )

@@ -29,13 +29,13 @@ from vmreplica.api.requests import (
 )
 from vmreplica.api.starts import Starts
 from vmreplica.model.errors import BadRequest
-from vmreplica.model.ids import PointId, VmName
+from vmreplica.model.ids import PointChoice, VmName
 from vmreplica.model.networks import NetworksChange
 from vmreplica.model.report import PeersReport
 
 MAX_BODY: Final = 1 << 20
 _NAME: Final = TypeAdapter[str](VmName)
-_POINT: Final = TypeAdapter[str](PointId)
+_POINT: Final = TypeAdapter[str](PointChoice)
 # aiohttp's default pattern leaves out braces, which a VM's name may contain.
 _VM: Final = "/v1/vms/{vm:[^/]+}"
 _PEER: Final = "/v1/peers/{peer:[^/]+}"
@@ -135,6 +135,7 @@ class _Vms:
             give_up=body.give_up,
             limit=body.limit,
             at=body.at,
+            app_consistent=body.app_consistent,
         )
         return answer(await self._run(call), status=202)
 
