@@ -13,6 +13,7 @@ from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.rates import NO_LIMIT, Limit
+from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 
@@ -118,6 +119,8 @@ class RelationshipReport(Shape):
     boot: BootState | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
     stands_on: int = 0
+    #: Scrub of its points, on the replica.
+    scrub: ScrubState | None = None
 
 
 class StatusReport(Shape):
@@ -313,6 +316,8 @@ class TaskReport(Shape):
     planned: PlannedReport | None = None
     #: Of a boot test, likewise.
     booted: BootReport | None = None
+    #: Of a scrub, likewise.
+    scrubbed: ScrubReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""
