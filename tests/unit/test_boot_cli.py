@@ -29,7 +29,7 @@ def test_a_test_is_planned_and_the_point_of_the_plan_is_booted(program: Program,
 
 def test_a_guest_without_life_makes_the_exit_code_11(program: Program, agent: SmallAgent) -> None:
     agent.boots.result = result(
-        verdict="silent", seconds=None, took=301, picture=False, told="the console said \x1b[2J"
+        verdict="silent", seconds=None, limit=301, picture=False, told="the console said \x1b[2J"
     )
     ran = program("boot-test", "web")
     assert ran.code == 11
@@ -100,7 +100,7 @@ def test_a_picture_is_written_once(program: Program, tmp_path: Path) -> None:
 
 
 def test_status_and_points_show_what_came_of_boot_tests(program: Program, agent: SmallAgent) -> None:
-    failed = result(verdict="silent", seconds=None, took=300, told="the serial console said nothing")
+    failed = result(verdict="silent", seconds=None, limit=300, told="the serial console said nothing")
     schedule = BootSchedule(every=86400, at="03:00", since=failed.started)
     record = BootRecord(
         schedule=schedule, last=failed, failures=1, attempted=failed.started,

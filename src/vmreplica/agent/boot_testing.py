@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -101,6 +102,7 @@ class BootTesting:
         journal: history.
         find: gives the replica of a VM, by name or UUID, or says that there is none.
         tasks: of this agent.
+        started: is told of each copy that was started.
         before: observer of steps; tests kill the agent there.
     """
 
@@ -113,6 +115,7 @@ class BootTesting:
         *,
         find: Callable[[str], Replica],
         tasks: Tasks,
+        started: Callable[[Replica, VmId], None] = lambda _replica, _vm: None,
         before: StepHook = no_hook,
     ) -> None:
         self._repository = repository
@@ -121,6 +124,7 @@ class BootTesting:
         self._find = find
         self._before = before
         self._tasks = tasks
+        self._started = started
         self._journal = journal
         #: Of the three below, and of changes to records.
         self._lock = threading.Lock()
@@ -301,7 +305,10 @@ class BootTesting:
 
     def _tested(self, job: _Job) -> BootReport:
         replica = job.replica
-        test = BootTest(replica, self._hypervisor, self._tests, job.wish, watch=job, before=self._before)
+        started = partial(self._started, replica)
+        test = BootTest(
+            replica, self._hypervisor, self._tests, job.wish, watch=job, started=started, before=self._before
+        )
         result = test.run(job.plan)
         with self._lock:
             replica.update(boot=after(replica.record.boot, result))
