@@ -29,6 +29,7 @@ from vmreplica.model.boot import (
     BootWish,
     after,
     boot_state,
+    interrupted,
     next_boot,
 )
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
@@ -153,12 +154,19 @@ class BootTesting:
             self._thread.join()
 
     def recover(self, replica: Replica) -> None:
-        """At the agent's start, before copies are removed: take note of a test that a crash ended.
+        """At the agent's start: take note of a test that a crash ended, or of what it had come to already.
 
         Raises:
             NoSpace: the store is full.
         """
-        if any(test.boot for test in replica.record.tests):
+        record = replica.record.boot
+        if record.attempted is None or not interrupted(record):
+            return
+        kept = (point.boot_test for point in replica.points())
+        known = next((test for test in kept if test is not None and test.started >= record.attempted), None)
+        if known is not None:
+            replica.update(boot=after(record, known))
+        else:
             text = f"the agent ended while a boot test of {replica.record.name} ran"
             self._missed(replica, Conflict("boot-test-ended", text, kind="transient"))
 

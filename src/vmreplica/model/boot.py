@@ -179,6 +179,13 @@ class BootState(Shape):
     skipped: BootSkip | None
 
 
+def interrupted(record: BootRecord) -> bool:
+    """Tell whether the last attempt has come to nothing that was written down: the agent ended on the way."""
+    known = [record.last.started] if record.last is not None else []
+    known += [record.skipped.at] if record.skipped is not None else []
+    return record.attempted is not None and all(moment < record.attempted for moment in known)
+
+
 def after(record: BootRecord, result: BootResult) -> BootRecord:
     """Add a result."""
     failures = 0 if result.good else record.failures + 1
