@@ -6,7 +6,9 @@ from typing import Protocol
 
 from vmreplica.model.boot import BootState, BootWish
 from vmreplica.model.ids import VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange, NetworksReport
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -75,13 +77,14 @@ class AgentFacade(Protocol):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication.
 

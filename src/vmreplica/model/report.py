@@ -10,7 +10,9 @@ from vmreplica.model.export import ImportReport
 from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointKind, PointSummary
+from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
@@ -59,6 +61,8 @@ class CycleReport(Shape):
     error_code: str | None = None
     error: str | None = None
     hint: str = ""
+    #: How the guest was quiesced for an application-consistent point; None: that was not due.
+    quiescence: Quiescence | None = None
 
 
 class FailoverTest(Shape):
@@ -90,7 +94,7 @@ class RelationshipReport(Shape):
     state: State
     health: Health
     interval: int
-    keep: int
+    keep: Keep
     epoch: int
     latest: PointSummary | None
     #: Seconds since the instant of the newest published point.
@@ -117,6 +121,8 @@ class RelationshipReport(Shape):
     boot: BootState | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
     stands_on: int = 0
+    #: How often a point is application-consistent.
+    app_consistent: AppConsistent = NEVER
 
 
 class StatusReport(Shape):

@@ -44,6 +44,7 @@ class Point:
             stored_bytes=self.stored_bytes,
             holds=holds,
             waits_for=waits_for,
+            quiesce_failure=manifest.quiesce_failure,
             proofs={disk.target: disk.proof for disk in manifest.disks if disk.proof is not None},
         )
 
@@ -74,6 +75,7 @@ def manifest_of(
         disks=disks,
         machine=tuple(file.entry for file in opening.machine),
         machine_remarks=opening.machine_remarks,
+        quiesce_failure=opening.quiesce_failure,
         definition_sha256=hashlib.sha256(opening.definition.encode()).hexdigest(),
         guest_bytes=guest_bytes,
         wire_bytes=wire_bytes,
@@ -97,19 +99,20 @@ class Step:
     into: Point | None
 
 
-def next_step(points: Sequence[Point], keep: int, held: Callable[[PointId], bool]) -> Step | None:
-    """Decide what retention does next. A seed is no recovery point: it goes as soon as something stands on it.
+def next_step(
+    points: Sequence[Point], stays: Callable[[PointId], bool], held: Callable[[PointId], bool]
+) -> Step | None:
+    """Decide what retention does next: the oldest goes, unless it shall stay.
 
     Args:
         points: oldest first.
-        keep: how many shall stay.
-        held: tells whether a point must stay with everything it stands on.
+        stays: tells whether the rules want a point to stay.
+        held: tells whether a point's files must stay as they are, with those of everything it stands on.
 
     Returns:
         None when there is nothing to do, a hold forbids it, or the base is not here yet.
     """
-    seeded = len(points) > 1 and points[0].manifest.kind == "seed"
-    if (len(points) <= max(1, keep) and not seeded) or not points[0].here:
+    if len(points) < 2 or stays(points[0].id) or not points[0].here:  # noqa: PLR2004 - the newest is never dropped
         return None
     oldest, second = points[0], points[1]
     chain = [oldest.id]

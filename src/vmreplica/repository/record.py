@@ -10,12 +10,15 @@ from vmreplica.model.boot import BootRecord
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import AdoptedBase, BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 
+HoldKind = Literal["open", "pin"]
 HoldId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -75,9 +78,11 @@ class ReplicaRecord(Shape):
     #: The primary: the only host that may send points.
     owner: HostId
     interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
-    keep: Annotated[int, Field(ge=1, le=1000)]
+    keep: Keep
     state: State
     epoch: Annotated[int, Field(ge=0)]
+    #: How often the primary quiesces the guest for a point; nothing is done by it here.
+    app_consistent: AppConsistent = NEVER
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     #: What addresses interfaces get after a failover, and how far that is.
@@ -121,13 +126,18 @@ class AwaitedRecord(Shape):
 
 
 class Hold(Shape):
-    """``holds/<id>.json``: a point that must stay, and with it all points it stands on."""
+    """``holds/<id>.json``: a point that must stay.
+
+    ``open``: somebody reads its files, so nobody changes them or those of any point it stands on. ``pin``: it stays and
+    reads the same, its files and those below it may be merged with others.
+    """
 
     id: HoldId
     point: PointId
     owner: str
     reason: str
     since: AwareDatetime
+    kind: HoldKind = "open"
 
 
 class FoldDisk(Shape):

@@ -1,7 +1,6 @@
 """One VM's replica: its record, its points, the point under construction, holds and retention. Thread-safe."""
 
 import contextlib
-import datetime as dt
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,27 +10,22 @@ from vmreplica.fsio import free_bytes, remove_tree
 from vmreplica.model.errors import NoSpace, NotFound, VmReplicaError
 from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
-from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
+from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
-from vmreplica.repository import adopting, bases, folding, landing
+from vmreplica.repository import adopting, folding, landing
 from vmreplica.repository.awaiting import Awaiting, Shared
-from vmreplica.repository.boot_notes import BootNotes
+from vmreplica.repository.catalogue import Catalogue, Clock
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.committing import Committing
 from vmreplica.repository.complaints import complaints_of
-from vmreplica.repository.damage import Damages
-from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
-from vmreplica.repository.layout import Layout, read_shape, remove_leftovers, store_errors, write_shape
-from vmreplica.repository.record import ReplicaRecord, seeding_of
+from vmreplica.repository.layout import Layout, remove_leftovers, store_errors, write_shape
+from vmreplica.repository.record import HoldKind, ReplicaRecord, seeding_of
 from vmreplica.repository.retention import take
-from vmreplica.repository.shelf import Shelf
-
-Clock = Callable[[], dt.datetime]
 
 
-class Replica:
+class Replica(Catalogue):
     """A VM's part of the repository.
 
     Three locks, taken in this order: one for the point under construction (opening, completing, abandoning it), one
@@ -44,19 +38,11 @@ class Replica:
     """
 
     def __init__(self, root: Path, *, min_free: int, clock: Clock) -> None:
-        self._layout = Layout(root)
+        super().__init__(Layout(root), clock)
         self._min_free = min_free
-        self._clock = clock
         self._receiving = threading.Lock()
         self._folding = threading.Lock()
         self._stop_fold = threading.Event()
-        self._memory = threading.RLock()
-        self._record = read_shape(self._layout.record, ReplicaRecord)
-        self._holds = Holds(self._layout.holds)
-        self._shelf = Shelf(self._layout, self._memory)
-        self.boots = BootNotes(self._layout)
-        #: What is known to be wrong with the points' files.
-        self.damages = Damages(self._layout, self._shelf)
         self._inbox = Inbox(self._layout, min_free)
         #: A base that travels in an export, until it is imported.
         shared = Shared(self._receiving, self._folding, self._shelf, self._inbox)
@@ -83,12 +69,6 @@ class Replica:
     def run_dir(self) -> Path:
         """Where the writable layer of a failed-over VM stands; made by whoever makes the layer."""
         return self._layout.run
-
-    @property
-    def record(self) -> ReplicaRecord:
-        """The relationship as it stands now."""
-        with self._memory:
-            return self._record
 
     def update(self, **changes: Any) -> ReplicaRecord:
         """Change the record durably.
@@ -138,51 +118,6 @@ class Replica:
             seeding=seeding,
             repairs=self.damages.wanted(),
         )
-
-    def points(self) -> list[PointSummary]:
-        """List the published points, newest first."""
-        with self._memory:
-            return self.boots.noted(self.damages.marked(self._shelf.summaries(self._holds.reasons)))
-
-    def manifests(self) -> list[Manifest]:
-        """List the manifests of the published points, oldest first."""
-        return self._shelf.manifests()
-
-    def point(self, point: PointId) -> Manifest:
-        """Give a published point's manifest.
-
-        Raises:
-            NotFound: ``point-unknown``.
-        """
-        return self._published(point).manifest
-
-    def definition(self, point: PointId) -> str:
-        """Give the VM's definition at a point, as the primary sent it: untrusted.
-
-        Raises:
-            NotFound: ``point-unknown``.
-        """
-        with store_errors(self._layout.point(self._published(point).id)):
-            return (self._layout.point(point) / "definition.xml").read_text()
-
-    def image(self, point: PointId, target: DiskTarget) -> Path:
-        """Tell where a point's image of a disk stands.
-
-        Raises:
-            NotFound: ``point-unknown`` or ``disk-unknown``.
-        """
-        if target not in {disk.target for disk in self.point(point).disks}:
-            raise NotFound("disk-unknown", f"point {point} of {self.record.name} has no disk {target}")
-        return self._layout.image(point, target)
-
-    def verify_devices(self) -> None:
-        """Make sure that the devices and old disks which points stand on are those they were, unchanged.
-
-        Raises:
-            Corrupt: ``base-device-changed``, ``adopted-base-changed``.
-            NotFound: ``device-missing``, ``adopted-base-missing``.
-        """
-        bases.verify_contents(self._layout, self._shelf.manifests())
 
     def finish_adoption(self) -> None:
         """Take points of the new primary from now on: the VM has no life of its own here any more. Again is harmless.
@@ -257,8 +192,16 @@ class Replica:
 
     # ---- holds and retention
 
-    def hold(self, point: PointId, owner: str, reason: str, *, lasting: bool = True) -> str:
-        """Keep a point, and all it stands on, as it is until released or, if not lasting, until the process ends.
+    def hold(self, point: PointId, owner: str, reason: str, *, lasting: bool = True, kind: HoldKind = "open") -> str:
+        """Keep a point until released or, if not lasting, until the process ends.
+
+        Args:
+            point: the point.
+            owner: who needs it.
+            reason: why.
+            lasting: whether the hold survives the process.
+            kind: ``open``: the files of the point and of all it stands on stay as they are. ``pin``: it stays and reads
+                the same.
 
         Returns:
             The id to release it by.
@@ -267,7 +210,7 @@ class Replica:
             NotFound: ``point-unknown``.
         """
         with self.still(), self._memory:
-            return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting)
+            return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting, kind=kind)
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
@@ -355,9 +298,6 @@ class Replica:
             self._complaints = complaints
         self.damages.load()
 
-    def _published(self, point: PointId) -> Point:
-        return self._shelf.require(point, self.record.name)
-
     # ---- helpers: receiving
 
     def _publish(self, incoming: Incoming, closing: PointClosing) -> None:
@@ -382,7 +322,8 @@ class Replica:
     def _next_step(self) -> Step | None:
         with self._memory:  # a fold that waits comes first
             points = [] if self._layout.fold.exists() else self._shelf.all()
-            return next_step(points, self._record.keep, self._holds.covers)
+            verdicts = self.verdicts()
+            return next_step(points, lambda point: verdicts[point].keep, self._holds.covers)
 
     def _land(self) -> None:
         """Move bases to their devices, as far as nobody holds a point; the folding lock is held."""

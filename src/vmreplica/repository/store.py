@@ -18,10 +18,11 @@ from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.states import Event, State
 from vmreplica.repository import adopting
 from vmreplica.repository.bases import adopted_bases
+from vmreplica.repository.catalogue import Clock
 from vmreplica.repository.devices import assign
 from vmreplica.repository.layout import Layout, make_dir, store_errors, write_shape
 from vmreplica.repository.record import AdoptionRecord, ReplicaRecord
-from vmreplica.repository.replica import Clock, Replica
+from vmreplica.repository.replica import Replica
 
 _log: Final = structlog.get_logger(__name__)
 _VM: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
