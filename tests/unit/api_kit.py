@@ -21,6 +21,7 @@ from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -104,12 +105,9 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
-        self.starts = SmallStarts(self._asked)
-        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
-        self.boots = SmallBoots(self, self._asked)
+        self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
+        self.entered, self.go_on = threading.Event(), threading.Event()
         self.scrubs = SmallScrubs(self._asked)
-        self.entered = threading.Event()
-        self.go_on = threading.Event()
         self.go_on.set()
 
     def status(self, vm: str | None) -> StatusReport:
@@ -137,7 +135,7 @@ class SmallAgent(KeepsFailovers):
     def points(self, vm: str) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
-        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=self.listed)
+        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
 
     def enable(
         self,
@@ -153,12 +151,14 @@ class SmallAgent(KeepsFailovers):
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
         if base_devices and not erase:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
-        more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
+        told = (("limit", limit), ("at", at), ("app_consistent", app_consistent))
+        more = {name: value for name, value in told if value is not None}
         seeded = filter(None, [seed, seed and give_up])
         self._asked("enable", vm, to, every, excluded, keep, *seeded, *more.items())
         self._peer(to)

@@ -19,6 +19,7 @@ from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.networks import change_networks, networks_report
+from vmreplica.agent.planning import plan_copy, plan_start
 from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.scrubbing import Scrubbing
 from vmreplica.agent.seeder import Seeder
@@ -27,13 +28,13 @@ from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.layer import written_bytes
-from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
+from vmreplica.failover.plan import PrimaryAnswer
 from vmreplica.failover.preview import with_notes
 from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
-from vmreplica.model.ids import HostId, HostName, PointId, VmId
+from vmreplica.model.ids import HostId, HostName, PointChoice, VmId
 from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import (
@@ -88,8 +89,6 @@ class ReplicaSide:
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
-        #: Boot tests, asked for or by schedule.
-        self.boots = BootTesting(repository, hypervisor, self._tests, journal, find=self.get, tasks=tasks)
         #: Reading all points and checking them.
         self.scrubbing = Scrubbing(
             repository, journal, tasks, find=self.get, period=config.scrub or None, rate=config.scrub_limit or None
@@ -97,6 +96,10 @@ class ReplicaSide:
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free, journal)
         self._addressing = Addressing(repository, hypervisor)
+        #: Boot tests, asked for or by schedule.
+        self.boots = BootTesting(
+            repository, hypervisor, self._tests, journal, find=self.get, tasks=tasks, started=self._addressing.add_test
+        )
         self._failing_over = threading.Lock()
         self._upkeep = Upkeep(repository, self._tests, journal)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
@@ -174,13 +177,13 @@ class ReplicaSide:
         """List a replica's points, newest first."""
         return PointsReport(vm=replica.record.vm, name=replica.record.name, points=tuple(replica.points()))
 
-    def plan(self, vm: str, point: PointId | None, *, even_damaged: bool = False) -> FailoverPlan:
+    def plan(self, vm: str, point: PointChoice | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
-        plan = self._plan(replica, point, self.ask_primary(replica), anyway=even_damaged)
+        plan = plan_start(replica, point, self.ask_primary(replica), even_damaged=even_damaged)
         return with_notes(plan, replica, self._hypervisor)
 
-    def failover(self, vm: str, point: PointId | None, *, even_damaged: bool = False) -> FailoverReport:
+    def failover(self, vm: str, point: PointChoice | None, *, even_damaged: bool = False) -> FailoverReport:
         """Start the VM here.
 
         Raises:
@@ -189,7 +192,7 @@ class ReplicaSide:
         replica = self.get(vm)
         began = time.monotonic()
         with self._failing_over, self.boots.aside():
-            plan = self._plan(replica, point, "silent", anyway=even_damaged)
+            plan = plan_start(replica, point, "silent", even_damaged=even_damaged)
             asked: list[Future[PrimaryAnswer]] = []
             notes = execute(
                 replica,
@@ -204,7 +207,7 @@ class ReplicaSide:
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
     def plan_test(
-        self, vm: str, point: PointId | None, network: str | None, *, even_damaged: bool = False
+        self, vm: str, point: PointChoice | None, network: str | None, *, even_damaged: bool = False
     ) -> FailoverPlan:
         """Plan a test failover; changes nothing.
 
@@ -212,17 +215,23 @@ class ReplicaSide:
             NotFound: ``network-unknown``, and those of ``plan.plan_test``.
         """
         replica = self.get(vm)
-        plan = self._plan_test(replica, point, network, anyway=even_damaged)
+        plan = plan_copy(replica, self._hypervisor, point, network, even_damaged=even_damaged)
         return with_notes(plan, replica, self._hypervisor, network)
 
     def test(
-        self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None, even_damaged: bool = False
+        self,
+        vm: str,
+        *,
+        point: PointChoice | None,
+        network: str | None,
+        seconds: int | None,
+        even_damaged: bool = False,
     ) -> StartedTest:
         """Start a copy of the VM here, beside the VM itself.
 
         Args:
             vm: name or UUID.
-            point: from which; None: the newest.
+            point: from which, or which; None: the newest.
             network: of this host, for all its interfaces; None: they are unplugged.
             seconds: until it is removed by itself; None: never.
             even_damaged: start it though the point is damaged.
@@ -231,7 +240,7 @@ class ReplicaSide:
             VmReplicaError: it was refused, or a step failed and everything was undone.
         """
         replica, began = self.get(vm), time.monotonic()
-        plan = self._plan_test(replica, point, network, anyway=even_damaged)
+        plan = plan_copy(replica, self._hypervisor, point, network, even_damaged=even_damaged)
         until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
         test, notes = self._tests.start(replica, plan, network=network, until=until)
         self._addressing.add_test(replica, test.vm)
@@ -356,15 +365,6 @@ class ReplicaSide:
         return self._failing_over
 
     # ---- helpers
-
-    def _plan(self, replica: Replica, point: PointId | None, answer: PrimaryAnswer, *, anyway: bool) -> FailoverPlan:
-        now, points = dt.datetime.now(dt.UTC), replica.points()
-        return plan_unplanned(replica.record, points, point, now=now, primary=answer, even_damaged=anyway)
-
-    def _plan_test(self, replica: Replica, point: PointId | None, network: str | None, *, anyway: bool) -> FailoverPlan:
-        leads_out = network is not None and self._hypervisor.network_leads_out(network)
-        points = replica.points()
-        return plan_test(replica.record, points, point, network=network, leads_out=leads_out, even_damaged=anyway)
 
     def ask_primary(self, replica: Replica) -> PrimaryAnswer:
         """Ask the host that sent a VM's points whether the VM runs there; takes a second at most."""
