@@ -75,7 +75,7 @@ def test_a_uefi_guest_is_moved_there_and_back_with_its_variables_and_its_last_re
     lab: Lab, new_guest: NewGuest
 ) -> None:
     a, b = lab.host("a"), lab.host("b")
-    guest = new_guest(a, disks=2, firmware="efi")
+    guest = new_guest(a, disks=2, firmware="efi", agent=True)
     guest.wait_for("UEFI variables are new")
     guest.wait_record(5)
     enable(a, guest.name)
@@ -83,7 +83,7 @@ def test_a_uefi_guest_is_moved_there_and_back_with_its_variables_and_its_last_re
     last = 0
     for here, there in ((a, b), (b, a)):
         moved = here.ask("failover", guest.name, "--planned", "--yes", timeout=300)["planned"]
-        assert moved["shutdown"] == "button"
+        assert moved["shutdown"] == "agent"
         last = check_point(here, vm, moved["plan"]["point"]).last
         said = there.watch_console(guest.name, r"boot complete, last record (\d+) found")
         assert "UEFI variables are ours" in said

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from point_kit import OTHER_VM, VM
-from repository_kit import OWNER, SIZE, STRANGER, Primary, check_all, new_replica, noise, offer, open_repository
+from repository_kit import OWNER, SIZE, STRANGER, Primary, check_all, fill, new_replica, noise, offer, open_repository
 
 from vmreplica.model.errors import Conflict, Corrupt, Internal, NotFound, Refused
 from vmreplica.model.states import Event, State
 from vmreplica.repository import FailoverRecord, Replica
+from vmreplica.repository.manifests import spare_of
 
 pytestmark = pytest.mark.main_job
 
@@ -123,7 +124,8 @@ def _spoil(replica: Replica, where: str, changes: dict[str, object]) -> None:
     manifest = json.loads(path.read_bytes())
     manifest["disks"][0].update({key: value for key, value in changes.items() if key in manifest["disks"][0]})
     manifest.update({key: value for key, value in changes.items() if key in manifest})
-    path.write_text(json.dumps(manifest))
+    for both in (path, spare_of(path)):
+        both.write_text(json.dumps({**manifest, "digest": ""}))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +148,21 @@ def test_a_manifest_that_lies_hides_its_point_and_says_why(changes: dict[str, ob
         again.open_point(primary.opening())
     primary.send(again, {}, whole=True)
     assert check_all(again, primary) == [first.point, primary.latest]
+
+
+@pytest.mark.parametrize("spoiled", ["manifest.json", "manifest.spare.json"])
+def test_one_wrong_byte_in_a_manifest_costs_nothing(spoiled: str, tmp_path: Path) -> None:
+    replica, primary = new_replica(tmp_path), Primary()
+    fill(replica, primary, 3)
+    path = replica.dir / "points" / min(primary.expected) / spoiled
+    raw = path.read_bytes()
+    for place in range(0, len(raw), 7):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 0x04]) + raw[place + 1 :])
+        again = open_repository(tmp_path).replica(VM)
+        assert [m.point for m in again.manifests()] == sorted(primary.expected), (place, raw[place - 9 : place + 9])
+        assert again.manifests() == replica.manifests(), place
+    path.unlink()
+    assert len(open_repository(tmp_path).replica(VM).points()) == (0 if spoiled == "manifest.json" else 3)
 
 
 def test_points_on_a_damaged_one_are_not_listed_either(tmp_path: Path) -> None:

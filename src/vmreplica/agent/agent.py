@@ -160,6 +160,7 @@ class Agent(FailoverVerbs, Hosts):
             clients=self._clients,
             book=self.book,
             seed_tools=seed_tools(self.config),
+            journal=self._journal,
         )
 
     def start(self) -> None:

@@ -15,6 +15,7 @@ from vmreplica.agent.clients import Clients
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.networks import change_networks, networks_report
 from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
@@ -59,6 +60,7 @@ class ReplicaSide:
         clients: connections to the primaries.
         book: paired hosts.
         seed_tools: for reading existing copies.
+        journal: history.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class ReplicaSide:
         clients: Clients,
         book: PeerBook,
         seed_tools: SeedTools,
+        journal: Journal,
     ) -> None:
         self._repository = repository
         #: Reads existing copies that primaries name.
         self.seeder = Seeder(repository, seed_tools)
         self._hypervisor = hypervisor
+        self._journal = journal
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
@@ -81,7 +85,7 @@ class ReplicaSide:
         self.commits = Commits(hypervisor, repository.min_free)
         self._addressing = Addressing(repository, hypervisor)
         self._failing_over = threading.Lock()
-        self._upkeep = Upkeep(repository, self._tests)
+        self._upkeep = Upkeep(repository, self._tests, journal)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
         self.imports = Imports(repository, clients.here, self._upkeep.put)
 
@@ -89,6 +93,7 @@ class ReplicaSide:
         """Roll interrupted folds and failovers forward or back, then begin the upkeep."""
         self._repository.recover()
         for replica in self._repository.replicas():
+            self._journal.know(replica.record.vm, replica.record.name)
             try:
                 recover(replica, self._hypervisor)
                 self._tests.recover(replica)

@@ -133,6 +133,7 @@ class Runner:
                 rel.fenced = self._guard.fenced(brief.vm)
                 self._known[brief.vm] = rel
             rel.name, rel.policy = brief.name, policy
+            self._journal.know(rel.vm, rel.name)
             return rel
 
     def protect(self, brief: DomainBrief, policy: Policy, task: Task) -> None:

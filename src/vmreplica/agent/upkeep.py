@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from vmreplica.agent.journal import Journal
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.ids import VmId
@@ -24,11 +25,13 @@ class Upkeep:
     Args:
         repository: of this host.
         tests: the test failovers.
+        journal: history.
     """
 
-    def __init__(self, repository: Repository, tests: FailoverTests) -> None:
+    def __init__(self, repository: Repository, tests: FailoverTests, journal: Journal) -> None:
         self._repository = repository
         self._tests = tests
+        self._journal = journal
         self._due: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="upkeep", daemon=True)
 
@@ -73,4 +76,6 @@ class Upkeep:
             _log.exception("upkeep failed", vm=vm)
         else:
             if folded:
+                text = f"{folded} old points were folded into the base"
+                self._journal.event(vm, "retention", "points-folded", text, points=folded)
                 _log.info("folded old points into the base", vm=vm, points=folded)

@@ -8,6 +8,8 @@ from typing import Final
 from vmreplica.lab.commands import run, search_path
 from vmreplica.lab.cpio import Archive
 
+#: What the agent runs when it is asked to shut the guest down.
+_SHUTDOWN: Final = b'#!/bin/sh\necho "lab-guest: shut down by the agent" > /dev/console\npoweroff -f\n'
 _LIBRARY: Final = re.compile(r"(?:=> )?(/\S+) \(0x")
 
 
@@ -25,9 +27,10 @@ def guest_agent_archive() -> bytes:
     agent, archive = guest_agent(), Archive()
     if agent is None:
         return archive.finish()
-    for directory in ("lib", "lib64", "usr", "usr/sbin", "etc"):
+    for directory in ("lib", "lib64", "usr", "usr/sbin", "sbin", "etc"):
         archive.directory(directory)
     archive.file("usr/sbin/qemu-ga", agent.read_bytes(), 0o755)
+    archive.file("sbin/shutdown", _SHUTDOWN, 0o755)
     archive.file("etc/os-release", b'ID=lab\nPRETTY_NAME="guest of the lab"\n', 0o644)
     for library in sorted(set(map(Path, _LIBRARY.findall(run(["ldd", str(agent)]).stdout)))):
         place = "lib64" if library.name.startswith("ld-") else "lib"

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vmreplica.model.health_catalogue import CATALOGUE
+from vmreplica.model.proof import BootFacts, QuiesceFacts, ScrubFacts, SpaceFacts, VerifyFacts
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
-from vmreplica.model.units import format_duration
+from vmreplica.model.units import format_duration, format_size
 
 
 class Level(StrEnum):
@@ -52,30 +54,35 @@ class Facts:
     runs_stale: bool = False
     #: Why a VM that starts with its host was not started yet.
     start_waits: str | None = None
+    #: What is known about the worth of its points; None: nothing, or this side does not know.
+    scrub: ScrubFacts | None = None
+    verify: VerifyFacts | None = None
+    boot: BootFacts | None = None
+    quiesce: QuiesceFacts | None = None
+    space: SpaceFacts | None = None
 
 
 _LATE, _VERY_LATE = 2.0, 4.0
+#: How many periods may pass: scrub is spread over its period, so there is always a point whose turn is about now.
+_OVERDUE, _BOOT_OVERDUE = 1.25, 2.0
+#: Seconds until the store is full.
+_SPACE_LOW, _SPACE_VERY_LOW = 7 * 86400.0, 86400.0
 
 _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
     State.FENCED: (
         "failed-over-elsewhere",
         Level.CRITICAL,
         "the VM was failed over to the replica: this copy is stale",
-        "decide which side survives before you start the VM here",
+        "",
     ),
     State.PREPARED: (
         "moving",
         Level.WARNING,
         "the VM is off and moving to its replica: a planned failover is under way",
-        "vmreplica failover VM --planned goes on with it, --cancel takes it back",
+        "",
     ),
-    State.PAUSED: ("paused", Level.WARNING, "replication is paused", "vmreplica resume VM"),
-    State.FAILED_OVER: (
-        "not-protected",
-        Level.WARNING,
-        "the VM runs on its replica and is not protected",
-        "vmreplica reverse VM makes its old primary the replica; the old primary must not start the VM",
-    ),
+    State.PAUSED: ("paused", Level.WARNING, "replication is paused", ""),
+    State.FAILED_OVER: ("not-protected", Level.WARNING, "the VM runs on its replica and is not protected", ""),
     State.REVERSING: (
         "not-protected",
         Level.WARNING,
@@ -107,38 +114,37 @@ def judge(facts: Facts) -> Health:
         *_of_power(facts),
         *_of_age(facts),
         *_of_pace(facts),
+        *_of_proof(facts),
     ]
-    reasons += [Reason(code="replica-complains", level=Level.WARNING, text=text) for text in facts.complaints]
+    reasons += [_reason("replica-complains", Level.WARNING, text) for text in facts.complaints]
     order = (Level.NORMAL, Level.WARNING, Level.CRITICAL)
     level = max((reason.level for reason in reasons), key=order.index, default=Level.NORMAL)
     return Health(level=level, reasons=tuple(reasons))
 
 
+def _reason(code: str, level: Level, text: str, hint: str = "") -> Reason:
+    """Make a reason of the catalogue, with its remedy unless there is a better one."""
+    return Reason(code=code, level=level, text=text, hint=hint or CATALOGUE[code].remedy)
+
+
 def _of_state(facts: Facts) -> list[Reason]:
-    if facts.state not in _STATE_REASONS:
-        return []
-    code, level, text, hint = _STATE_REASONS[facts.state]
-    return [Reason(code=code, level=level, text=text, hint=hint)]
+    return [_reason(*_STATE_REASONS[facts.state])] if facts.state in _STATE_REASONS else []
 
 
 def _of_start(facts: Facts) -> list[Reason]:
     if facts.runs_stale:
         text = "the VM runs here AND on its replica: what it does here is not replicated and will be lost on one side"
-        hint = "shut it down here: virsh shutdown VM; then docs/runbooks/failed-over-elsewhere.md"
-        return [Reason(code="runs-twice", level=Level.CRITICAL, text=text, hint=hint)]
+        return [_reason("runs-twice", Level.CRITICAL, text)]
     if facts.start_waits is None or facts.state is State.FENCED:
         return []
-    text = f"the VM starts with its host, and waits: {facts.start_waits}"
-    hint = "make its replica answer, or, if you know that it runs nowhere else: vmreplica start VM --i-am-sure"
-    return [Reason(code="start-waits", level=Level.CRITICAL, text=text, hint=hint)]
+    return [_reason("start-waits", Level.CRITICAL, f"the VM starts with its host, and waits: {facts.start_waits}")]
 
 
 def _of_export(facts: Facts) -> list[Reason]:
     if not facts.awaited or facts.state is State.FENCED:
         return []
     text = "the first copy travels in an export: until it is imported no point can be used"
-    hint = "on the replica: vmreplica import DIR"
-    return [Reason(code="base-awaited", level=Level.WARNING, text=text, hint=hint)]
+    return [_reason("base-awaited", Level.WARNING, text)]
 
 
 def _of_error(facts: Facts) -> list[Reason]:
@@ -158,8 +164,7 @@ def _of_error(facts: Facts) -> list[Reason]:
 def _of_power(facts: Facts) -> list[Reason]:
     if not facts.vm_off or facts.state is State.FENCED:
         return []
-    text = "the VM is shut off, its last point is complete: nothing is lost"
-    return [Reason(code="vm-off", level=Level.WARNING, text=text, hint="start the VM; replication goes on by itself")]
+    return [_reason("vm-off", Level.WARNING, "the VM is shut off, its last point is complete: nothing is lost")]
 
 
 def _of_age(facts: Facts) -> list[Reason]:
@@ -171,8 +176,7 @@ def _of_age(facts: Facts) -> list[Reason]:
     text = (
         f"the newest point is {format_duration(facts.point_age)} old, the interval is {format_duration(facts.interval)}"
     )
-    hint = "on the primary, vmreplica status VM names the last error"
-    return [Reason(code="rpo-exceeded", level=level, text=text, hint=hint)]
+    return [_reason("rpo-exceeded", level, text)]
 
 
 def _of_pace(facts: Facts) -> list[Reason]:
@@ -182,11 +186,76 @@ def _of_pace(facts: Facts) -> list[Reason]:
         f"a cycle takes {format_duration(facts.last_duration)}, longer than the interval of "
         f"{format_duration(facts.interval)}: the interval cannot be kept"
     )
-    return [
-        Reason(
-            code="interval-not-kept",
-            level=Level.WARNING,
-            text=text,
-            hint="use a longer --every or a faster line",
-        )
-    ]
+    return [_reason("interval-not-kept", Level.WARNING, text)]
+
+
+# ---- the worth of the points
+
+
+def _of_proof(facts: Facts) -> list[Reason]:
+    reasons: list[Reason] = []
+    if facts.scrub is not None:
+        reasons += _of_scrub(facts.scrub)
+    if facts.verify is not None and not facts.verify.same:
+        reasons.append(_reason("verify-differs", Level.CRITICAL, facts.verify.text or "a verified point is wrong"))
+    if facts.boot is not None:
+        reasons += _of_boot(facts.boot)
+    if facts.quiesce is not None:
+        reasons += _of_quiesce(facts.quiesce)
+    if facts.space is not None:
+        reasons += _of_space(facts.space)
+    return reasons
+
+
+def _of_scrub(scrub: ScrubFacts) -> list[Reason]:
+    reasons = []
+    if scrub.damage is not None:
+        level = Level.WARNING if scrub.newest_good else Level.CRITICAL
+        reasons.append(_reason("scrub-damage", level, scrub.damage))
+    if scrub.period is not None and scrub.age is not None and scrub.age > _OVERDUE * scrub.period:
+        text = f"a point was not checked for {format_duration(scrub.age)}, scrub is {format_duration(scrub.period)}"
+        reasons.append(_reason("scrub-overdue", Level.WARNING, text))
+    return reasons
+
+
+def _of_boot(boot: BootFacts) -> list[Reason]:
+    reasons = []
+    if boot.failures:
+        level = Level.CRITICAL if boot.failures > 1 else Level.WARNING
+        times = f", as did {boot.failures - 1} before it" if boot.failures > 1 else ""
+        reasons.append(_reason("boot-test-failed", level, f"the last boot test failed{times}: {boot.text}"))
+    if boot.period is not None and boot.age is not None and boot.age > _BOOT_OVERDUE * boot.period:
+        text = f"no boot test for {format_duration(boot.age)}, one is due every {format_duration(boot.period)}"
+        reasons.append(_reason("boot-test-overdue", Level.WARNING, text))
+    return reasons
+
+
+def _of_quiesce(quiesce: QuiesceFacts) -> list[Reason]:
+    reasons = []
+    if quiesce.frozen:
+        reasons.append(_reason("guest-frozen", Level.CRITICAL, "the guest's file systems are frozen still"))
+    if quiesce.failures:
+        often = "the last time" if quiesce.failures == 1 else f"{quiesce.failures} times in a row"
+        text = f"points are only crash-consistent: quiescing the guest failed {often}: {quiesce.text}"
+        reasons.append(_reason("quiesce-failing", Level.WARNING, text))
+    return reasons
+
+
+def _of_space(space: SpaceFacts) -> list[Reason]:
+    free = f"{format_size(space.free)} free on {space.place}"
+    if space.free < space.min_free:
+        text = f"{free}, {format_size(space.min_free)} must stay free: no point is taken in"
+        return [_reason("space-out", Level.CRITICAL, text)]
+    if space.full_in is None or space.full_in >= _SPACE_LOW:
+        return []
+    level = Level.CRITICAL if space.full_in < _SPACE_VERY_LOW else Level.WARNING
+    return [_reason("space-low", level, f"{free}: full in about {_about(space.full_in)}, as it went lately")]
+
+
+def _about(seconds: float) -> str:
+    """Spell a forecast, no finer than it is."""
+    for unit, word in ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute")):
+        if seconds >= unit:
+            count = round(seconds / unit)
+            return f"{count} {word}{'s' if count > 1 else ''}"
+    return "a minute"

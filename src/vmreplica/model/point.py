@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
+from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
 from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
@@ -114,6 +115,8 @@ class DiskManifest(Shape):
     #: xxh3-128 (hex) of the tables and header, that is of everything that is not in a segment.
     tables_digest: str
     segments: Annotated[int, Field(ge=0)]
+    #: Whether sums were kept from the beginning: of the blocks of patches, of a folded image's tables.
+    summed: bool = False
     #: The device that holds the content; the image file is then an empty overlay over it.
     device: BaseDevice | None = None
     #: The VM's own old disk that holds the content; the image file is an empty overlay over it as well.
@@ -141,11 +144,15 @@ class Manifest(Shape):
     #: What the machine kept outside its disks; the files stand beside the images.
     machine: MachineEntries = ()
     machine_remarks: Remarks = ()
+    #: SHA-256 (hex) of ``definition.xml``; empty of points from before it was kept.
+    definition_sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
     guest_bytes: int
     wire_bytes: int
     #: True once older points were folded into these images: their segment digests no longer apply, each compressed
     #: frame's own checksum does.
     folded: bool = False
+    #: xxh3-128 (hex) of everything else in here (see ``repository.manifests``); empty of manifests from before.
+    digest: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")] = ""
 
 
 class PointSummary(Shape):
@@ -215,3 +222,5 @@ class Position(Shape):
     seeding: Seeding | None = None
     #: Texts of what the replica has to complain about (store nearly full, failed over, ...).
     complaints: tuple[str, ...] = ()
+    #: What the newest point reads wrong, because files rotted: the next point shall bring it whole.
+    repairs: Repairs = ()

@@ -13,13 +13,19 @@ from vmreplica.qcow2.head import BLOCK, BLOCKS, Records, Segment, is_patch, patc
 from vmreplica.qcow2.layout import COMPRESSED, L2_ENTRIES, READS_ZERO, U64, described
 from vmreplica.qcow2.rawio import pread_exact, pwrite_all
 from vmreplica.qcow2.reader import Image
+from vmreplica.qcow2.sums import Sums, block_sums
 
 #: Of the base's frames, which are read far more often than they are made.
 _LEVEL: Final = 3
+#: Host clusters of patches read at once.
+_READ: Final = 64
 
 
-def write_patches(fd: int, segment: Segment) -> None:
+def write_patches(fd: int, segment: Segment) -> Sums:
     """Write the blocks of a segment's patches to their places in the image; the rest of their clusters stay holes.
+
+    Returns:
+        The sums of the blocks, taken before they were written.
 
     Raises:
         Corrupt: ``frame-broken``.
@@ -27,14 +33,40 @@ def write_patches(fd: int, segment: Segment) -> None:
     """
     records = segment.records[is_patch(segment.records)]
     start, place = 0, segment.head.patches_at
+    sums = [block_sums(b"")]
     for length, mask in zip(records["length"].tolist(), patch_masks(records).tolist(), strict=True):
         blocks = memoryview(frames.decode_patch(segment.patches[start : start + length], mask.bit_count()))
+        sums.append(block_sums(blocks))
         done = 0
         for low, high in mask_runs(mask):
             size = (high - low) * BLOCK
             pwrite_all(fd, blocks[done : done + size], place + low * BLOCK)
             done += size
         start, place = start + length, place + CLUSTER
+    return np.concatenate(sums)
+
+
+def stored_sums(fd: int, records: Records, patches_at: int, path: Path) -> Sums:
+    """Sum the blocks of a segment's patches as they stand in the image.
+
+    Args:
+        fd: of the image.
+        records: of the segment.
+        patches_at: where the host cluster of the first patch stands; the others follow.
+        path: of the image, for the error.
+
+    Raises:
+        Corrupt: ``image-damaged``: the file ends before.
+    """
+    masks = patch_masks(records)[is_patch(records)]
+    sums = [block_sums(b"")]
+    for low in range(0, len(masks), _READ):
+        part = masks[low : low + _READ]
+        raw = pread_exact(fd, len(part) * CLUSTER, patches_at + low * CLUSTER, path)
+        chosen = ((part[:, None] >> np.arange(BLOCKS, dtype=np.uint32)) & 1 == 1).reshape(-1)
+        blocks = np.frombuffer(raw, np.uint8).reshape(-1, BLOCK)[chosen]
+        sums.append(block_sums(memoryview(blocks.reshape(-1))))
+    return np.concatenate(sums)
 
 
 def mask_runs(mask: int) -> Iterator[tuple[int, int]]:

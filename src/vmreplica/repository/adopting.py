@@ -12,6 +12,7 @@ what they are then.
 """
 
 import datetime as dt
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -23,8 +24,9 @@ from vmreplica.model.point import AdoptedBase, DiskManifest, Manifest
 from vmreplica.model.states import State
 from vmreplica.qcow2.shim import write_shim
 from vmreplica.repository import adopted
-from vmreplica.repository.layout import FILE_MODE, Layout, make_dir, store_errors, write_shape
+from vmreplica.repository.layout import FILE_MODE, Layout, make_dir, store_errors
 from vmreplica.repository.machine import store_machine
+from vmreplica.repository.manifests import write_manifest
 from vmreplica.repository.record import AdoptionRecord, ReplicaRecord
 
 #: Called with the name of each step before it is done; may raise to stop it.
@@ -125,8 +127,7 @@ def seal_again(layout: Layout, manifests: Sequence[Manifest]) -> Iterator[Manife
         disks = tuple(_sealed(layout, disk) for disk in manifest.disks)
         if disks != manifest.disks:
             changed = manifest.model_copy(update={"disks": disks})
-            write_shape(layout.manifest(manifest.point), changed)
-            yield changed
+            yield write_manifest(layout.manifest(manifest.point), changed)
 
 
 def remove_unused(layout: Layout, gone: Manifest, left: Sequence[Manifest]) -> None:
@@ -190,7 +191,7 @@ def _publish(layout: Layout, record: AdoptionRecord, now: dt.datetime, before: S
     before("manifest")
     publish_bytes(building / "definition.xml", adoption.definition.encode(), mode=FILE_MODE)
     store_machine(building, adoption.machine)
-    write_shape(building / "manifest.json", _manifest(adoption, tuple(disks), now))
+    write_manifest(building / "manifest.json", _manifest(adoption, tuple(disks), now))
     before("publish")
     publish_dir(building, layout.point(adoption.point))
     before("published")
@@ -221,6 +222,7 @@ def _manifest(adoption: Adoption, disks: tuple[DiskManifest, ...], now: dt.datet
         disks=disks,
         machine=tuple(file.entry for file in adoption.machine),
         machine_remarks=adoption.machine_remarks,
+        definition_sha256=hashlib.sha256(adoption.definition.encode()).hexdigest(),
         guest_bytes=0,
         wire_bytes=0,
         folded=True,

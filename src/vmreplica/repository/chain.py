@@ -1,6 +1,7 @@
 """Published points: reading their manifests, and the pure decision what retention does next."""
 
 import datetime as dt
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,7 @@ from vmreplica.model.errors import Corrupt
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import DiskManifest, DiskSpec, Manifest, PointOpening, PointSummary
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape
+from vmreplica.repository.manifests import read_manifest
 from vmreplica.repository.record import FoldRecord, LandingRecord
 
 
@@ -71,6 +73,7 @@ def manifest_of(
         disks=disks,
         machine=tuple(file.entry for file in opening.machine),
         machine_remarks=opening.machine_remarks,
+        definition_sha256=hashlib.sha256(opening.definition.encode()).hexdigest(),
         guest_bytes=guest_bytes,
         wire_bytes=wire_bytes,
     )
@@ -175,7 +178,7 @@ def load_point(layout: Layout, vm: VmId, name: str, *, settled: bool = True) -> 
     Raises:
         Corrupt: ``record-damaged`` or ``point-damaged``.
     """
-    manifest = read_shape(layout.points / name / "manifest.json", Manifest)
+    manifest = read_manifest(layout.points / name / "manifest.json")
     if (manifest.vm, manifest.point) != (vm, name):
         raise Corrupt("point-damaged", f"the manifest in {layout.points / name} is of another point")
     for disk in manifest.disks:

@@ -31,6 +31,7 @@ from vmreplica.qcow2.shim import is_shim
 from vmreplica.repository.bases import check_base, on_base, put_shim, require_room, writable_base
 from vmreplica.repository.chain import backed_disks
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape, store_errors, write_shape
+from vmreplica.repository.manifests import read_manifest, write_manifest
 from vmreplica.repository.record import FoldDisk, FoldRecord
 
 #: Called with the name of each step before it is done; may raise to stop it.
@@ -151,7 +152,7 @@ def _patches(index: Path) -> int:
 def _prepare(
     layout: Layout, record: FoldRecord, point: Manifest, *, check: Callable[[], None], before: StepHook
 ) -> FoldRecord:
-    base = {disk.target: disk for disk in read_shape(layout.manifest(record.base), Manifest).disks}
+    base = {disk.target: disk for disk in read_manifest(layout.manifest(record.base)).disks}
     sizes = {disk.target: disk.size for disk in point.disks}
     disks = []
     for disk in record.disks:
@@ -207,8 +208,7 @@ def _roll_forward(
         for disk in record.disks:
             _reclaim(layout, record, disk, stopped)
         before("manifest")
-        manifest = _standing_alone(layout, record)
-        write_shape(layout.manifest(record.point), manifest)
+        manifest = write_manifest(layout.manifest(record.point), _standing_alone(layout, record))
         before("remove")
         remove_tree(layout.point(record.base))
         fsync_dir(layout.points)
@@ -235,9 +235,7 @@ def _write_base(
     image = layout.image(record.point, disk.target)
     if is_shim(image):
         return  # it was all done before a crash
-    (size,) = (
-        spec.size for spec in read_shape(layout.manifest(record.point), Manifest).disks if spec.target == disk.target
-    )
+    (size,) = (spec.size for spec in read_manifest(layout.manifest(record.point)).disks if spec.target == disk.target)
     _check(pause)
     before(f"write {disk.target}")
     with writable_base(layout, disk, size) as base:
@@ -256,7 +254,7 @@ def _reclaim(layout: Layout, record: FoldRecord, disk: FoldDisk, stopped: Callab
 
 
 def _standing_alone(layout: Layout, record: FoldRecord) -> Manifest:
-    manifest = read_shape(layout.manifest(record.point), Manifest)
+    manifest = read_manifest(layout.manifest(record.point))
     folded = {disk.target: disk for disk in record.disks}
     disks = tuple(
         _folded(layout, manifest, disk, folded[disk.target]) if disk.target in folded else disk
@@ -268,6 +266,7 @@ def _standing_alone(layout: Layout, record: FoldRecord) -> Manifest:
 def _folded(layout: Layout, manifest: Manifest, disk: DiskManifest, folded: FoldDisk) -> DiskManifest:
     """Describe an image that is the base's file now; its index and its segments' digests are of the past."""
     layout.index(manifest.point, disk.target).unlink(missing_ok=True)
+    layout.sums(manifest.point, disk.target).unlink(missing_ok=True)
     image = layout.image(manifest.point, disk.target)
     if folded.outside:
         return on_base(layout, disk, image, folded)

@@ -32,6 +32,7 @@ from vmreplica.qcow2.segment import (
     record_ends,
     split,
 )
+from vmreplica.repository.incoming_sums import IncomingSums
 from vmreplica.repository.layout import FILE_MODE, store_errors
 
 _BUFFER = 1 << 20
@@ -65,7 +66,7 @@ class IncomingDisk:
         self._change = threading.Condition()
         self._closed = False
         self._image_fd = self._index_fd = -1
-        self._open()
+        self._sums = self._open()
 
     def put(self, number: int, body: memoryview | bytes) -> None:
         """Make a segment durable.
@@ -108,9 +109,10 @@ class IncomingDisk:
                 os.close(self._image_fd)
                 os.close(self._index_fd)
                 self._image_fd = self._index_fd = -1
+                self._sums.close()
 
     def check(self, closing: DiskClosing) -> DiskCheck:
-        """Check all segments together, put the index in order, and size the tables; the disk is closed.
+        """Check all segments together, put index and sums in order, and size the tables; the disk is closed.
 
         Raises:
             Conflict: ``point-incomplete``: segments are missing.
@@ -126,17 +128,22 @@ class IncomingDisk:
         result = self._walk(closing)
         with store_errors(self.index):
             self._sort_index()
+            self._sums.finish(self.image, self._entries())
         return result
 
     def records(self) -> Iterator[Records]:
         """Read the records of all segments, in order once ``check`` has put them so."""
-        with self.index.open("rb", buffering=_BUFFER) as fh:
-            while (entry := read_entry(fh)) is not None:
-                yield split(entry)[1]
+        for entry in self._entries():
+            yield split(entry)[1]
 
     # ---- helpers
 
-    def _open(self) -> None:
+    def _entries(self) -> Iterator[bytes]:
+        with self.index.open("rb", buffering=_BUFFER) as fh:
+            while (entry := read_entry(fh)) is not None:
+                yield entry
+
+    def _open(self) -> IncomingSums:
         with store_errors(self.image):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._index_fd = os.open(self.index, flags | os.O_APPEND, FILE_MODE)
@@ -148,6 +155,7 @@ class IncomingDisk:
             recover_index(self.index)
             with self.index.open("rb", buffering=_BUFFER) as fh:
                 self._read_back(fh)
+            return IncomingSums(self.index)
 
     def _read_back(self, fh: BinaryIO) -> None:
         position = 0
@@ -185,7 +193,7 @@ class IncomingDisk:
         head = segment.head
         try:
             pwrite_all(self._image_fd, segment.data, head.data_offset)
-            write_patches(self._image_fd, segment)
+            sums = write_patches(self._image_fd, segment)
             os.fdatasync(self._image_fd)
         except (OSError, Corrupt):
             if head.data_end > head.data_offset:
@@ -195,6 +203,7 @@ class IncomingDisk:
         with self._change:
             position = os.fstat(self._index_fd).st_size
             try:
+                self._sums.add(segment, sums)
                 if os.write(self._index_fd, entry) != len(entry):
                     os.write(self._index_fd, entry)  # the file system is full: this one tells so
                 os.fdatasync(self._index_fd)

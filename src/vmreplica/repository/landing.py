@@ -18,6 +18,7 @@ from vmreplica.qcow2.shim import write_shim
 from vmreplica.repository.devices import on_device, writable
 from vmreplica.repository.folding import FoldStopped, StepHook, recover_fold
 from vmreplica.repository.layout import Layout, read_shape, store_errors, write_shape
+from vmreplica.repository.manifests import read_manifest, write_manifest
 from vmreplica.repository.record import LandingRecord
 
 
@@ -179,14 +180,14 @@ def _copy(
 
 def _roll_forward(layout: Layout, record: LandingRecord, before: StepHook) -> Manifest:
     path = layout.manifest(record.point)
-    manifest = read_shape(path, Manifest)
+    manifest = read_manifest(path)
     disks = tuple(
         _landed(layout, record, disk, before) if disk.target == record.target else disk for disk in manifest.disks
     )
     manifest = manifest.model_copy(update={"folded": True, "disks": disks})
     with store_errors(path):
         before("land manifest")
-        write_shape(path, manifest)
+        manifest = write_manifest(path, manifest)
         before("land end")
         layout.landing.unlink(missing_ok=True)
         fsync_dir(layout.root)
@@ -199,5 +200,6 @@ def _landed(layout: Layout, record: LandingRecord, disk: DiskManifest, before: S
         before(f"land shim {record.target}")
         write_shim(image, record.device.path, disk.size)
         layout.index(record.point, record.target).unlink(missing_ok=True)
+        layout.sums(record.point, record.target).unlink(missing_ok=True)
         fsync_dir(image.parent)
         return on_device(disk, image, record.device)

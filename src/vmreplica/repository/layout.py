@@ -56,6 +56,10 @@ class Layout:
         """The index of a published disk image."""
         return self.points / point / f"{target}.index"
 
+    def sums(self, point: PointId, target: DiskTarget) -> Path:
+        """The sums of the patches of a published disk image; none beside one without patches."""
+        return self.points / point / f"{target}.sums"
+
     def dead(self, point: PointId, target: DiskTarget) -> Path:
         """What a fold supersedes in the base's image of a disk."""
         return self.points / point / f"{target}.dead"

@@ -14,8 +14,10 @@ from vmreplica.qcow2.layout import REFCOUNTS, l1_entries_of, table_clusters
 from vmreplica.qcow2.tables import TablesResult, write_tables
 from vmreplica.repository.chain import backed_disks, manifest_of
 from vmreplica.repository.incoming import DiskCheck, Incoming, IncomingDisk
-from vmreplica.repository.layout import FILE_MODE, Layout, store_errors, write_shape
+from vmreplica.repository.incoming_sums import remove_journals
+from vmreplica.repository.layout import FILE_MODE, Layout, store_errors
 from vmreplica.repository.machine import store_machine
+from vmreplica.repository.manifests import write_manifest
 
 _SLACK_CLUSTERS: Final = 4
 
@@ -66,8 +68,7 @@ def publish(
     )
     wire = sum(check.wire_bytes for check in checks.values())
     manifest = manifest_of(opening, disks, guest_bytes=closing.guest_bytes, wire_bytes=wire, published=now)
-    _commit(layout, incoming.directory, opening, manifest)
-    return manifest
+    return _commit(layout, incoming.directory, opening, manifest)
 
 
 def _table_bytes(disk: IncomingDisk, check: DiskCheck) -> int:
@@ -96,6 +97,7 @@ def _finish(disk: IncomingDisk, closing: DiskClosing, parent: PointId | None, ch
         file_bytes=tables.file_bytes,
         tables_digest=tables.digest,
         segments=closing.segments,
+        summed=True,
     )
 
 
@@ -108,10 +110,12 @@ def _tables(fd: int, disk: IncomingDisk, closing: DiskClosing, backing: str | No
         raise
 
 
-def _commit(layout: Layout, directory: Path, opening: PointOpening, manifest: Manifest) -> None:
+def _commit(layout: Layout, directory: Path, opening: PointOpening, manifest: Manifest) -> Manifest:
     with store_errors(directory):
         publish_bytes(directory / "definition.xml", opening.definition.encode(), mode=FILE_MODE)
         store_machine(directory, opening.machine)
-        write_shape(directory / "manifest.json", manifest)
+        written = write_manifest(directory / "manifest.json", manifest)
         (directory / "opening.json").unlink(missing_ok=True)
+        remove_journals(directory)
         publish_dir(directory, layout.point(opening.point))
+    return written
