@@ -11,9 +11,8 @@ and its parent is any earlier point. So these acts leave every other point as it
 """
 
 import itertools
-import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,8 +85,8 @@ class Limits:
 
     #: Nobody may change the files of these: they are read right now.
     frozen: Collection[PointId] = ()
-    #: Damaged: neither merged into others nor folded; deleted when nothing stands on them.
-    guarded: Collection[PointId] = ()
+    #: Tells whether the images of points, oldest first, may become one: False when damage would get into it.
+    may_merge: Callable[[Sequence[PointId]], bool] = lambda _points: True
     #: Space is short: free what can be freed, though it is written again soon.
     pressed: bool = False
     bound: int = BOUND
@@ -153,6 +152,10 @@ class _Tree:
     def movable(self, node: Node) -> bool:
         """Tell whether the images of a point may be changed."""
         return node.here and node.id not in self.limits.frozen
+
+    def may_merge(self, nodes: Sequence[Node]) -> bool:
+        """Tell whether the images of points, oldest first, may become one."""
+        return self.limits.may_merge([node.id for node in nodes])
 
     def parent(self, node: Node) -> Node | None:
         """Give what a point stands on."""
@@ -220,11 +223,10 @@ def _shorten(tree: _Tree) -> Rebase | None:
     if tree.depth[tree.newest.id] <= tree.limits.bound - _ROOM:
         return None
     trunk = tree.trunk()
-    best = min(_shortcuts(tree, trunk), key=lambda shortcut: shortcut[0], default=None)
-    if best is None:
-        return None
-    _score, low, high = best
-    return _rebase(trunk[low], trunk[low + 1 : high], trunk[high], shortens=True)
+    for _score, low, high in sorted(_shortcuts(tree, trunk)):
+        if tree.may_merge(trunk[low + 1 : high + 1]):
+            return _rebase(trunk[low], trunk[low + 1 : high], trunk[high], shortens=True)
+    return None
 
 
 def _shortcuts(tree: _Tree, trunk: list[Node]) -> Iterator[tuple[float, int, int]]:
@@ -234,12 +236,8 @@ def _shortcuts(tree: _Tree, trunk: list[Node]) -> Iterator[tuple[float, int, int
     """
     for low in range(len(trunk) - 2):
         size, longest = trunk[low + 1].size, _lasts(tree, trunk[low + 1])
-        if trunk[low + 1].id in tree.limits.guarded:
-            continue
         for high in range(low + 2, len(trunk)):
             into = trunk[high]
-            if into.id in tree.limits.guarded:
-                break
             size += into.size
             if tree.movable(into) and _lasts(tree, into) >= longest:
                 yield size / ((high - low - 1) * _worth(tree, into)), low, high
@@ -268,8 +266,7 @@ def _fold(tree: _Tree, *, patient: bool) -> Fold | Reparent | None:
         if patient and len(children) > 1:
             continue
         first, *others = children
-        blocked = [child for child in children if not tree.movable(child)]
-        if blocked or first.id in tree.limits.guarded or root.id in tree.limits.guarded:
+        if not all(tree.movable(child) for child in children) or not tree.may_merge([root, first]):
             continue
         if others:
             return Reparent(others[0].id, first.id)
@@ -282,9 +279,7 @@ def _close(tree: _Tree, *, patient: bool) -> Rebase | None:
     for into in tree.nodes:
         run = tree.below(into) if not tree.goes(into) and tree.movable(into) else []
         onto = tree.parent(run[0]) if run else None
-        if onto is None or any(node.id in tree.limits.guarded for node in (*run, into)):
-            continue
-        if patient and not _is_time(tree, onto, run, into):
+        if onto is None or (patient and not _is_time(tree, onto, run, into)) or not tree.may_merge([*run, into]):
             continue
         return _rebase(onto, run, into)
     return None
@@ -301,8 +296,3 @@ def _is_time(tree: _Tree, onto: Node, run: list[Node], into: Node) -> bool:
 
 def _rebase(onto: Node, run: list[Node], into: Node, *, shortens: bool = False) -> Rebase:
     return Rebase(into.id, onto.id, tuple(node.id for node in run), shortens)
-
-
-def lasts_for_ever() -> float:
-    """Say that a point is pinned or held."""
-    return math.inf
