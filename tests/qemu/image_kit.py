@@ -25,6 +25,7 @@ from vmreplica.qcow2.segment import (
     parse,
     patch_kind,
 )
+from vmreplica.qcow2.sums import SumsWriter
 from vmreplica.qcow2.tables import TablesResult, write_tables
 
 POINT = "20260101T000000Z-00000000"
@@ -110,19 +111,20 @@ def write_image(
     each: int = 64,
     below: Mapping[int, bytes] | None = None,
 ) -> TablesResult:
-    """Write an image as the replica does, and its index beside it."""
+    """Write an image as the replica does, and its index and the sums of its patches beside it."""
     records: list[Records] = []
     end = DATA_START
     with path.open("w+b") as image, path.with_suffix(".index").open("wb") as index:
-        patched = False
+        patched, sums = False, SumsWriter(path.with_suffix(".sums"))
         for number, (body, data_end) in enumerate(segments(content, size, each=each, below=below)):
             segment = parse(body, point=POINT, target="vda", number=number, clusters=clusters_of(size))
             os.pwrite(image.fileno(), segment.data, segment.head.data_offset)
-            write_patches(image.fileno(), segment)
+            sums.add(segment.head_bytes, number, write_patches(image.fileno(), segment))
             patched |= segment.head.patch_count > 0
             append_head(index, segment)
             records.append(segment.records)
             end = data_end
+        sums.finish()
         name = str(backing.absolute()) if backing is not None else None
         return write_tables(image.fileno(), size=size, data_end=end, records=records, backing=name, patched=patched)
 

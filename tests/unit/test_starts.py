@@ -8,6 +8,7 @@ from cli_kit import Program
 
 from vmreplica.agent.boots import Boots, this_boot
 from vmreplica.agent.guard import Guard
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.relationship import Relationship
 from vmreplica.cli.client import AgentClient
 from vmreplica.hypervisor.fence import Fence
@@ -31,7 +32,7 @@ def position(state: State, epoch: int = 0) -> Position:
 
 @pytest.fixture
 def guard(tmp_path: Path) -> Guard:
-    return Guard(Fence(tmp_path / "fence"), PeerBook(tmp_path / "peers.json"))
+    return Guard(Fence(tmp_path / "fence"), PeerBook(tmp_path / "peers.json"), Journal(tmp_path / "journal.db"))
 
 
 def test_a_failover_is_remembered_until_the_replica_says_that_it_was_taken_back(guard: Guard) -> None:

@@ -3,16 +3,23 @@
 import datetime as dt
 from typing import Final
 
+import structlog
+
 from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.decide import BASE_AWAITED, Capture
 from vmreplica.agent.exporting import base_awaited
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.protect import differed, vm_off
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.swap import OLD_PRIMARY_AWAY, old_primary_away
 from vmreplica.model.errors import VmReplicaError
+from vmreplica.model.events import EventSeverity
 from vmreplica.model.point import PointKind, PointSummary
-from vmreplica.model.report import CycleReport
+from vmreplica.model.report import CycleReport, Waiting
+from vmreplica.model.units import format_duration, format_size
+
+_log: Final = structlog.get_logger(__name__)
 
 #: What ended a cycle without anything being wrong.
 _INTERRUPTIONS: Final = frozenset({"cycle-stopped", "vm-started"})
@@ -36,10 +43,36 @@ def report_of(
         outcome="published" if error is None else ("cancelled" if stopped else "failed"),
         guest_bytes=outcome.guest_bytes,
         wire_bytes=meter.wire_bytes(),
+        rate=meter.wire_bytes() / seconds if seconds > 0 else 0.0,
+        waiting=Waiting(queue=rel.queued_seconds, limit=meter.held_seconds(), base=rel.base_seconds),
         error_code=error.code if error else None,
         error=error.message if error else None,
         hint=error.hint if error else "",
     )
+
+
+def keep_report(journal: Journal, rel: Relationship, report: CycleReport) -> None:
+    """Log and journal a run; of a failure that repeats itself only the 1st, 2nd, 4th, 8th... time."""
+    last = rel.last
+    repeats = last is not None and report.outcome == "failed" and last.error_code == report.error_code
+    if repeats and rel.failures & (rel.failures + 1):
+        return
+    journal.record(rel.vm, report)
+    figures = report.model_dump(mode="json", exclude_none=True)
+    failed = report.outcome == "failed"
+    code = (report.error_code or "cycle-failed") if failed else f"cycle-{report.outcome}"
+    severity: EventSeverity = "warning" if failed else "info"
+    journal.event(rel.vm, "cycle", code, _told(report), name=rel.name, severity=severity, cycle=figures)
+    _log.info("cycle", vm=rel.vm, name=rel.name, failures_in_a_row=rel.failures, **figures)
+
+
+def _told(report: CycleReport) -> str:
+    if report.outcome == "failed":
+        return f"a cycle failed: {report.error}"
+    if report.outcome == "cancelled":
+        return f"a cycle was cancelled: {report.error}"
+    sent = f"{format_size(report.wire_bytes)} for {format_size(report.guest_bytes)} of the guest"
+    return f"point {report.point} ({report.kind}) sent: {sent}, in {format_duration(report.seconds)}"
 
 
 def _kind_expected(rel: Relationship) -> PointKind:

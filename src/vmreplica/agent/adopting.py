@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.facts import Stages, replicated_disks
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import forget_primary, sweep_checkpoints
 from vmreplica.hypervisor import DomainBrief, DomainView
@@ -44,9 +45,13 @@ class Adopting:
         runner: looks after the VMs that are protected from here.
         fence: what keeps VMs of this host from being started.
         here: this host.
+        journal: history.
     """
 
-    def __init__(self, repository: Repository, stages: Stages, runner: Runner, fence: Fence, here: HostId) -> None:
+    def __init__(
+        self, repository: Repository, stages: Stages, runner: Runner, fence: Fence, here: HostId, *, journal: Journal
+    ) -> None:
+        self._journal = journal
         self._repository = repository
         self._stages = stages
         self._hypervisor = stages.hypervisor
@@ -143,6 +148,8 @@ class Adopting:
         forget_primary(self._stages, record.vm)
         self._fence.allow(record.vm)  # there is nothing left that could be started
         replica.finish_adoption()
+        text = "this host, its old primary, is its replica now"
+        self._journal.event(record.vm, "reverse", "became-replica", text, name=record.name)
         _log.info("the old primary is the replica now", vm=record.vm, name=record.name, owner=record.owner)
         return replica
 

@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from vmreplica import __version__
+from vmreplica.agent.acts import Acts
 from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.building import make_dir, make_stages, seed_tools
@@ -25,15 +26,18 @@ from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
+from vmreplica.agent.receipts import Receipts
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.swap import Swap
-from vmreplica.agent.tasks import Tasks
+from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import NotFound
+from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.model.ids import VmId
+from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
@@ -71,14 +75,17 @@ class Agent(FailoverVerbs, Hosts):
         self.invitations = Invitations(paths.state_dir / "invitations.json")
         self._clients = Clients(self.identity, self.book)
         self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
+        self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
-        fences = FenceParts(config, self.book)
+        fences = FenceParts(config, self.book, self._journal)
         stages = make_stages(config, self._hypervisor)
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth, fences.guard)
-        self._adopting = Adopting(repository, stages, self._runner, fences.fence, self.identity.host_id)
+        self._adopting = Adopting(
+            repository, stages, self._runner, fences.fence, self.identity.host_id, journal=self._journal
+        )
         self._reversing = Reversing(
             replicas=self._replicas,
             hypervisor=self._hypervisor,
@@ -103,11 +110,18 @@ class Agent(FailoverVerbs, Hosts):
         self.receiver = self._make_receiver(repository)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
+        receipts = Receipts(self._journal)
+
+        def published(vm: VmId, point: PointSummary) -> None:
+            receipts.published(vm, point)
+            self._replicas.published(vm, point)
+
         return Receiver(
             repository,
             hello=self.hello,
             runs_here=self.runs_here,
-            on_published=self._replicas.published,
+            on_opened=receipts.opened,
+            on_published=published,
             seeds=self._replicas.seeder,
             reverse=self._adopting.accept,
         )
@@ -232,24 +246,27 @@ class Agent(FailoverVerbs, Hosts):
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
-        task = self._primaries.enable(
-            vm,
-            host,
-            interval=every,
-            keep=keep,
-            excluded=excluded,
-            bases=Bases(base_devices, erase=erase),
-            seed=seed,
-            give_up=give_up,
-            limit=limit,
-            begin_at=at,
-        )
+        with self._acts.act("enable", vm, "the protection") as act:
+            task = self._primaries.enable(
+                vm,
+                host,
+                interval=every,
+                keep=keep,
+                excluded=excluded,
+                bases=Bases(base_devices, erase=erase),
+                seed=seed,
+                give_up=give_up,
+                limit=limit,
+                begin_at=at,
+            )
+            act.done("enabled", f"protected, with {to} as its replica's host", replica=to, interval=every)
         return task.report()
 
     def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:
         """Take in the first copy of a VM that travelled in a directory."""
         task = self._tasks.start(f"import of {directory}")
         self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
+        task.then(partial(self._imported, directory, task))
         return task.report()
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
@@ -258,25 +275,34 @@ class Agent(FailoverVerbs, Hosts):
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve a relationship, from either side."""
-        replica = self._held(vm)
-        if replica is not None:
-            self._replicas.forget(replica, delete_copy=delete_copy)
-        else:
-            self._primaries.disable(vm, delete_copy=delete_copy)
+        with self._acts.act("disable", vm, "the end of its protection") as act:
+            replica = self._held(vm)
+            if replica is not None:
+                self._replicas.forget(replica, delete_copy=delete_copy)
+            else:
+                self._primaries.disable(vm, delete_copy=delete_copy)
+            copy = "deleted" if delete_copy else "kept"
+            act.done("disabled", f"no longer protected; the copy is {copy}", copy=copy)
 
     def release(self, vm: str) -> None:
         """Pause, and take our bitmaps out of the VM's images."""
-        self._primaries.release(vm)
+        with self._acts.act("pause", vm, "the release") as act:
+            self._primaries.release(vm)
+            act.done("released", "replication is paused, and nothing of ours is in the VM's images")
 
     def pause(self, vm: str) -> None:
         """Begin no cycle until resumed."""
         self._require_primary(vm)
-        self._primaries.pause(vm)
+        with self._acts.act("pause", vm, "the pause") as act:
+            self._primaries.pause(vm)
+            act.done("paused", "replication is paused")
 
     def resume(self, vm: str) -> None:
         """Go on after a pause."""
         self._require_primary(vm)
-        self._primaries.resume(vm)
+        with self._acts.act("resume", vm, "the resumption") as act:
+            self._primaries.resume(vm)
+            act.done("resumed", "replication goes on")
 
     def sync(self, vm: str) -> TaskReport:
         """Run a cycle now."""
@@ -293,6 +319,15 @@ class Agent(FailoverVerbs, Hosts):
         return self._journal.history(self._hypervisor.find(vm).vm, limit)
 
     # ---- helpers
+
+    def _imported(self, directory: str, task: Task, error: VmReplicaError | None) -> None:
+        report = task.imported
+        if error is not None:
+            self._journal.event(
+                None, "import", error.code, f"import of {directory} failed: {error.message}", severity="warning"
+            )
+        elif report is not None:
+            self._journal.event(report.vm, "import", "imported", f"the first copy was imported from {directory}")
 
     def _held(self, vm: str) -> Replica | None:
         """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""

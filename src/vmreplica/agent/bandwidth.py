@@ -66,15 +66,22 @@ class Bandwidth:
         ends = [each.until for each in found if each.until is not None]
         return InForce(min(rates, default=None), min(ends, default=None))
 
-    def throttle(self, vm: VmId, limit: Callable[[], Limit], sent: Callable[[int], None]) -> "Throttle":
+    def throttle(
+        self,
+        vm: VmId,
+        limit: Callable[[], Limit],
+        sent: Callable[[int], None],
+        held: Callable[[float], None] = lambda _since: None,
+    ) -> "Throttle":
         """Give what paces a VM's segments.
 
         Args:
             vm: whose.
             limit: tells its limit of this moment.
             sent: told of the bytes of each slice that goes out.
+            held: told since when (monotonic) nothing was let out until now.
         """
-        return Throttle(self, vm, limit, sent)
+        return Throttle(self, vm, limit, sent, held)
 
     def take(self, vm: VmId, limit: Callable[[], Limit], most: int) -> tuple[int, float]:
         """Ask for bytes; gives how many may be sent, and if none the seconds after which to ask again."""
@@ -112,11 +119,19 @@ class Bandwidth:
 class Throttle:
     """Paces the segments of one VM in one cycle; thread-safe. Made by ``Bandwidth.throttle``."""
 
-    def __init__(self, bandwidth: Bandwidth, vm: VmId, limit: Callable[[], Limit], sent: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        bandwidth: Bandwidth,
+        vm: VmId,
+        limit: Callable[[], Limit],
+        sent: Callable[[int], None],
+        held: Callable[[float], None],
+    ) -> None:
         self._bandwidth = bandwidth
         self._vm = vm
         self._limit = limit
         self._sent = sent
+        self._held = held
         self._one = threading.Lock()
 
     def allow(self, most: int, halt: Halt) -> int:
@@ -133,7 +148,9 @@ class Throttle:
             if granted:
                 self._sent(granted)
                 return granted
+            since = time.monotonic()
             halt.wait(wait)
+            self._held(since)
 
     @contextlib.contextmanager
     def turn(self, halt: Halt) -> Iterator[None]:

@@ -5,6 +5,7 @@ from typing import Final
 
 import structlog
 
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.tasks import Task
 from vmreplica.failover.commit import SLACK, fold_disks, needed_bytes, plan_commit, require_running
@@ -15,6 +16,7 @@ from vmreplica.model.errors import Internal, VmReplicaError
 from vmreplica.model.ids import DiskTarget, VmId
 from vmreplica.model.report import CommitReport, FailoverPlan, Progress
 from vmreplica.model.states import Event, State, transition
+from vmreplica.model.units import format_size
 from vmreplica.repository import Replica
 
 _log: Final = structlog.get_logger(__name__)
@@ -35,11 +37,13 @@ class Commits:
     Args:
         hypervisor: this host's libvirt.
         min_free: bytes that stay free on the store.
+        journal: history.
         before: observer of steps; tests kill the agent there.
     """
 
-    def __init__(self, hypervisor: Hypervisor, min_free: int, before: StepHook = no_hook) -> None:
+    def __init__(self, hypervisor: Hypervisor, min_free: int, journal: Journal, before: StepHook = no_hook) -> None:
         self._hypervisor = hypervisor
+        self._journal = journal
         self._min_free = min_free
         self._before = before
         self._lock = threading.Lock()
@@ -79,6 +83,8 @@ class Commits:
             require_free(replica.dir, needed, f"folding the images of {record.name}")
             self._before("give-up")
             replica.committing.begin()
+            text = "its failover is kept for good: its images are being folded"
+            self._journal.event(record.vm, "commit", "commit-begun", text, name=record.name)
             _log.info("committing a failover", vm=record.vm, name=record.name, into=dict(replica.record.live))
         self._run(replica).join(task)
 
@@ -119,14 +125,15 @@ class Commits:
         with self._lock:
             run = self._runs.get(replica.record.vm)
             if run is None or not run.alive():
-                run = self._runs[replica.record.vm] = _Run(replica, self._hypervisor, self._before)
+                run = self._runs[replica.record.vm] = _Run(replica, self._hypervisor, self._journal, self._before)
             return run
 
 
 class _Run:
     """One commit under way; begins at once."""
 
-    def __init__(self, replica: Replica, hypervisor: Hypervisor, before: StepHook) -> None:
+    def __init__(self, replica: Replica, hypervisor: Hypervisor, journal: Journal, before: StepHook) -> None:
+        self._journal = journal
         self.meter = Meter()
         self.complaint: str | None = None
         self._replica = replica
@@ -202,6 +209,8 @@ class _Run:
 
     def _done(self, freed: int) -> None:
         _log.info("failover committed", vm=self._replica.record.vm, name=self._replica.record.name, freed=freed)
+        text = f"its images are folded, {format_size(freed)} were given back"
+        self._journal.event(self._replica.record.vm, "commit", "committed", text, freed_bytes=freed)
         self._finish(_report(self._replica, freed), None)
 
     def _finish(self, report: CommitReport | None, error: VmReplicaError | None) -> None:

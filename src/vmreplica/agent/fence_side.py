@@ -6,6 +6,7 @@ from vmreplica.agent.config import Config
 from vmreplica.agent.fencing import Fencing
 from vmreplica.agent.guard import Guard
 from vmreplica.agent.hooks import fence_dir
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.watchman import Watchman
 from vmreplica.hypervisor import Hypervisor
@@ -20,11 +21,12 @@ class FenceParts:
     Args:
         config: of this host.
         book: paired hosts.
+        journal: history.
     """
 
-    def __init__(self, config: Config, book: PeerBook) -> None:
+    def __init__(self, config: Config, book: PeerBook, journal: Journal) -> None:
         self.fence = Fence(fence_dir(config))
-        self.guard = Guard(self.fence, book)
+        self.guard = Guard(self.fence, book, journal)
         self.autostart = Autostart(config.agent.libvirt_uri)
         self.boots = Boots(config.agent.state_dir / "boot.json")
 

@@ -69,6 +69,8 @@ class Fencing:
         with self._claim(vm) as claim:
             verdict = claim.settle(self.verdict(vm, question.name, policy))
         _log.info("a VM asks to start", vm=vm, name=question.name, allowed=verdict.allowed, reason=verdict.reason)
+        if not verdict.allowed:
+            self._guard.refused(vm, question.name, verdict.reason)
         return StartAnswer(allowed=verdict.allowed, reason=verdict.reason)
 
     def starting(self, vm: VmId) -> bool:
@@ -117,12 +119,14 @@ class Fencing:
         with self._claim(brief.vm) as claim:
             verdict = claim.settle(self._of_domain(brief), sure=sure)
             if not (verdict.allowed or sure):
+                self._guard.refused(brief.vm, brief.name, verdict.reason)
                 raise _refused(brief.name, verdict)
             with self._guard.fence.permitted(brief.vm) if sure else contextlib.nullcontext():
                 self._hypervisor.start(brief.vm)
             if sure:
                 forget_if_unprotected(self._hypervisor, self._guard.fence, brief.vm)
         _log.info("started", vm=brief.vm, name=brief.name, sure=sure, replica=verdict.reason or "agrees")
+        self._guard.started(brief.vm, brief.name, sure=sure and not verdict.allowed)
         return self._report(brief, verdict, started=True)
 
     def set_autostart(self, vm: str, *, on: bool) -> AutostartReport:

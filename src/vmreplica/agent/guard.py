@@ -1,9 +1,12 @@
 """What this host knows of failovers of its own VMs: a fence file for each, over restarts of everything."""
 
+import threading
+import time
 from typing import Final
 
 import structlog
 
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.may_start import elsewhere, is_stale
 from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NoSpace, NotFound
@@ -14,6 +17,9 @@ from vmreplica.peer.book import PeerBook
 
 _log: Final = structlog.get_logger(__name__)
 
+#: Seconds for which the same refusal is not written down again.
+_REFUSED_AGAIN: Final = 600.0
+
 
 class Guard:
     """Thread-safe; told of each position that a replica tells, whoever asked for it.
@@ -21,11 +27,16 @@ class Guard:
     Args:
         fence: the files.
         book: paired hosts.
+        journal: history.
     """
 
-    def __init__(self, fence: Fence, book: PeerBook) -> None:
+    def __init__(self, fence: Fence, book: PeerBook, journal: Journal) -> None:
         self.fence = fence
+        self.journal = journal
         self._book = book
+        self._lock = threading.Lock()
+        #: When (monotonic) and why each VM was last kept from starting.
+        self._refusals: dict[VmId, tuple[float, str]] = {}
 
     def fenced(self, vm: VmId) -> bool:
         """Tell whether a VM of this host is known to live on its replica."""
@@ -44,14 +55,37 @@ class Guard:
             if known is not None:
                 _log.info("its failover was taken back: the VM may start here again", vm=vm, name=name)
                 self.fence.allow(vm)
+                text = "its failover was taken back: it may start here again"
+                self.journal.event(vm, "fencing", "unfenced", text, name=name)
             return False
         if known is None:
             _log.warning("failed over elsewhere: the VM may not start here", vm=vm, name=name, epoch=position.epoch)
+            text = f"it was failed over to {self.peer_name(policy.replica)}: it may not start here"
+            self.journal.event(vm, "fencing", "fenced", text, name=name, severity="critical", epoch=position.epoch)
         try:
             self.fence.forbid(vm, elsewhere(name, self.peer_name(policy.replica), position.state), ask=True)
         except NoSpace as error:
             _log.warning("the fence of a VM cannot be written", vm=vm, why=error.message)
         return True
+
+    def refused(self, vm: VmId, name: VmName, reason: str) -> None:
+        """Write down that a VM was kept from starting here; one that is asked for again and again once in a while."""
+        now = time.monotonic()
+        with self._lock:
+            last, self._refusals[vm] = self._refusals.get(vm), (now, reason)
+            if last is not None and last[1] == reason and now - last[0] < _REFUSED_AGAIN:
+                self._refusals[vm] = last
+                return
+        text = f"it was kept from starting here: {reason}"
+        self.journal.event(vm, "fencing", "start-refused", text, name=name, severity="warning")
+
+    def started(self, vm: VmId, name: VmName, *, sure: bool) -> None:
+        """Write down that a VM was started here through us."""
+        if sure:
+            text = "it was started here though its replica did not agree: a person was sure"
+            self.journal.event(vm, "start", "start-forced", text, name=name, severity="warning")
+        else:
+            self.journal.event(vm, "start", "started", "it was started here, its replica agreed", name=name)
 
     def peer_name(self, host: HostId) -> str:
         """Tell what a host is called here."""

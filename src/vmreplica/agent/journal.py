@@ -6,6 +6,7 @@ raises because of it. What cannot be written is lost to history, and said in the
 
 import datetime as dt
 import json
+import re
 import sqlite3
 import threading
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from vmreplica.model.report import CycleReport
 _Shape = TypeVar("_Shape", CycleReport, JournalEvent)
 _log: Final = structlog.get_logger(__name__)
 
+_UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 KEEP_DAYS: Final = 90
 #: Rows of each table at most, whatever their age.
 MAX_ROWS: Final = 1_000_000
@@ -63,6 +65,14 @@ class Journal:
         """Take note of what a VM is called, for events of those who know only its id."""
         with self._names_lock:
             self._names[vm] = name
+
+    def named(self, vm: str) -> tuple[VmId | None, str]:
+        """Tell a VM's id and name, by either, as far as known; an id of one that is not known is given as it is."""
+        with self._names_lock:
+            if vm in self._names:
+                return vm, self._names[vm]
+            found = next((known for known, name in self._names.items() if name == vm), None)
+        return (found, vm) if found else (vm if _UUID.fullmatch(vm) else None, vm)
 
     def record(self, vm: VmId, report: CycleReport) -> None:
         """Add one run and forget what is older than 90 days."""

@@ -30,6 +30,8 @@ class Meter:
         self._done = self._total = self._wire = self._waiting = 0
         #: What was behind us already when we began.
         self._found: int | None = None
+        #: Seconds in which the rate limit let nothing out, and until when they are counted.
+        self._held, self._held_until = 0.0, 0.0
         self._reading = _Slope(clock())
         self._sending = _Slope(clock())
 
@@ -66,6 +68,18 @@ class Meter:
             self._wire += wire_bytes
             self._waiting = max(0, self._waiting - wire_bytes)
             self._sending.mark(now, self._wire)
+
+    def held(self, since: float) -> None:
+        """Count the time since then as held up by the rate limit; what several connections wait at once counts once."""
+        now = self._clock()
+        with self._lock:
+            self._held += max(0.0, now - max(since, self._held_until))
+            self._held_until = max(self._held_until, now)
+
+    def held_seconds(self) -> float:
+        """Tell the seconds in which the rate limit let nothing out."""
+        with self._lock:
+            return self._held
 
     def waiting(self, spooled_bytes: int) -> None:
         """Set how many bytes were read and wait to be sent."""

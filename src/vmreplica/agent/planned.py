@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.planned_checks import latest_of, require_adoptable, warnings_of
 from vmreplica.agent.planned_run import Run, Tools
@@ -61,6 +62,7 @@ class PlannedFailovers:
         tasks: where runs are registered.
         here: this host's name.
         past: tells what this host held of a VM as its replica, before it was failed over to here.
+        journal: history.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class PlannedFailovers:
         tasks: Tasks,
         here: HostName,
         past: Callable[[VmId], ReplicaRecord | None],
+        journal: Journal,
     ) -> None:
+        self._journal = journal
         self._tools = tools
         self._hypervisor = tools.stages.hypervisor
         self._book = book
@@ -140,6 +144,7 @@ class PlannedFailovers:
         if known is not None and not known.ended.is_set():
             return known.task
         plan = None if rel.policy.planned is not None else self.plan(rel, wish)
+        self._journal.event(rel.vm, "planned", "planned-begun", "its planned failover is begun, or gone on with")
         return self._launch(rel, wish, "forward", plan).task
 
     def task_for(self, peer: HostId, vm: VmId) -> Task:
@@ -216,8 +221,30 @@ class PlannedFailovers:
             error = caught
             _log.warning("planned failover", vm=rel.vm, name=rel.name, code=caught.code, why=caught.message)
         finally:
+            self._write_down(rel, run.task.planned, way, error)
             run.task.finish(None, error)
             run.ended.set()
+
+    def _write_down(
+        self, rel: Relationship, report: PlannedReport | None, way: Wish, error: VmReplicaError | None
+    ) -> None:
+        if error is not None:
+            text = f"the planned failover failed: {error.message}"
+            self._journal.event(rel.vm, "planned", error.code, text, severity="warning", hint=error.hint)
+        elif report is not None:
+            text = f"moved to {report.runs_on}, nothing is lost"
+            self._journal.event(
+                rel.vm,
+                "planned",
+                "moved",
+                text,
+                point=report.plan.point,
+                seconds=report.seconds,
+                downtime=report.downtime,
+                reversed=report.reversed,
+            )
+        elif way == "back":
+            self._journal.event(rel.vm, "planned", "planned-cancelled", "its planned failover was taken back")
 
     def _go(
         self, rel: Relationship, run: _Active, wish: PlannedWish, way: Wish, plan: FailoverPlan | None

@@ -204,7 +204,14 @@ def make_planned(
         reverse=reverse,
         before=before,
     )
-    here = PlannedFailovers(tools, book=book, tasks=tasks, here=config.agent.name, past=lambda vm: _past(replicas, vm))
+    here = PlannedFailovers(
+        tools,
+        book=book,
+        tasks=tasks,
+        here=config.agent.name,
+        past=lambda vm: _past(replicas, vm),
+        journal=replicas.journal,
+    )
     return Planned(here=here, there=there, primaries=primaries, replicas=replicas, clients=clients, tasks=tasks)
 
 

@@ -89,7 +89,11 @@ class PlannedThere:
         """
         replica, began = self._own(peer, vm), time.monotonic()
         with self._replicas.no_failover():
-            notes = () if _started(replica, wish) else self._execute(replica, wish)
+            began_before = _started(replica, wish)
+            notes = () if began_before else self._execute(replica, wish)
+            if not began_before:
+                text = f"moved here: started from its last point {wish.point}, nothing is lost"
+                self._replicas.journal.event(vm, "planned", "moved-here", text, point=wish.point)
         self._before("reverse")
         self._begin_reversal(replica)
         return StartedThere(epoch=replica.record.epoch, seconds=time.monotonic() - began, notes=notes)
@@ -111,6 +115,7 @@ class PlannedThere:
                     hint=f"vmreplica failover {record.name} --planned goes forward",
                 )
             replica.update(epoch=max(record.epoch, withdrawal.epoch))
+        self._replicas.journal.event(vm, "planned", "planned-withdrawn", "its planned failover to here was taken back")
         _log.info("planned failover taken back", vm=vm, name=record.name, epoch=withdrawal.epoch)
         return replica.position()
 

@@ -45,6 +45,10 @@ class Relationship:
     #: The running cycle reads whole disks; the next one would, and waits for a slot.
     long: bool = False
     queued: bool = False
+    #: Seconds that the running cycle, or the last one, waited for its turn, and since when its base is waited for.
+    queued_seconds: float = 0.0
+    base_awaited: float | None = None
+    base_seconds: float = 0.0
     halt: Halt = field(default_factory=Halt)
     idle: threading.Event = field(default_factory=threading.Event)
     #: Tasks that the next cycle, or the running one, answers.
@@ -76,6 +80,15 @@ class Relationship:
         """
         begins = self.begins
         return self.due if begins is None else begin_due(self.due, clock, (begins - now).total_seconds())
+
+    def count_waiting(self, clock: float, now: dt.datetime) -> None:
+        """At the begin of a cycle, tell how long it waited for that."""
+        self.queued_seconds = max(0.0, clock - self.due_at(clock, now))
+        self.base_seconds = 0.0 if self.base_awaited is None else clock - self.base_awaited
+
+    def await_base(self, *, since: float | None) -> None:
+        """At the end of a cycle, take note of whether it only found that its base is not there; since when."""
+        self.base_awaited = since if self.base_awaited is None or since is None else self.base_awaited
 
     def fence(self, *, fenced: bool, runs: bool | None, clock: float) -> None:
         """Take note of whether it lives on its replica; one that does so no more has a cycle due.

@@ -77,12 +77,12 @@ class ReplicaSide:
         #: Reads existing copies that primaries name.
         self.seeder = Seeder(repository, seed_tools)
         self._hypervisor = hypervisor
-        self._journal = journal
+        self.journal = journal
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
         #: Failovers that are being kept for good.
-        self.commits = Commits(hypervisor, repository.min_free)
+        self.commits = Commits(hypervisor, repository.min_free, journal)
         self._addressing = Addressing(repository, hypervisor)
         self._failing_over = threading.Lock()
         self._upkeep = Upkeep(repository, self._tests, journal)
@@ -93,7 +93,7 @@ class ReplicaSide:
         """Roll interrupted folds and failovers forward or back, then begin the upkeep."""
         self._repository.recover()
         for replica in self._repository.replicas():
-            self._journal.know(replica.record.vm, replica.record.name)
+            self.journal.know(replica.record.vm, replica.record.name)
             try:
                 recover(replica, self._hypervisor)
                 self._tests.recover(replica)

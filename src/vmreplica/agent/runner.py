@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from vmreplica.agent.account import report_of, waiting_error
+from vmreplica.agent.account import keep_report, report_of, waiting_error
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle, Outcome
@@ -221,6 +221,7 @@ class Runner:
 
     def _launch(self, rel: Relationship) -> None:
         rel.meter = Meter()
+        rel.count_waiting(self._clock(), dt.datetime.now(dt.UTC))
         rel.show_seeding()
         rel.idle.clear()
         rel.halt.clear()
@@ -263,7 +264,7 @@ class Runner:
             vm=rel.vm,
             policy=policy,
             halt=halt,
-            pace=self._bandwidth.throttle(rel.vm, lambda: rel.policy.limit, meter.sent),
+            pace=self._bandwidth.throttle(rel.vm, lambda: rel.policy.limit, meter.sent, meter.held),
             slot=lambda *, must: self._may_go_long(rel, must=must),
             meter=meter,
             seen=lambda position: self._saw(rel, position),
@@ -302,7 +303,7 @@ class Runner:
 
     def _settle(self, rel: Relationship, report: CycleReport | None, outcome: Outcome, started: float) -> None:
         if report is not None:
-            self._keep(rel, report)
+            keep_report(self._journal, rel, report)
         if outcome.error is None:
             self._forget_seed(rel)
         self._keeper.hold(rel.vm)
@@ -310,6 +311,7 @@ class Runner:
             now = self._clock()
             rel.meter, rel.sending, rel.long = None, None, False
             rel.waits = outcome.waits
+            rel.await_base(since=started if outcome.waits in _GLANCES else None)
             rel.queued = outcome.waits == RESYNC_QUEUED
             rel.last = report or rel.last
             if outcome.waits in _PATIENT:
@@ -342,21 +344,6 @@ class Runner:
             rel.position = rel.position.model_copy(
                 update={"latest": outcome.published, "points": points, "awaited": outcome.published.waits_for}
             )
-
-    def _keep(self, rel: Relationship, report: CycleReport) -> None:
-        """Log and journal a run; of a failure that repeats itself only the 1st, 2nd, 4th, 8th... time."""
-        last = rel.last
-        repeats = last is not None and report.outcome == "failed" and last.error_code == report.error_code
-        if repeats and rel.failures & (rel.failures + 1):
-            return
-        self._journal.record(rel.vm, report)
-        _log.info(
-            "cycle",
-            vm=rel.vm,
-            name=rel.name,
-            failures_in_a_row=rel.failures,
-            **report.model_dump(mode="json", exclude_none=True),
-        )
 
     def _on_event(self, vm: VmId, event: str) -> None:
         with self._wake:

@@ -3,6 +3,7 @@
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from vmreplica.agent.meter import Meter
@@ -27,13 +28,28 @@ class Task:
         #: What a planned failover came to.
         self.planned: PlannedReport | None = None
         self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._then: list[Callable[[VmReplicaError | None], None]] = []
         self._result: CycleReport | None = None
         self._error: VmReplicaError | None = None
 
     def finish(self, result: CycleReport | None, error: VmReplicaError | None) -> None:
         """Say how it ended."""
-        self._result, self._error = result, error
-        self._done.set()
+        with self._lock:
+            self._result, self._error = result, error
+            self._done.set()
+            told, self._then = self._then, []
+        for tell in told:
+            tell(error)
+
+    def then(self, tell: Callable[[VmReplicaError | None], None]) -> None:
+        """Call with the error, or None, when it ends; at once when it has."""
+        with self._lock:
+            if not self._done.is_set():
+                self._then.append(tell)
+                return
+            error = self._error
+        tell(error)
 
     def raise_error(self) -> None:
         """Fail as it failed, if it did."""

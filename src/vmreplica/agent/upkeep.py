@@ -63,7 +63,9 @@ class Upkeep:
         now = dt.datetime.now(dt.UTC)
         for replica in self._repository.replicas():
             try:
-                self._tests.expire(replica, now)
+                for name in self._tests.expire(replica, now):
+                    text = f"its test failover {name} was removed, its time was over"
+                    self._journal.event(replica.record.vm, "test", "test-expired", text, copy=name)
             except VmReplicaError as error:
                 _log.warning("a test failover cannot be removed", vm=replica.record.vm, why=error.message)
 

@@ -88,12 +88,13 @@ class FailoverTests:
                 self._remove(replica, test)
         return tuple(test.name for test in tests)
 
-    def expire(self, replica: Replica, now: dt.datetime) -> None:
-        """Remove the tests whose time is over."""
+    def expire(self, replica: Replica, now: dt.datetime) -> tuple[VmName, ...]:
+        """Remove the tests whose time is over; tells their names."""
         with self._lock:
-            for test in replica.record.tests:
-                if test.until is not None and test.until <= now:
-                    self._remove(replica, test)
+            over = [test for test in replica.record.tests if test.until is not None and test.until <= now]
+            for test in over:
+                self._remove(replica, test)
+        return tuple(test.name for test in over)
 
     def recover(self, replica: Replica) -> None:
         """At the agent's start: hold again what runs, remove what a crash left half done.

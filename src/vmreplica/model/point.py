@@ -151,6 +151,8 @@ class Manifest(Shape):
     #: True once older points were folded into these images: their segment digests no longer apply, each compressed
     #: frame's own checksum does.
     folded: bool = False
+    #: True once images of older points were merged into these: indexes and sums describe them, segments have no digests.
+    merged: bool = False
     #: xxh3-128 (hex) of everything else in here (see ``repository.manifests``); empty of manifests from before.
     digest: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")] = ""
 
@@ -172,6 +174,8 @@ class PointSummary(Shape):
     holds: tuple[str, ...] = ()
     #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
     waits_for: PointId | None = None
+    #: What is wrong in it, because files rotted: it is not used unless a person says so. Empty: nothing is known to be.
+    damaged: tuple[str, ...] = ()
 
     @property
     def bootable(self) -> bool:

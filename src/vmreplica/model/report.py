@@ -27,6 +27,17 @@ class Progress(Shape):
     seconds_left: float | None
 
 
+class Waiting(Shape):
+    """Seconds of a run, or before it, in which nothing could be done."""
+
+    #: For its turn, while others had theirs.
+    queue: float = 0.0
+    #: For the rate limit, within the run.
+    limit: float = 0.0
+    #: For what the replica begins with: an existing copy, or its old disks.
+    base: float = 0.0
+
+
 class CycleReport(Shape):
     """One run of a cycle, as kept in the journal."""
 
@@ -39,6 +50,11 @@ class CycleReport(Shape):
     outcome: Literal["published", "failed", "cancelled"]
     guest_bytes: int = 0
     wire_bytes: int = 0
+    #: Whether this host sent the point or received it.
+    side: Literal["sent", "received"] = "sent"
+    #: Wire bytes per second over the whole run.
+    rate: float = 0.0
+    waiting: Waiting = Waiting()
     error_code: str | None = None
     error: str | None = None
     hint: str = ""

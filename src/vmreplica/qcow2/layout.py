@@ -68,7 +68,7 @@ class Header:
     refcount_offset: int
     refcount_clusters: int
     backing: str | None = None
-    #: Whether L2 entries are extended; such an image is an overlay and never read by this program.
+    #: Whether L2 entries are extended; the tables of such an image, an overlay, are never read by this program.
     extended: bool = False
     #: Whether the backing file is raw, a device for example, instead of qcow2.
     raw_backing: bool = False
@@ -90,12 +90,13 @@ class Header:
         return fixed + extensions + name
 
     @staticmethod
-    def unpack(raw: bytes, name: str) -> "Header":
+    def unpack(raw: bytes, name: str, *, overlay: bool = False) -> "Header":
         """Read back a header of ours.
 
         Args:
             raw: the file's first cluster or less.
             name: of the file, for the error.
+            overlay: it may have extended L2 entries.
 
         Raises:
             Corrupt: ``image-damaged``: it is no header of ours.
@@ -106,7 +107,9 @@ class Header:
             magic, version, backing_at, backing_size, bits, size, crypt, l1_entries, l1_offset, refcount_offset,
             refcount_clusters, snapshots, _, incompatible, _, _, order, length, compression,
         ) = _HEADER.unpack_from(raw)  # fmt: skip
-        ours = (_MAGIC, _VERSION, CLUSTER_BITS, 0, 0, _COMPRESSION_BIT, _REFCOUNT_ORDER, _HEADER.size, _ZSTD)
+        extended = overlay and bool(incompatible & _EXTENDED_BIT)
+        features = _COMPRESSION_BIT | (_EXTENDED_BIT if extended else 0)
+        ours = (_MAGIC, _VERSION, CLUSTER_BITS, 0, 0, features, _REFCOUNT_ORDER, _HEADER.size, _ZSTD)
         if (magic, version, bits, crypt, snapshots, incompatible, order, length, compression) != ours:
             raise Corrupt("image-damaged", f"{name} has no qcow2 header that this program writes")
         backing = raw[backing_at : backing_at + backing_size].decode("utf-8", "replace") if backing_at else None
@@ -117,6 +120,7 @@ class Header:
             refcount_offset=refcount_offset,
             refcount_clusters=refcount_clusters,
             backing=backing,
+            extended=extended,
             raw_backing=Header.is_raw_backed(raw),
         )
 
@@ -262,14 +266,14 @@ def _fill(entries: U64, said: npt.NDArray[np.bool_], base: int, batch: _Batch) -
     places = part["cluster"][data].astype(np.int64) - base
     entries[places] = values[data]
     said[places] = True
-    zeroes = _runs(part["cluster"][~data].astype(np.int64) - base, ends[~data] - base, len(said))
+    zeroes = covered(part["cluster"][~data].astype(np.int64) - base, ends[~data] - base, len(said))
     if zeroes is not None:
         entries[zeroes] = values[~data][0]
         said[zeroes] = True
 
 
-def _runs(starts: I64, ends: I64, size: int) -> npt.NDArray[np.bool_] | None:
-    """Make a mask of a table's entries, ``size`` of them, from disjoint runs, cut to the table."""
+def covered(starts: I64, ends: I64, size: int) -> npt.NDArray[np.bool_] | None:
+    """Make a mask of ``size`` entries from disjoint runs, cut to these; None when there are no runs."""
     if not len(starts):
         return None
     edges = np.zeros(size + 1, np.int8)

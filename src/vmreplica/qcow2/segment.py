@@ -48,8 +48,8 @@ from vmreplica.qcow2.index import append_head, index_entry, read_heads, recover_
 __all__ = [
     "BLOCK", "BLOCKS", "DATA_START", "HEAD", "KIND_PATCH", "KIND_ZERO", "KIND_ZSTD", "MAX_BODY", "MAX_DATA",
     "MAX_PATCHES", "MAX_RECORDS", "RECORD", "SEGMENT_BYTES", "WHOLE_MASK", "Records", "Segment", "SegmentHead",
-    "append_head", "clusters_of", "index_entry", "is_patch", "max_data_end", "pack", "parse", "patch_blocks",
-    "patch_kind", "patch_masks", "read_heads", "record_ends", "recover_index", "split",
+    "append_head", "clusters_of", "index_entry", "is_patch", "max_data_end", "merged_head", "pack", "parse",
+    "patch_blocks", "patch_kind", "patch_masks", "read_heads", "record_ends", "recover_index", "split",
 ]  # fmt: skip
 
 MAX_BODY: Final = HEAD + MAX_RECORDS * RECORD.itemsize + MAX_DATA
@@ -128,6 +128,16 @@ def parse(body: memoryview | bytes, *, point: PointId, target: DiskTarget, numbe
     _check_frames(records[records["kind"] == KIND_ZSTD], data, None, what)
     _check_frames(records[is_patch(records)], patches, head.patch_count, what)
     return Segment(head, records, data, patches, head_bytes)
+
+
+def merged_head(head: SegmentHead, records: Records) -> bytes:
+    """Make head and records of a segment of a merged image; the head's digest is zero: its data came from elsewhere."""
+    start = FIELDS.pack(
+        MAGIC, head.number, len(records), head.data_offset, head.next_cluster, head.data_length, 0,
+        head.point.encode(), head.target.encode(),
+    )  # fmt: skip
+    fixed = start + head.digest + PATCH_FIELDS.pack(head.patch_length, head.patch_count)
+    return fixed.ljust(HEAD, b"\0") + np.ascontiguousarray(records, RECORD).tobytes()
 
 
 def _joined(buffers: Sequence[bytes | memoryview]) -> bytes | memoryview:

@@ -28,6 +28,7 @@ class Receiver:
         hello: tells who this host is.
         runs_here: tells whether a VM that this host protects runs here, if the asking host holds its replica.
         on_published: called after each publication, in the thread of the request.
+        on_opened: called when a point is begun or found again, likewise.
         seeds: reads existing copies; None: nobody does, and an offer that names some is refused.
         reverse: makes this host, the old primary of a VM, its replica; None: it never was one.
     """
@@ -39,6 +40,7 @@ class Receiver:
         hello: Callable[[], Hello],
         runs_here: Callable[[HostId, VmId], RunsHere],
         on_published: Callable[[VmId, PointSummary], None],
+        on_opened: Callable[[VmId, PointId], None] = lambda _vm, _point: None,
         seeds: Seeds | None = None,
         reverse: Callable[[HostId, ReverseRequest], Position] | None = None,
     ) -> None:
@@ -47,6 +49,7 @@ class Receiver:
         self._runs_here = runs_here
         self._reverse = reverse
         self._on_published = on_published
+        self._on_opened = on_opened
         self._seeds = seeds
 
     def hello(self) -> Hello:
@@ -143,7 +146,9 @@ class Receiver:
         _require_receiving(replica)
         _require_no_seeding(replica, opening)
         replica.update(name=opening.name, interval=opening.interval, keep=opening.keep)
-        return replica.open_point(opening)
+        incoming = replica.open_point(opening)
+        self._on_opened(opening.vm, opening.point)
+        return incoming
 
     def put_segment(  # noqa: PLR0917 - in the order of the request's path
         self, peer: HostId, vm: VmId, point: PointId, target: DiskTarget, number: int, body: memoryview

@@ -18,6 +18,7 @@ from vmreplica.repository.awaiting import Awaiting, Shared
 from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
 from vmreplica.repository.committing import Committing
 from vmreplica.repository.complaints import complaints_of
+from vmreplica.repository.damage import Damages
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
@@ -52,6 +53,8 @@ class Replica:
         self._record = read_shape(self._layout.record, ReplicaRecord)
         self._holds = Holds(self._layout.holds)
         self._shelf = Shelf(self._layout, self._memory)
+        #: What is known to be wrong with the points' files.
+        self.damages = Damages(self._layout, self._shelf)
         self._inbox = Inbox(self._layout, min_free)
         #: A base that travels in an export, until it is imported.
         shared = Shared(self._receiving, self._folding, self._shelf, self._inbox)
@@ -114,7 +117,8 @@ class Replica:
     def position(self) -> Position:
         """Tell the replica's truth about the relationship."""
         with self._memory:
-            points, record, known = self.points(), self._record, tuple(self._complaints)
+            points, record = self.points(), self._record
+            known = (*self._complaints, *self.damages.complaints())
             seeding = seeding_of(record, self.seeding)
         free = free_bytes(self.dir)
         room, manifests = (free, self._min_free), self._shelf.manifests()
@@ -130,12 +134,13 @@ class Replica:
             awaited=self.awaiting.base.opening.point if self.awaiting.base else None,
             complaints=complaints,
             seeding=seeding,
+            repairs=self.damages.wanted(),
         )
 
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return self._shelf.summaries(self._holds.reasons)
+            return self.damages.marked(self._shelf.summaries(self._holds.reasons))
 
     def manifests(self) -> list[Manifest]:
         """List the manifests of the published points, oldest first."""
@@ -348,13 +353,10 @@ class Replica:
         with self._memory:
             self._shelf.set(points)
             self._complaints = complaints
+        self.damages.load()
 
     def _published(self, point: PointId) -> Point:
-        found = self._shelf.find(point)
-        if found is None:
-            name = self.record.name
-            raise NotFound("point-unknown", f"{name} has no point {point}", hint=f"vmreplica points {name}")
-        return found
+        return self._shelf.require(point, self.record.name)
 
     # ---- helpers: receiving
 

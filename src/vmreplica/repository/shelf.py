@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable
 
+from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import PointId
 from vmreplica.model.point import Manifest, PointSummary
 from vmreplica.repository.chain import Point, measured, waiting_points
@@ -46,6 +47,17 @@ class Shelf:
     def find(self, point: PointId) -> Point | None:
         """Find one."""
         return next((known for known in self.all() if known.id == point), None)
+
+    def require(self, point: PointId, name: str) -> Point:
+        """Find one of a VM of this name.
+
+        Raises:
+            NotFound: ``point-unknown``.
+        """
+        found = self.find(point)
+        if found is None:
+            raise NotFound("point-unknown", f"{name} has no point {point}", hint=f"vmreplica points {name}")
+        return found
 
     def latest(self) -> Point | None:
         """Give the newest."""
