@@ -34,6 +34,7 @@ class Layout:
         self.holds = root / "holds"
         self.run = root / "run"
         self.fold = root / "fold.json"
+        self.merge = root / "merge.json"
         #: The VM's old disks that were in the store when they became its base.
         self.base = root / "base"
         #: The VM's definition as it was here before its host became the replica.
@@ -59,6 +60,10 @@ class Layout:
     def sums(self, point: PointId, target: DiskTarget) -> Path:
         """The sums of the patches of a published disk image; none beside one without patches."""
         return self.points / point / f"{target}.sums"
+
+    def merging(self, point: PointId) -> Path:
+        """Where new images of a point are written while others are merged into them."""
+        return self.points / point / "merging"
 
     def dead(self, point: PointId, target: DiskTarget) -> Path:
         """What a fold supersedes in the base's image of a disk."""
