@@ -10,7 +10,7 @@ from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import DiskManifest, DiskSpec, Manifest, PointOpening, PointSummary
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape
 from vmreplica.repository.manifests import read_manifest
-from vmreplica.repository.record import FoldRecord, LandingRecord
+from vmreplica.repository.record import FoldRecord, LandingRecord, MergeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +140,14 @@ def load_points(layout: Layout, vm: VmId, awaited: Point | None = None) -> tuple
     A base that is awaited counts as one of them unless it has come.
 
     While a fold is past its commit, the older of its points is gone and the other one is readable at every step,
-    though its manifest does not yet describe its files. So is a point whose base is being moved to a device.
+    though its manifest does not yet describe its files. So is a point whose base is being moved to a device, and one
+    that others are merged into.
     """
     fold = read_shape(layout.fold, FoldRecord) if layout.fold.exists() else None
     switching = fold if fold is not None and fold.stage == "commit" else None
     landing = read_shape(layout.landing, LandingRecord) if layout.landing.exists() else None
-    changing = {switching.point if switching else None, landing.point if landing else None}
+    merge = read_shape(layout.merge, MergeRecord) if layout.merge.exists() else None
+    changing = {record.point for record in (switching, landing, merge) if record}
     points: dict[PointId, Point] = {awaited.id: awaited} if awaited else {}
     complaints: list[str] = []
     for directory in sorted(path for path in layout.points.iterdir() if not path.name.startswith(".")):

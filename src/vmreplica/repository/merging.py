@@ -13,8 +13,7 @@ What the point stood on before is not touched. A point that only gets another pa
 headers are in ``merge.json``.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,26 +24,12 @@ from vmreplica.model.units import MiB
 from vmreplica.qcow2.fold import switch
 from vmreplica.qcow2.merge import ImageFiles, merge_images, stands_alone
 from vmreplica.qcow2.reparent import reparented
+from vmreplica.repository.folding import Guidance, StepHook
 from vmreplica.repository.layout import Layout, allocated_bytes, make_dir, read_shape, store_errors, write_shape
 from vmreplica.repository.manifests import read_manifest, write_manifest
 from vmreplica.repository.record import MergeDisk, MergeRecord
 
-#: Called with the name of each step before it is done; may raise to stop it.
-StepHook = Callable[[str], None]
 _SLACK: Final = 4 * MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """What goes with all work on images: when to stop, how fast to go, who watches."""
-
-    #: Asked often; once true the work is undone, or finished quickly.
-    stopped: Callable[[], bool]
-    #: Told how many bytes were written; waits as long as the limit wants.
-    pace: Callable[[int], None]
-    before: StepHook
-    #: Called often by what writes; raises when it is stopped.
-    check: Callable[[], None]
 
 
 def rebase(layout: Layout, point: Manifest, onto: PointId, past: Sequence[PointId], guide: Guidance) -> Manifest:
@@ -61,7 +46,7 @@ def rebase(layout: Layout, point: Manifest, onto: PointId, past: Sequence[PointI
         The new manifest of the point.
 
     Raises:
-        FoldStopped: nothing has changed; whatever ``guide.check`` raises.
+        FoldStopped: nothing has changed.
         NoSpace: nothing has changed.
         Corrupt: an image or index is damaged; nothing has changed.
     """
