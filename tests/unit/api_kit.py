@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from boot_kit import SmallBoots
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
@@ -16,6 +17,7 @@ from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
+from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
@@ -102,6 +104,8 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
         self.starts = SmallStarts(self._asked)
+        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
+        self.boots = SmallBoots(self, self._asked)
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -131,7 +135,7 @@ class SmallAgent(KeepsFailovers):
     def points(self, vm: str) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
-        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
+        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=self.listed)
 
     def enable(
         self,
@@ -140,7 +144,7 @@ class SmallAgent(KeepsFailovers):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,
@@ -156,7 +160,7 @@ class SmallAgent(KeepsFailovers):
         seeded = filter(None, [seed, seed and give_up])
         self._asked("enable", vm, to, every, excluded, keep, *seeded, *more.items())
         self._peer(to)
-        self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
+        self.relations[vm] = relation(vm, interval=every, keep=keep or DEFAULT_KEEP, excluded=excluded)
         return self.progress[0]
 
     def import_export(self, directory: str, passphrase: str | None, identity: str | None) -> TaskReport:

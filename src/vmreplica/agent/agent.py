@@ -37,6 +37,7 @@ from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -52,7 +53,7 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.receive import Receiver
+from vmreplica.receive import Proving, Receiver
 from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
@@ -77,7 +78,12 @@ class Agent(FailoverVerbs, Hosts):
         self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
+        repository = Repository(
+            paths.store,
+            min_free=limits.min_free,
+            base_devices=config.replica.base_devices,
+            merge_limit=config.replica.merge_limit,
+        )
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
         stages = make_stages(config, self._hypervisor)
@@ -108,6 +114,8 @@ class Agent(FailoverVerbs, Hosts):
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
         self.receiver = self._make_receiver(repository)
+        #: What peers ask for the proof of the points held here.
+        self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -174,6 +182,7 @@ class Agent(FailoverVerbs, Hosts):
             clients=self._clients,
             book=self.book,
             seed_tools=seed_tools(self.config),
+            tasks=self._tasks,
             journal=self._journal,
         )
 
@@ -236,7 +245,7 @@ class Agent(FailoverVerbs, Hosts):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,

@@ -327,6 +327,7 @@ class Cycle:
             halt=self._halt,
             meter=self._meter,
             holdings=self._holdings,
+            repairs=self._facts.repairs,
             give_up=lambda: give_up(self._stages, point),
         )
 

@@ -18,6 +18,7 @@ from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
 from vmreplica.hypervisor import BackupJob, DiskView, DomainView, Hypervisor
 from vmreplica.hypervisor.machine import Machine, MachineStore
+from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import HypervisorError
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import PointSummary, Position
@@ -65,6 +66,8 @@ class FactFinder:
         self._view: DomainView | None = None
         #: The replica's latest point when last asked.
         self.latest: PointSummary | None = None
+        #: What it asked then to be brought again.
+        self.repairs: Repairs = ()
         #: The backup job of the spooled point, when it outlived the agent that began it.
         self.job: BackupJob | None = None
         #: Disks whose bitmaps turned out to be broken, and why.
@@ -80,7 +83,7 @@ class FactFinder:
         """
         position = self._client.position(self._vm)
         self._seen(position)
-        self.latest = position.latest
+        self.latest, self.repairs = position.latest, position.repairs
         view = self._hypervisor.inspect(self._vm)
         self._view = view
         return CycleFacts(

@@ -25,6 +25,7 @@ from vmreplica.agent.protect import (
     seed_disks,
 )
 from vmreplica.agent.relationship import Relationship, describe
+from vmreplica.agent.retaining import wanted_keep
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import delete_checkpoints, forget_primary, sweep_checkpoints
 from vmreplica.agent.tasks import Task, Tasks
@@ -33,6 +34,7 @@ from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.model.errors import NotFound, Refused, Unreachable
 from vmreplica.model.export import ExportSeed
 from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.rates import NO_LIMIT, Limit
@@ -83,7 +85,7 @@ class PrimarySide:
         to: HostId,
         *,
         interval: int,
-        keep: int,
+        keep: Keep | None = None,
         excluded: tuple[DiskTarget, ...],
         bases: Bases,
         seed: SeedRequest | None = None,
@@ -97,7 +99,7 @@ class PrimarySide:
             vm: name or UUID.
             to: the replica.
             interval: seconds between cycles.
-            keep: how many points.
+            keep: which points; None: as before, or the default.
             excluded: disks that are not replicated.
             bases: devices of the replica for bases.
             seed: how the first copy gets there; None: over the network, or as it was.
@@ -117,7 +119,7 @@ class PrimarySide:
         policy = Policy(
             replica=to,
             interval=interval,
-            keep=keep,
+            keep=wanted_keep(keep, old, interval),
             excluded=excluded,
             limit=(old.limit if old else NO_LIMIT) if limit is None else limit,
             begin_at=begin_at,

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import structlog
 
 from vmreplica.agent.addressing import Addressing
+from vmreplica.agent.boot_testing import BootTesting
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.handover import require_no_failover, runs_there
@@ -20,7 +21,7 @@ from vmreplica.agent.networks import change_networks, networks_report
 from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
-from vmreplica.agent.tasks import Task
+from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.layer import written_bytes
@@ -60,6 +61,7 @@ class ReplicaSide:
         clients: connections to the primaries.
         book: paired hosts.
         seed_tools: for reading existing copies.
+        tasks: of this agent.
         journal: history.
     """
 
@@ -71,6 +73,7 @@ class ReplicaSide:
         clients: Clients,
         book: PeerBook,
         seed_tools: SeedTools,
+        tasks: Tasks,
         journal: Journal,
     ) -> None:
         self._repository = repository
@@ -81,6 +84,8 @@ class ReplicaSide:
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
+        #: Boot tests, asked for or by schedule.
+        self.boots = BootTesting(repository, hypervisor, self._tests, journal, find=self.get, tasks=tasks)
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free, journal)
         self._addressing = Addressing(repository, hypervisor)
@@ -96,6 +101,7 @@ class ReplicaSide:
             self.journal.know(replica.record.vm, replica.record.name)
             try:
                 recover(replica, self._hypervisor)
+                self.boots.recover(replica)
                 self._tests.recover(replica)
                 self.commits.recover(replica)
             except VmReplicaError as error:
@@ -104,11 +110,13 @@ class ReplicaSide:
         self._upkeep.start()
         self.seeder.start()
         self._addressing.start()
+        self.boots.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self.boots.stop()
         self.commits.stop()
         self.imports.stop()
         self.seeder.stop()
@@ -118,6 +126,10 @@ class ReplicaSide:
 
     def published(self, vm: VmId, _point: PointSummary) -> None:
         """Take note of a new point: older ones may have to be folded."""
+        self.look_after(vm)
+
+    def look_after(self, vm: VmId) -> None:
+        """Look at a VM's points soon: some may have to go that were held until now."""
         self._upkeep.put(vm)
 
     # ---- verbs
@@ -165,7 +177,7 @@ class ReplicaSide:
         """
         replica = self.get(vm)
         began = time.monotonic()
-        with self._failing_over:
+        with self._failing_over, self.boots.aside():
             plan = self._plan(replica, point, "silent")
             asked: list[Future[PrimaryAnswer]] = []
             notes = execute(

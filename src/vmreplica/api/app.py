@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from vmreplica.api.answers import answer, problems, read_body
+from vmreplica.api.boots import Boots
 from vmreplica.api.calls import Calls
 from vmreplica.api.facade import AgentFacade
 from vmreplica.api.metrics import render_metrics
@@ -48,6 +49,7 @@ def make_app(agent: AgentFacade) -> web.Application:
     calls = Calls()
     starts = Starts(agent, calls, _vm, _VM)
     app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes(), *starts.routes()])
+    app.add_routes(Boots(agent, calls, _vm, _point).routes(_VM))
 
     async def close(_app: web.Application) -> None:
         starts.close()

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
+from vmreplica.cli.show_boot import boot_pairs, verdict_text
 from vmreplica.model.health import Level
+from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
     CycleReport,
     FailoverTest,
@@ -50,7 +52,9 @@ def points_view(report: PointsReport) -> RenderableType:
     """Show recovery points, newest first."""
     if not report.points:
         return Text(f"{printable(report.name)}: no recovery point yet.")
-    table = _table(("point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "held by"))
+    table = _table(
+        ("point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "boot test", "held by")
+    )
     for point in report.points:
         table.add_row(
             point.point,
@@ -61,6 +65,7 @@ def points_view(report: PointsReport) -> RenderableType:
             format_size(point.guest_bytes),
             format_size(point.wire_bytes),
             format_size(point.stored_bytes),
+            verdict_text(point.boot_test),
             "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
         )
     return table
@@ -157,7 +162,8 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         ("role", f"{relation.role}, with {_peer(relation)} ({relation.peer_id})"),
         ("state", relation.state),
         ("health", Text(level, style=_COLOURS[level])),
-        ("interval", f"{format_duration(relation.interval)}, {relation.keep} points kept"),
+        ("interval", format_duration(relation.interval)),
+        ("keeps", f"{describe_keep(relation.keep)} (--keep {relation.keep})"),
         ("newest point", relation.latest.point if relation.latest else "none"),
         ("its age", _age(relation)),
         ("points", str(relation.points)),
@@ -169,7 +175,8 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         pairs.append(("not replicated", " ".join(relation.excluded)))
     if relation.stands_on:
         pairs.append(("stands on", _standing(relation)))
-    pairs += [("test failover", _test(test)) for test in relation.tests]
+    pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
+    pairs += boot_pairs(relation.boot)
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:

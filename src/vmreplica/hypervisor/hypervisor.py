@@ -22,6 +22,7 @@ from vmreplica.hypervisor.failovers import Failovers
 from vmreplica.hypervisor.guest_shell import GuestShell
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.life import Life
 from vmreplica.hypervisor.shutdown import PowerSwitch
 from vmreplica.hypervisor.stopped import StoppedView
 from vmreplica.hypervisor.views import DomainBrief, DomainView
@@ -95,6 +96,10 @@ class Hypervisor(Failovers, BlockJobs):
     def guest_shell(self, vm: VmId) -> GuestShell:
         """Give the means to run programs in a guest by its agent."""
         return GuestShell(self._connection, vm)
+
+    def life(self, vm: VmId) -> Life:
+        """Give the means to look at a VM for signs of life."""
+        return Life(self._connection, vm)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vmreplica.model.errors import Corrupt
@@ -44,6 +44,7 @@ class Point:
             stored_bytes=self.stored_bytes,
             holds=holds,
             waits_for=waits_for,
+            proofs={disk.target: disk.proof for disk in manifest.disks if disk.proof is not None},
         )
 
 
@@ -86,39 +87,6 @@ def backed_disks(base: Manifest, disks: Sequence[DiskSpec | DiskManifest]) -> fr
     """
     sizes = {disk.target: disk.size for disk in base.disks}
     return frozenset(disk.target for disk in disks if disk.target in sizes and disk.size >= sizes[disk.target])
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The oldest point goes: folded into ``into``, or deleted when nothing stands on it."""
-
-    oldest: Point
-    into: Point | None
-
-
-def next_step(points: Sequence[Point], keep: int, held: Callable[[PointId], bool]) -> Step | None:
-    """Decide what retention does next. A seed is no recovery point: it goes as soon as something stands on it.
-
-    Args:
-        points: oldest first.
-        keep: how many shall stay.
-        held: tells whether a point must stay with everything it stands on.
-
-    Returns:
-        None when there is nothing to do, a hold forbids it, or the base is not here yet.
-    """
-    seeded = len(points) > 1 and points[0].manifest.kind == "seed"
-    if (len(points) <= max(1, keep) and not seeded) or not points[0].here:
-        return None
-    oldest, second = points[0], points[1]
-    chain = [oldest.id]
-    for point in points[1:]:
-        if point.manifest.parent != chain[-1]:
-            break
-        chain.append(point.id)
-    if any(held(point) for point in chain):
-        return None
-    return Step(oldest, second if second.id in chain else None)
 
 
 def waiting_points(points: Sequence[Point]) -> set[PointId]:

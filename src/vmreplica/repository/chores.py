@@ -82,7 +82,7 @@ class Chores:
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
-        """Let nothing of this run or begin in the block; what was interrupted is settled, as far as it need not wait."""
+        """Let nothing of this run or begin in the block; what was interrupted is settled, unless that takes long."""
         self.stop.set()
         with self.lock:
             self.stop.clear()
@@ -123,7 +123,7 @@ class Chores:
         """Tell what will be done and what has to wait; changes nothing."""
         with self._shelf.lock:
             points, verdicts = self._shelf.all(), self._keeper.verdicts()
-            limits = self._limits(verdicts)
+            limits = self._limits()
         return foresee(nodes_of(points, verdicts), limits)
 
     # ---- helpers
@@ -147,12 +147,12 @@ class Chores:
             return None  # a fold that waits comes first
         with self._shelf.lock:
             points, verdicts = self._shelf.all(), self._keeper.verdicts()
-            limits = self._limits(verdicts)
+            limits = self._limits()
         return next_step(nodes_of(points, verdicts), limits)
 
-    def _limits(self, verdicts: Mapping[PointId, Verdict]) -> Limits:
+    def _limits(self) -> Limits:
         points = self._shelf.all()
-        space = getattr(self._keeper.record.keep,'space',None)
+        space = self._keeper.record.keep.space
         tight = space is not None and sum(point.stored_bytes for point in points) > space
         return Limits(
             frozen=frozen_points(points, self._holds.covers),

@@ -1,7 +1,7 @@
-"""Merging images of points into one, all disks together, and giving a point another parent, in steps that survive a crash.
+"""Merging images of points into one, and giving a point another parent: all its disks, in steps that survive a crash.
 
-``merge.json`` says where it stands (docs/design/retention.md). While the new images are written into ``merging/`` of the
-point's directory its stage is ``prepare``: nothing that counts has changed, a crash or an error undoes it. From
+``merge.json`` says where it stands (docs/design/retention.md). While the new images are written into ``merging/`` of
+the point's directory its stage is ``prepare``: nothing that counts has changed, a crash or an error undoes it. From
 ``commit`` on it is rolled forward, and each step may be repeated:
 
 1. each new image takes the place of the old one, its index and its sums before it; both read the same, over what each

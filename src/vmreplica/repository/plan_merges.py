@@ -235,21 +235,21 @@ def _shortcuts(tree: _Tree, trunk: list[Node]) -> Iterator[tuple[float, int, int
     What outlasts the point that it is merged into would be written again for itself: never past such a one.
     """
     for low in range(len(trunk) - 2):
-        size, longest = trunk[low + 1].size, _lasts(tree, trunk[low + 1])
+        size, longest = trunk[low + 1].size, _lasts(trunk[low + 1])
         for high in range(low + 2, len(trunk)):
             into = trunk[high]
             size += into.size
-            if tree.movable(into) and _lasts(tree, into) >= longest:
-                yield size / ((high - low - 1) * _worth(tree, into)), low, high
-            longest = max(longest, _lasts(tree, into))
+            if tree.movable(into) and _lasts(into) >= longest:
+                yield size / ((high - low - 1) * _worth(into)), low, high
+            longest = max(longest, _lasts(into))
 
 
-def _lasts(tree: _Tree, node: Node) -> float:
+def _lasts(node: Node) -> float:
     return node.lasts if node.keep else 0.0
 
 
-def _worth(tree: _Tree, into: Node) -> float:
-    return max(60.0, min(_lasts(tree, into), 86400.0))
+def _worth(into: Node) -> float:
+    return max(60.0, min(_lasts(into), 86400.0))
 
 
 def _merge(tree: _Tree, *, patient: bool) -> Step | None:
@@ -258,7 +258,7 @@ def _merge(tree: _Tree, *, patient: bool) -> Step | None:
 
 
 def _fold(tree: _Tree, *, patient: bool) -> Fold | Reparent | None:
-    """Fold the lowest point of a tree; the last that stands on it has all that the others have, so they may go first."""
+    """Fold the lowest point of a tree; the last that stands on it has what the others have: they may go first."""
     for root in tree.nodes:
         children = tree.children[root.id]
         if root.parent is not None or not tree.goes(root) or not children:
@@ -287,7 +287,7 @@ def _close(tree: _Tree, *, patient: bool) -> Rebase | None:
 
 def _is_time(tree: _Tree, onto: Node, run: list[Node], into: Node) -> bool:
     """Tell whether what is merged now will not be written again soon: for what lies between two that last as long."""
-    if into is tree.newest or _lasts(tree, into) < _lasts(tree, onto):
+    if into is tree.newest or _lasts(into) < _lasts(onto):
         return False
     # The last that stands on such a point has all of it: the branches before it go by themselves.
     chain = [*run, into]

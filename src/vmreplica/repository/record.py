@@ -6,15 +6,18 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.addresses import AddressingRecord, AddressPlan, InterfaceKey
 from vmreplica.model.adoption import Adoption
+from vmreplica.model.boot import BootRecord
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import AdoptedBase, BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 
+HoldKind = Literal["open", "pin"]
 HoldId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -43,6 +46,8 @@ class FailoverTestRecord(Shape):
     #: When it is removed by itself.
     until: AwareDatetime | None
     started: bool
+    #: A boot test's copy: nobody looks at it, and after a crash it is removed in any case.
+    boot: bool = False
 
 
 class SeedRecord(Shape):
@@ -72,7 +77,7 @@ class ReplicaRecord(Shape):
     #: The primary: the only host that may send points.
     owner: HostId
     interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
-    keep: Annotated[int, Field(ge=1, le=1000)]
+    keep: Keep
     state: State
     epoch: Annotated[int, Field(ge=0)]
     #: Which network of this host stands for which one of the primary.
@@ -86,6 +91,8 @@ class ReplicaRecord(Shape):
     #: The export that the first copy came in.
     imported: ExportId | None = None
     tests: tuple[FailoverTestRecord, ...] = ()
+    #: The boot tests: when they run, and what came of the last one.
+    boot: BootRecord = BootRecord()
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None
@@ -116,13 +123,18 @@ class AwaitedRecord(Shape):
 
 
 class Hold(Shape):
-    """``holds/<id>.json``: a point that must stay, and with it all points it stands on."""
+    """``holds/<id>.json``: a point that must stay.
+
+    ``open``: somebody reads its files, so nobody changes them or those of any point it stands on. ``pin``: it stays and
+    reads the same, its files and those below it may be merged with others.
+    """
 
     id: HoldId
     point: PointId
     owner: str
     reason: str
     since: AwareDatetime
+    kind: HoldKind = "open"
 
 
 class FoldDisk(Shape):

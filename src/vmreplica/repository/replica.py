@@ -1,39 +1,34 @@
 """One VM's replica: its record, its points, the point under construction, holds and retention. Thread-safe."""
 
 import contextlib
-import datetime as dt
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vmreplica.fsio import free_bytes, remove_tree
-from vmreplica.model.errors import NoSpace, NotFound, VmReplicaError
+from vmreplica.model.errors import NotFound
 from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.merging import MergePlan
-from vmreplica.model.point import IncomingPoint, Manifest, PointClosing, PointOpening, PointSummary, Position, Seeding
+from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
-from vmreplica.repository import adopting, bases
+from vmreplica.repository import adopting
 from vmreplica.repository.awaiting import Awaiting, Shared
+from vmreplica.repository.catalogue import Catalogue, Clock
 from vmreplica.repository.chain import Point, load_points, measured
 from vmreplica.repository.chores import Chores
 from vmreplica.repository.committing import Committing
 from vmreplica.repository.complaints import complaints_of
-from vmreplica.repository.damage import Damages
 from vmreplica.repository.folding import StepHook
-from vmreplica.repository.holds import Holds
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
-from vmreplica.repository.layout import Layout, read_shape, remove_leftovers, store_errors, write_shape
-from vmreplica.repository.record import ReplicaRecord, seeding_of
+from vmreplica.repository.layout import Layout, remove_leftovers, store_errors, write_shape
+from vmreplica.repository.record import HoldKind, ReplicaRecord, seeding_of
 from vmreplica.repository.retention import Done
-from vmreplica.repository.shelf import Shelf
-
-Clock = Callable[[], dt.datetime]
 
 
-class Replica:
+class Replica(Catalogue):
     """A VM's part of the repository.
 
     Three locks, taken in this order: one for the point under construction (opening, completing, abandoning it), one
@@ -43,22 +38,16 @@ class Replica:
         root: ``<store>/<vm>``; has a record.
         min_free: bytes that receiving leaves free on the store.
         clock: gives aware time.
+        merge_limit: bytes per second that merging images may write; 0: no limit.
     """
 
-    def __init__(self, root: Path, *, min_free: int, clock: Clock, merge_limit: int | None = None) -> None:
-        self._layout = Layout(root)
+    def __init__(self, root: Path, *, min_free: int, clock: Clock, merge_limit: int = 0) -> None:
+        super().__init__(Layout(root), clock)
         self._min_free = min_free
-        self._clock = clock
         self._receiving = threading.Lock()
-        self._memory = threading.RLock()
-        self._record = read_shape(self._layout.record, ReplicaRecord)
-        self._holds = Holds(self._layout.holds)
-        self._shelf = Shelf(self._layout, self._memory)
-        #: What is known to be wrong with the points' files.
-        self.damages = Damages(self._layout, self._shelf)
         #: Retention, merging, moving bases.
         self._chores = Chores(
-            self._layout, self._shelf, self._holds, self.damages, self, min_free=min_free, rate=merge_limit
+            self._layout, self._shelf, self._holds, self.damages, self, min_free=min_free, rate=merge_limit or None
         )
         self._folding, self._stop_fold = self._chores.lock, self._chores.stop
         self._inbox = Inbox(self._layout, min_free)
@@ -83,12 +72,6 @@ class Replica:
     def run_dir(self) -> Path:
         """Where the writable layer of a failed-over VM stands; made by whoever makes the layer."""
         return self._layout.run
-
-    @property
-    def record(self) -> ReplicaRecord:
-        """The relationship as it stands now."""
-        with self._memory:
-            return self._record
 
     def update(self, **changes: Any) -> ReplicaRecord:
         """Change the record durably.
@@ -138,51 +121,6 @@ class Replica:
             seeding=seeding,
             repairs=self.damages.wanted(),
         )
-
-    def points(self) -> list[PointSummary]:
-        """List the published points, newest first."""
-        with self._memory:
-            return self.damages.marked(self._shelf.summaries(self._holds.reasons))
-
-    def manifests(self) -> list[Manifest]:
-        """List the manifests of the published points, oldest first."""
-        return self._shelf.manifests()
-
-    def point(self, point: PointId) -> Manifest:
-        """Give a published point's manifest.
-
-        Raises:
-            NotFound: ``point-unknown``.
-        """
-        return self._published(point).manifest
-
-    def definition(self, point: PointId) -> str:
-        """Give the VM's definition at a point, as the primary sent it: untrusted.
-
-        Raises:
-            NotFound: ``point-unknown``.
-        """
-        with store_errors(self._layout.point(self._published(point).id)):
-            return (self._layout.point(point) / "definition.xml").read_text()
-
-    def image(self, point: PointId, target: DiskTarget) -> Path:
-        """Tell where a point's image of a disk stands.
-
-        Raises:
-            NotFound: ``point-unknown`` or ``disk-unknown``.
-        """
-        if target not in {disk.target for disk in self.point(point).disks}:
-            raise NotFound("disk-unknown", f"point {point} of {self.record.name} has no disk {target}")
-        return self._layout.image(point, target)
-
-    def verify_devices(self) -> None:
-        """Make sure that the devices and old disks which points stand on are those they were, unchanged.
-
-        Raises:
-            Corrupt: ``base-device-changed``, ``adopted-base-changed``.
-            NotFound: ``device-missing``, ``adopted-base-missing``.
-        """
-        bases.verify_contents(self._layout, self._shelf.manifests())
 
     def finish_adoption(self) -> None:
         """Take points of the new primary from now on: the VM has no life of its own here any more. Again is harmless.
@@ -252,14 +190,21 @@ class Replica:
     def abandon(self, point: PointId) -> None:
         """Throw away a point under construction, if it is this one."""
         with self._receiving:
-            held = self._inbox.held()
-            if held is not None and held.point == point:
+            if (held := self._inbox.held()) is not None and held.point == point:
                 self._inbox.discard()
 
     # ---- holds and retention
 
-    def hold(self, point: PointId, owner: str, reason: str, *, lasting: bool = True) -> str:
-        """Keep a point, and all it stands on, as it is until released or, if not lasting, until the process ends.
+    def hold(self, point: PointId, owner: str, reason: str, *, lasting: bool = True, kind: HoldKind = "open") -> str:
+        """Keep a point until released or, if not lasting, until the process ends.
+
+        Args:
+            point: the point.
+            owner: who needs it.
+            reason: why.
+            lasting: whether the hold survives the process.
+            kind: ``open``: the files of the point and of all it stands on stay as they are. ``pin``: it stays and reads
+                the same.
 
         Returns:
             The id to release it by.
@@ -268,13 +213,17 @@ class Replica:
             NotFound: ``point-unknown``.
         """
         with self.still(), self._memory:
-            return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting)
+            return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting, kind=kind)
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
         """Let no fold run or begin in the block; one that was interrupted is settled, as far as that need not wait."""
         with self._chores.still():
             yield
+
+    def interrupt(self) -> None:
+        """Let what is done with images stop at the next chance, and nothing begin; for the end of the process."""
+        self._stop_fold.set()
 
     def release(self, hold_id: str) -> None:
         """Release a hold; one that is gone already is no error."""
@@ -312,12 +261,6 @@ class Replica:
     def before_fold_step(self, hook: StepHook) -> None:
         self._chores.before = hook
 
-    def verdicts(self):
-        from vmreplica.model.keep import Keep
-        from vmreplica.model.keeping import judge_points, PointFacts
-        with self._memory:
-            return judge_points([PointFacts(id=p.id,instant=p.manifest.instant,kind=p.manifest.kind,stored_bytes=p.stored_bytes,holds=self._holds.reasons(p.id)) for p in self._shelf.all()], Keep(last=self._record.keep), now=self._clock(), zone=None)
-
     def merge_plan(self) -> MergePlan:
         """Tell what retention will do with the images of the points, and what waits; changes nothing."""
         return self._chores.plan()
@@ -334,8 +277,7 @@ class Replica:
             self.reload()
             self.awaiting.recover()
             self.reload()
-            latest = self._shelf.latest()
-            self._inbox.recover(latest.id if latest is not None else None)
+            self._inbox.recover(latest.id if (latest := self._shelf.latest()) is not None else None)
         self._end_waiting()
 
     def reload(self) -> None:
@@ -354,11 +296,6 @@ class Replica:
         with self._receiving, self._folding, self._memory:
             self._inbox.retire()
             self.awaiting.retire()
-
-    # ---- helpers: points
-
-    def _published(self, point: PointId) -> Point:
-        return self._shelf.require(point, self.record.name)
 
     # ---- helpers: receiving
 

@@ -8,8 +8,8 @@ from vmreplica.model.ids import PointId
 from vmreplica.model.keeping import Verdict
 from vmreplica.repository import adopting, folding, merging
 from vmreplica.repository.chain import Point
-from vmreplica.repository.layout import Layout, store_errors
 from vmreplica.repository.folding import Guidance
+from vmreplica.repository.layout import Layout, store_errors
 from vmreplica.repository.plan_merges import Delete, Fold, Node, Rebase, Reparent, Step
 from vmreplica.repository.shelf import Shelf
 
