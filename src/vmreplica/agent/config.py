@@ -127,6 +127,10 @@ class ReplicaSection(_Section):
     )
     scrub_limit: Size = Field(32 * MiB, description="bytes per second that this may read: `32M`; 0: no limit")
 
+    merge_limit: Size = Field(
+        0, description="bytes per second that merging recovery points may write to the store; 0: no limit"
+    )
+
     @field_validator("seed_dirs")
     @classmethod
     def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
