@@ -11,7 +11,7 @@ from vmreplica import __version__
 from vmreplica.agent.acts import Acts
 from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
-from vmreplica.agent.building import make_dir, make_stages, seed_tools
+from vmreplica.agent.building import make_dir, make_repository, make_stages, seed_tools
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
 from vmreplica.agent.doctor.doctor import Doctor
@@ -82,8 +82,8 @@ class Agent(FailoverVerbs, Hosts):
         self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._space = SpaceWatch(paths.store, limits.min_free, self._journal)
+        repository = make_repository(config)
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
         stages = make_stages(config, self._hypervisor, self._journal)
@@ -195,6 +195,7 @@ class Agent(FailoverVerbs, Hosts):
             tasks=self._tasks,
             journal=self._journal,
             space=self._space,
+            config=self.config.replica,
         )
 
     def start(self) -> None:

@@ -31,6 +31,10 @@ def _given(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _duration_or_off(value: Any) -> Any:
+    return 0 if value == "off" else _duration(value)
+
+
 def _limit(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
     return parse_limit(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
@@ -45,6 +49,7 @@ Duration = Annotated[int, BeforeValidator(_duration), Field(ge=0)]
 _MaybeText = Annotated[str | None, BeforeValidator(_given)]
 _MaybePath = Annotated[Path | None, BeforeValidator(_given)]
 _Limit = Annotated[int, BeforeValidator(_duration)]
+OptionalDuration = Annotated[int, BeforeValidator(_duration_or_off), Field(ge=0)]
 Rates = Annotated[Limit, BeforeValidator(_limit)]
 AbsolutePath = Annotated[Path, Field(description="an absolute path")]
 
@@ -123,6 +128,16 @@ class ReplicaSection(_Section):
         (),
         description="patterns of block devices that may hold the bases of replicas (`--base-device`), each part of the "
         "path by itself: `/dev/vg/*`; their content is lost",
+    )
+    scrub: OptionalDuration = Field(
+        7 * 86400,
+        description="within this time every recovery point held here is read and checked: `7d`; `off`: only by "
+        "`vmreplica scrub`",
+    )
+    scrub_limit: Size = Field(32 * MiB, description="bytes per second that this may read: `32M`; 0: no limit")
+
+    merge_limit: Size = Field(
+        0, description="bytes per second that merging recovery points may write to the store; 0: no limit"
     )
 
     @field_validator("seed_dirs")

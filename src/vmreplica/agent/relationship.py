@@ -205,15 +205,14 @@ def describe(
     """
     latest = rel.position.latest if rel.position and rel.position.latest and rel.position.latest.bootable else None
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-    state = rel.state()
-    facts = _facts(rel, state, age, quiesce)
+    facts = _facts(rel, rel.state(), age, quiesce)
     return RelationshipReport(
         vm=rel.vm,
         name=rel.name,
         role="primary",
         peer=peer,
         peer_id=rel.policy.replica,
-        state=state,
+        state=facts.state,
         health=judge(facts),
         measures=measures_of(facts),
         interval=rel.policy.interval,

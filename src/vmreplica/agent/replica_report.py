@@ -2,26 +2,33 @@
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vmreplica.agent.boot_testing import local_zone
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
+from vmreplica.agent.scrubbing import Scrubbing
+from vmreplica.agent.space import SpaceWatch
 from vmreplica.model.boot import boot_facts, boot_state
 from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName
 from vmreplica.model.point import Position
-from vmreplica.model.proof import SpaceFacts
 from vmreplica.model.report import FailoverTest, RelationshipReport
 from vmreplica.model.states import State
 from vmreplica.repository import Replica, ReplicaRecord
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Who else knows something of the replicas of this host."""
+
+    commits: Commits
+    scrubbing: Scrubbing
+    space: SpaceWatch
+
+
 def describe_replica(
-    replica: Replica,
-    peer: HostName | None,
-    tests: Sequence[FailoverTest],
-    commits: Commits,
-    space: SpaceFacts | None,
+    replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest], beside: Beside
 ) -> RelationshipReport:
     """Report a relationship from its replica.
 
@@ -29,23 +36,14 @@ def describe_replica(
         replica: what is held here.
         peer: the primary's name, when it is still paired.
         tests: its test failovers.
-        commits: those of this host.
-        space: the room of the store; None: nobody knows.
+        beside: who else knows something.
     """
     record, position = replica.record, replica.position()
     points = [point for point in replica.points() if point.bootable]
     latest = points[0] if points else None
     now = dt.datetime.now(dt.UTC)
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-    facts = Facts(
-        state=State(record.state),
-        interval=record.interval,
-        point_age=age,
-        awaited=position.awaited is not None,
-        complaints=_complaints(record, position, commits),
-        space=space,
-        boot=boot_facts(record.boot, now),
-    )
+    facts = _facts(replica, position, age, beside, now)
     return RelationshipReport(
         vm=record.vm,
         name=record.name,
@@ -63,7 +61,22 @@ def describe_replica(
         points=len(points),
         tests=tuple(tests),
         boot=boot_state(record.boot, local_zone()),
-        progress=commits.progress(record.vm) or seed_progress(position, prefix=""),
+        scrub=beside.scrubbing.state(replica),
+        progress=beside.commits.progress(record.vm) or seed_progress(position, prefix=""),
+    )
+
+
+def _facts(replica: Replica, position: Position, age: float | None, beside: Beside, now: dt.datetime) -> Facts:
+    record = replica.record
+    return Facts(
+        state=State(record.state),
+        interval=record.interval,
+        point_age=age,
+        awaited=position.awaited is not None,
+        complaints=_complaints(record, position, beside.commits),
+        space=beside.space.facts(),
+        boot=boot_facts(record.boot, now),
+        scrub=beside.scrubbing.facts(replica, now),
     )
 
 

@@ -23,6 +23,7 @@ from vmreplica.cli import (
     protect,
     records,
     reverse,
+    scrub,
     service,
     start,
 )
@@ -81,6 +82,7 @@ def make_app() -> typer.Typer:
         failover,
         boot_test,
         reverse,
+        scrub,
         commit,
         handover,
         start,
