@@ -15,6 +15,7 @@ from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
+from vmreplica.model.verified import VerifyReport
 
 
 class Progress(Shape):
@@ -313,6 +314,8 @@ class TaskReport(Shape):
     planned: PlannedReport | None = None
     #: Of a boot test, likewise.
     booted: BootReport | None = None
+    #: Of a verification, likewise.
+    verified: VerifyReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""
