@@ -20,6 +20,7 @@ from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -151,12 +152,14 @@ class SmallAgent(KeepsFailovers):
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
         if base_devices and not erase:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
-        more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
+        told = (("limit", limit), ("at", at), ("app_consistent", app_consistent))
+        more = {name: value for name, value in told if value is not None}
         seeded = filter(None, [seed, seed and give_up])
         self._asked("enable", vm, to, every, excluded, keep, *seeded, *more.items())
         self._peer(to)

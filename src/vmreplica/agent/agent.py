@@ -39,6 +39,7 @@ from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
@@ -81,7 +82,8 @@ class Agent(FailoverVerbs, Hosts):
         repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
-        stages = make_stages(config, self._hypervisor)
+        stages = make_stages(config, self._hypervisor, self._journal)
+        self._quiescer = stages.quiescer
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth, fences.guard)
         self._adopting = Adopting(
@@ -183,6 +185,8 @@ class Agent(FailoverVerbs, Hosts):
 
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
+        # A guest that stands still comes before everything.
+        self._quiescer.start()
         self._replicas.start()
         self._adopting.recover()
         self._doctor.start()
@@ -196,6 +200,7 @@ class Agent(FailoverVerbs, Hosts):
         self._fences.stop()
         self.planned.stop_work()
         self._runner.stop()
+        self._quiescer.stop()
         self._replicas.stop()
         self._clients.close()
         self._journal.close()
@@ -247,6 +252,7 @@ class Agent(FailoverVerbs, Hosts):
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
@@ -262,6 +268,7 @@ class Agent(FailoverVerbs, Hosts):
                 give_up=give_up,
                 limit=limit,
                 begin_at=at,
+                app_consistent=app_consistent,
             )
             act.done("enabled", f"protected, with {to} as its replica's host", replica=to, interval=every)
         return task.report()

@@ -13,6 +13,7 @@ import structlog
 
 from vmreplica.agent.decide import CycleFacts, DiskFacts, SpoolFacts
 from vmreplica.agent.holdings import Holdings
+from vmreplica.agent.quiescing import Quiescer
 from vmreplica.agent.rest import Identities, RestBook
 from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
@@ -38,6 +39,7 @@ class Stages:
     spool_dir: Path
     fingerprints: FingerprintStore
     rest: RestBook
+    quiescer: Quiescer
     limits: TransferLimits
 
 

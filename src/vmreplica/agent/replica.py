@@ -31,7 +31,7 @@ from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
-from vmreplica.model.ids import HostId, HostName, PointId, VmId
+from vmreplica.model.ids import HostId, HostName, PointChoice, VmId
 from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import (
@@ -164,12 +164,12 @@ class ReplicaSide:
         """List a replica's points, newest first."""
         return PointsReport(vm=replica.record.vm, name=replica.record.name, points=tuple(replica.points()))
 
-    def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
+    def plan(self, vm: str, point: PointChoice | None) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
         return with_notes(self._plan(replica, point, self.ask_primary(replica)), replica, self._hypervisor)
 
-    def failover(self, vm: str, point: PointId | None) -> FailoverReport:
+    def failover(self, vm: str, point: PointChoice | None) -> FailoverReport:
         """Start the VM here.
 
         Raises:
@@ -192,7 +192,7 @@ class ReplicaSide:
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
-    def plan_test(self, vm: str, point: PointId | None, network: str | None) -> FailoverPlan:
+    def plan_test(self, vm: str, point: PointChoice | None, network: str | None) -> FailoverPlan:
         """Plan a test failover; changes nothing.
 
         Raises:
@@ -201,12 +201,12 @@ class ReplicaSide:
         replica = self.get(vm)
         return with_notes(self._plan_test(replica, point, network), replica, self._hypervisor, network)
 
-    def test(self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test(self, vm: str, *, point: PointChoice | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM here, beside the VM itself.
 
         Args:
             vm: name or UUID.
-            point: from which; None: the newest.
+            point: from which, or which; None: the newest.
             network: of this host, for all its interfaces; None: they are unplugged.
             seconds: until it is removed by itself; None: never.
 
@@ -340,10 +340,10 @@ class ReplicaSide:
 
     # ---- helpers
 
-    def _plan(self, replica: Replica, point: PointId | None, answer: PrimaryAnswer) -> FailoverPlan:
+    def _plan(self, replica: Replica, point: PointChoice | None, answer: PrimaryAnswer) -> FailoverPlan:
         return plan_unplanned(replica.record, replica.points(), point, now=dt.datetime.now(dt.UTC), primary=answer)
 
-    def _plan_test(self, replica: Replica, point: PointId | None, network: str | None) -> FailoverPlan:
+    def _plan_test(self, replica: Replica, point: PointChoice | None, network: str | None) -> FailoverPlan:
         leads_out = network is not None and self._hypervisor.network_leads_out(network)
         return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vmreplica.cli.consistency import app_consistent_text, consistency_cell, consistency_notes, quiescence_text
 from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
@@ -60,7 +61,7 @@ def points_view(report: PointsReport) -> RenderableType:
             point.point,
             f"{point.instant.astimezone():%Y-%m-%d %H:%M:%S}",
             point.kind,
-            point.consistency,
+            consistency_cell(point),
             " ".join(disk.target for disk in point.disks),
             format_size(point.guest_bytes),
             format_size(point.wire_bytes),
@@ -68,7 +69,7 @@ def points_view(report: PointsReport) -> RenderableType:
             verdict_text(point.boot_test),
             "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
         )
-    return table
+    return Group(table, *consistency_notes(report.points))
 
 
 def history_view(report: HistoryReport) -> RenderableType:
@@ -136,6 +137,7 @@ def cycle_text(vm: str, cycle: CycleReport) -> str:
     return (
         f"{printable(vm)}: point {cycle.point} {cycle.outcome} ({cycle.kind}): "
         f"{format_size(cycle.guest_bytes)} of the guest, {format_size(cycle.wire_bytes)} sent, {took}"
+        f"{quiescence_text(cycle)}"
     )
 
 
@@ -171,6 +173,7 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     ]
     if relation.role == "primary":
         pairs += [("next cycle", _due(relation, now)), ("rate limit", limit_text(relation))]
+        pairs.append(("app-consistent", app_consistent_text(relation)))
     if relation.excluded:
         pairs.append(("not replicated", " ".join(relation.excluded)))
     if relation.stands_on:

@@ -12,6 +12,7 @@ from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointKind, PointSummary
+from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
@@ -61,6 +62,8 @@ class CycleReport(Shape):
     error_code: str | None = None
     error: str | None = None
     hint: str = ""
+    #: How the guest was quiesced for an application-consistent point; None: that was not due.
+    quiescence: Quiescence | None = None
 
 
 class FailoverTest(Shape):
@@ -119,6 +122,8 @@ class RelationshipReport(Shape):
     boot: BootState | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
     stands_on: int = 0
+    #: How often a point is application-consistent.
+    app_consistent: AppConsistent = NEVER
 
 
 class StatusReport(Shape):

@@ -145,7 +145,8 @@ class Receiver:
         _take_epoch(replica, opening.epoch)
         _require_receiving(replica)
         _require_no_seeding(replica, opening)
-        replica.update(name=opening.name, interval=opening.interval, keep=opening.keep)
+        rule = opening.app_consistent
+        replica.update(name=opening.name, interval=opening.interval, keep=opening.keep, app_consistent=rule)
         incoming = replica.open_point(opening)
         self._on_opened(opening.vm, opening.point)
         return incoming

@@ -44,6 +44,7 @@ class Point:
             stored_bytes=self.stored_bytes,
             holds=holds,
             waits_for=waits_for,
+            quiesce_failure=manifest.quiesce_failure,
             proofs={disk.target: disk.proof for disk in manifest.disks if disk.proof is not None},
         )
 
@@ -74,6 +75,7 @@ def manifest_of(
         disks=disks,
         machine=tuple(file.entry for file in opening.machine),
         machine_remarks=opening.machine_remarks,
+        quiesce_failure=opening.quiesce_failure,
         definition_sha256=hashlib.sha256(opening.definition.encode()).hexdigest(),
         guest_bytes=guest_bytes,
         wire_bytes=wire_bytes,

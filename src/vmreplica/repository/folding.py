@@ -19,15 +19,19 @@ from typing import Final
 import xxhash
 
 from vmreplica.fsio import fsync_dir, remove_tree, require_free
-from vmreplica.model.ids import DiskTarget
+from vmreplica.model.errors import Corrupt
+from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import DiskManifest, Manifest
 from vmreplica.model.units import CLUSTER, MiB
 from vmreplica.qcow2.flatten import apply_overlay
-from vmreplica.qcow2.fold import prepare_fold, reclaim, switch, undo
+from vmreplica.qcow2.fold import Beside, prepare_fold, reclaim, switch, undo
 from vmreplica.qcow2.frames import MAX_FRAME
 from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import REFCOUNTS
+from vmreplica.qcow2.reader import header_digest
+from vmreplica.qcow2.reparent import tables_digest
 from vmreplica.qcow2.shim import is_shim
+from vmreplica.qcow2.table_sums import carry_table_sums
 from vmreplica.repository.bases import check_base, on_base, put_shim, require_room, writable_base
 from vmreplica.repository.chain import backed_disks
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape, store_errors, write_shape
@@ -163,20 +167,33 @@ def _prepare(
             require_room(layout, disk, index)
             disks.append(disk)
             continue
+        _require_right_tables(layout, record.base, base[disk.target])
+        sums, new_sums = (layout.table_sums(point, disk.target) for point in (record.base, record.point))
         if index.stat().st_size or base[disk.target].size != sizes[disk.target]:
             header = prepare_fold(
                 layout.image(record.base, disk.target),
                 layout.image(record.point, disk.target),
-                index,
-                layout.dead(record.base, disk.target),
+                Beside(index=index, dead=layout.dead(record.base, disk.target), sums=sums, new_sums=new_sums),
                 size=sizes[disk.target],
                 check=check,
             )
             changes = {"header": header.hex(), "digest": xxhash.xxh3_128_hexdigest(header)}
         else:
-            changes = {"digest": base[disk.target].tables_digest}
+            carry_table_sums(layout.image(record.base, disk.target), sums, new_sums)
+            changes = {"digest": header_digest(layout.image(record.base, disk.target))}
         disks.append(disk.model_copy(update=changes))
     return record.model_copy(update={"stage": "commit", "disks": tuple(disks)})
+
+
+def _require_right_tables(layout: Layout, point: PointId, disk: DiskManifest) -> None:
+    """See that an image that was never folded has the tables it came with: after the fold they count as right.
+
+    Raises:
+        Corrupt: ``image-damaged``.
+    """
+    image, index = layout.image(point, disk.target), layout.index(point, disk.target)
+    if index.exists() and disk.tables_digest not in {"", tables_digest(image, index)}:
+        raise Corrupt("image-damaged", f"the tables of {image} are not as they were written")
 
 
 def _undo(layout: Layout, record: FoldRecord) -> None:
@@ -186,6 +203,7 @@ def _undo(layout: Layout, record: FoldRecord) -> None:
                 continue
             undo(layout.image(record.base, disk.target), disk.base_bytes)
             layout.dead(record.base, disk.target).unlink(missing_ok=True)
+            layout.table_sums(record.point, disk.target).unlink(missing_ok=True)
         layout.fold.unlink()
         fsync_dir(layout.root)
 
@@ -270,4 +288,6 @@ def _folded(layout: Layout, manifest: Manifest, disk: DiskManifest, folded: Fold
     image = layout.image(manifest.point, disk.target)
     if folded.outside:
         return on_base(layout, disk, image, folded)
-    return disk.model_copy(update={"file_bytes": image.stat().st_size, "tables_digest": folded.digest})
+    summed = layout.table_sums(manifest.point, disk.target).exists()
+    changes = {"file_bytes": image.stat().st_size, "tables_digest": folded.digest, "summed": summed}
+    return disk.model_copy(update=changes)

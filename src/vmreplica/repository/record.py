@@ -13,6 +13,7 @@ from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import AdoptedBase, BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
@@ -80,6 +81,8 @@ class ReplicaRecord(Shape):
     keep: Keep
     state: State
     epoch: Annotated[int, Field(ge=0)]
+    #: How often the primary quiesces the guest for a point; nothing is done by it here.
+    app_consistent: AppConsistent = NEVER
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     #: What addresses interfaces get after a failover, and how far that is.
