@@ -25,6 +25,7 @@ from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
+from vmreplica.agent.proof_verbs import ProofVerbs
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
 from vmreplica.agent.replica import ReplicaSide
@@ -34,6 +35,7 @@ from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.verbs import FailoverVerbs
+from vmreplica.agent.verifying import Verifying
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
@@ -60,7 +62,7 @@ from vmreplica.repository import Replica, Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(FailoverVerbs, Hosts):
+class Agent(FailoverVerbs, ProofVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -113,6 +115,9 @@ class Agent(FailoverVerbs, Hosts):
         self.receiver = self._make_receiver(repository)
         #: What peers ask for the proof of the points held here.
         self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
+        self._verifying = Verifying(
+            stages=stages, runner=self._runner, clients=self._clients, tasks=self._tasks, journal=self._journal
+        )
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -199,6 +204,7 @@ class Agent(FailoverVerbs, Hosts):
         self._doctor.stop()
         self._fences.stop()
         self.planned.stop_work()
+        self._verifying.stop()
         self._runner.stop()
         self._quiescer.stop()
         self._replicas.stop()

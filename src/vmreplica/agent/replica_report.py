@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vmreplica.agent.boot_testing import local_zone
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
+from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.boot import boot_facts, boot_state
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName
@@ -42,6 +43,7 @@ def describe_replica(
         awaited=awaited,
         complaints=tuple(complaints),
         boot=boot_facts(record.boot, now),
+        verify=verify_facts(latest, now),
     )
     return RelationshipReport(
         vm=record.vm,

@@ -162,6 +162,7 @@ class Verifying:
         job.meter.phase("asking the replica for its points")
         self._require_ours(job)
         point, verified = self._compare(job, job.wish.point)
+        self._runner.saw(job.rel, job.client.position(job.vm))
         report = VerifyReport(
             vm=job.vm,
             name=job.rel.name,
@@ -173,6 +174,7 @@ class Verifying:
         if not job.wish.repair or verified.verdict == "equal":
             return report
         repaired, wire = self._repair(job, verified)
+        self._runner.saw(job.rel, job.client.position(job.vm))
         seconds = time.monotonic() - job.began
         return report.model_copy(update={"repaired": repaired, "repair_wire_bytes": wire, "seconds": seconds})
 

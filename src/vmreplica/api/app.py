@@ -28,6 +28,7 @@ from vmreplica.api.requests import (
     PlannedRequest,
 )
 from vmreplica.api.starts import Starts
+from vmreplica.api.verifies import Verifies
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointChoice, VmName
 from vmreplica.model.networks import NetworksChange
@@ -50,6 +51,7 @@ def make_app(agent: AgentFacade) -> web.Application:
     starts = Starts(agent, calls, _vm, _VM)
     app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes(), *starts.routes()])
     app.add_routes(Boots(agent, calls, _vm, _point).routes(_VM))
+    app.add_routes(Verifies(agent, calls, _vm).routes(_VM))
 
     async def close(_app: web.Application) -> None:
         starts.close()

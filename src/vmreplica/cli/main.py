@@ -24,6 +24,7 @@ from vmreplica.cli import (
     reverse,
     service,
     start,
+    verify,
 )
 from vmreplica.cli.output import show_document
 
@@ -78,6 +79,7 @@ def make_app() -> typer.Typer:
         doctor,
         failover,
         boot_test,
+        verify,
         reverse,
         commit,
         handover,
