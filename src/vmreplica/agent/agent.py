@@ -37,6 +37,7 @@ from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.agent.verifying import Verifying
 from vmreplica.hypervisor import Hypervisor
+from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
@@ -91,22 +92,8 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         self._adopting = Adopting(
             repository, stages, self._runner, fences.fence, self.identity.host_id, journal=self._journal
         )
-        self._reversing = Reversing(
-            replicas=self._replicas,
-            hypervisor=self._hypervisor,
-            runner=self._runner,
-            book=self.book,
-            tasks=self._tasks,
-        )
-        self._primaries = PrimarySide(
-            stages=stages,
-            runner=self._runner,
-            clients=self._clients,
-            book=self.book,
-            tasks=self._tasks,
-            bandwidth=bandwidth,
-            autostart=fences.autostart,
-        )
+        self._reversing = self._make_reversing()
+        self._primaries = self._make_primaries(stages, bandwidth, fences.autostart)
         self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
         self.starts = self._fences.starts
         self._doctor = self._make_doctor(repository)
@@ -115,9 +102,7 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         self.receiver = self._make_receiver(repository)
         #: What peers ask for the proof of the points held here.
         self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
-        self._verifying = Verifying(
-            stages=stages, runner=self._runner, clients=self._clients, tasks=self._tasks, journal=self._journal
-        )
+        self._verifying = self._make_verifying(stages)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -134,6 +119,31 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
             on_published=published,
             seeds=self._replicas.seeder,
             reverse=self._adopting.accept,
+        )
+
+    def _make_verifying(self, stages: Stages) -> Verifying:
+        return Verifying(
+            stages=stages, runner=self._runner, clients=self._clients, tasks=self._tasks, journal=self._journal
+        )
+
+    def _make_reversing(self) -> Reversing:
+        return Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
+
+    def _make_primaries(self, stages: Stages, bandwidth: Bandwidth, autostart: Autostart) -> PrimarySide:
+        return PrimarySide(
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            bandwidth=bandwidth,
+            autostart=autostart,
         )
 
     def _make_runner(self, stages: Stages, bandwidth: Bandwidth, guard: Guard) -> Runner:
