@@ -10,6 +10,7 @@ from vmreplica.agent.meter import Meter
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
 from vmreplica.model.report import BootReport, CommitReport, CycleReport, PlannedReport, TaskReport
+from vmreplica.model.scrubbing import ScrubReport
 from vmreplica.model.verified import VerifyReport
 
 _KEPT: Final = 200
@@ -32,6 +33,8 @@ class Task:
         self.booted: BootReport | None = None
         #: What a verification came to.
         self.verified: VerifyReport | None = None
+        #: What a scrub came to.
+        self.scrubbed: ScrubReport | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._then: list[Callable[[VmReplicaError | None], None]] = []
@@ -80,6 +83,7 @@ class Task:
             planned=self.planned,
             booted=self.booted,
             verified=self.verified,
+            scrubbed=self.scrubbed,
             error=error.message if error else None,
             error_code=error.code if error else None,
             hint=error.hint if error else "",

@@ -14,6 +14,7 @@ from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
+from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 from vmreplica.model.verified import VerifyReport
@@ -124,6 +125,8 @@ class RelationshipReport(Shape):
     stands_on: int = 0
     #: How often a point is application-consistent.
     app_consistent: AppConsistent = NEVER
+    #: Scrub of its points, on the replica.
+    scrub: ScrubState | None = None
 
 
 class StatusReport(Shape):
@@ -321,6 +324,8 @@ class TaskReport(Shape):
     booted: BootReport | None = None
     #: Of a verification, likewise.
     verified: VerifyReport | None = None
+    #: Of a scrub, likewise.
+    scrubbed: ScrubReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""
