@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from vmreplica import __version__
-from vmreplica.agent.acts import Acts
+from vmreplica.agent.acts import Acts, note_import
 from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.building import make_dir, make_repository, make_stages, seed_tools
@@ -26,6 +26,7 @@ from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
+from vmreplica.agent.proof_verbs import ProofVerbs
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
 from vmreplica.agent.records import Records
@@ -35,11 +36,13 @@ from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.swap import Swap
-from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.agent.tasks import Tasks
 from vmreplica.agent.telling import Telling
 from vmreplica.agent.verbs import FailoverVerbs
+from vmreplica.agent.verifying import Verifying
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.hypervisor.autostart import Autostart
+from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
@@ -63,7 +66,7 @@ from vmreplica.repository import Replica, Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(FailoverVerbs, Hosts):
+class Agent(FailoverVerbs, ProofVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -94,7 +97,7 @@ class Agent(FailoverVerbs, Hosts):
             repository, stages, self._runner, fences.fence, self.identity.host_id, journal=self._journal
         )
         self._reversing = self._make_reversing()
-        self._primaries = self._make_primaries(stages, bandwidth, fences)
+        self._primaries = self._make_primaries(stages, bandwidth, fences.autostart)
         self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
         self.starts = self._fences.starts
         self._doctor = self._make_doctor(repository)
@@ -106,26 +109,7 @@ class Agent(FailoverVerbs, Hosts):
         self.records = Records(self._journal, self._resolve, self._health.test)
         #: What peers ask for the proof of the points held here.
         self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
-
-    def _make_reversing(self) -> Reversing:
-        return Reversing(
-            replicas=self._replicas,
-            hypervisor=self._hypervisor,
-            runner=self._runner,
-            book=self.book,
-            tasks=self._tasks,
-        )
-
-    def _make_primaries(self, stages: Stages, bandwidth: Bandwidth, fences: FenceParts) -> PrimarySide:
-        return PrimarySide(
-            stages=stages,
-            runner=self._runner,
-            clients=self._clients,
-            book=self.book,
-            tasks=self._tasks,
-            bandwidth=bandwidth,
-            autostart=fences.autostart,
-        )
+        self._verifying = self._make_verifying(stages)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -142,6 +126,31 @@ class Agent(FailoverVerbs, Hosts):
             on_published=published,
             seeds=self._replicas.seeder,
             reverse=self._adopting.accept,
+        )
+
+    def _make_verifying(self, stages: Stages) -> Verifying:
+        return Verifying(
+            stages=stages, runner=self._runner, clients=self._clients, tasks=self._tasks, journal=self._journal
+        )
+
+    def _make_reversing(self) -> Reversing:
+        return Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
+
+    def _make_primaries(self, stages: Stages, bandwidth: Bandwidth, autostart: Autostart) -> PrimarySide:
+        return PrimarySide(
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            bandwidth=bandwidth,
+            autostart=autostart,
         )
 
     def _make_runner(self, stages: Stages, bandwidth: Bandwidth, guard: Guard) -> Runner:
@@ -216,6 +225,7 @@ class Agent(FailoverVerbs, Hosts):
         self._doctor.stop()
         self._fences.stop()
         self.planned.stop_work()
+        self._verifying.stop()
         self._runner.stop()
         self._quiescer.stop()
         self._replicas.stop()
@@ -294,7 +304,7 @@ class Agent(FailoverVerbs, Hosts):
         """Take in the first copy of a VM that travelled in a directory."""
         task = self._tasks.start(f"import of {directory}")
         self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
-        task.then(partial(self._imported, directory, task))
+        task.then(partial(note_import, self._journal, directory, task))
         return task.report()
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
@@ -342,15 +352,6 @@ class Agent(FailoverVerbs, Hosts):
         return self._tasks.get(task_id).report()
 
     # ---- helpers
-
-    def _imported(self, directory: str, task: Task, error: VmReplicaError | None) -> None:
-        report = task.imported
-        if error is not None:
-            self._journal.event(
-                None, "import", error.code, f"import of {directory} failed: {error.message}", severity="warning"
-            )
-        elif report is not None:
-            self._journal.event(report.vm, "import", "imported", f"the first copy was imported from {directory}")
 
     def _held(self, vm: str) -> Replica | None:
         """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""

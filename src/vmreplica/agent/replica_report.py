@@ -9,10 +9,11 @@ from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.scrubbing import Scrubbing
 from vmreplica.agent.space import SpaceWatch
+from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.boot import boot_facts, boot_state
 from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName
-from vmreplica.model.point import Position
+from vmreplica.model.point import PointSummary, Position
 from vmreplica.model.report import FailoverTest, RelationshipReport
 from vmreplica.model.states import State
 from vmreplica.repository import Replica, ReplicaRecord
@@ -42,8 +43,7 @@ def describe_replica(
     points = [point for point in replica.points() if point.bootable]
     latest = points[0] if points else None
     now = dt.datetime.now(dt.UTC)
-    age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-    facts = _facts(replica, position, age, beside, now)
+    facts = _facts(replica, position, latest, beside, now)
     return RelationshipReport(
         vm=record.vm,
         name=record.name,
@@ -57,7 +57,7 @@ def describe_replica(
         keep=record.keep,
         epoch=record.epoch,
         latest=latest,
-        point_age=age,
+        point_age=facts.point_age,
         points=len(points),
         tests=tuple(tests),
         boot=boot_state(record.boot, local_zone()),
@@ -66,16 +66,19 @@ def describe_replica(
     )
 
 
-def _facts(replica: Replica, position: Position, age: float | None, beside: Beside, now: dt.datetime) -> Facts:
+def _facts(
+    replica: Replica, position: Position, latest: PointSummary | None, beside: Beside, now: dt.datetime
+) -> Facts:
     record = replica.record
     return Facts(
         state=State(record.state),
         interval=record.interval,
-        point_age=age,
+        point_age=max(0.0, (now - latest.instant).total_seconds()) if latest else None,
         awaited=position.awaited is not None,
         complaints=_complaints(record, position, beside.commits),
         space=beside.space.facts(),
         boot=boot_facts(record.boot, now),
+        verify=verify_facts(latest, now),
         scrub=beside.scrubbing.facts(replica, now),
     )
 

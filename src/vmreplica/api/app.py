@@ -29,6 +29,7 @@ from vmreplica.api.requests import (
 )
 from vmreplica.api.scrubs import Scrubs
 from vmreplica.api.starts import Starts
+from vmreplica.api.verifies import Verifies
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointChoice, VmName
 from vmreplica.model.networks import NetworksChange
@@ -51,6 +52,7 @@ def make_app(agent: AgentFacade) -> web.Application:
     parts = (_Vms(agent, calls), _Hosts(agent, calls), starts, records)
     app.add_routes([route for part in parts for route in part.routes()])
     app.on_shutdown.append(records.end)
+    app.add_routes(Verifies(agent, calls, _vm).routes(_VM))
     app.add_routes([*Boots(agent, calls, _vm, _point).routes(_VM), *Scrubs(agent, calls, _vm).routes(_VM)])
 
     async def close(_app: web.Application) -> None:

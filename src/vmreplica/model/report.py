@@ -18,6 +18,7 @@ from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
+from vmreplica.model.verified import VerifyReport
 
 
 class Progress(Shape):
@@ -326,6 +327,8 @@ class TaskReport(Shape):
     planned: PlannedReport | None = None
     #: Of a boot test, likewise.
     booted: BootReport | None = None
+    #: Of a verification, likewise.
+    verified: VerifyReport | None = None
     #: Of a scrub, likewise.
     scrubbed: ScrubReport | None = None
     error: str | None = None
