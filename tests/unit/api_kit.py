@@ -12,12 +12,14 @@ from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
 from start_kit import SmallStarts
+from taking_kit import SmallSingle
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.keep import DEFAULT_KEEP, Keep
+from vmreplica.model.keeping import Verdict
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.rates import Limit
@@ -106,6 +108,8 @@ class SmallAgent(KeepsFailovers):
         self.starts = SmallStarts(self._asked)
         self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
         self.boots = SmallBoots(self, self._asked)
+        self.single = SmallSingle(self, self._asked)
+        self.verdicts: dict[str, Verdict] = {}
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -135,7 +139,9 @@ class SmallAgent(KeepsFailovers):
     def points(self, vm: str) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
-        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=self.listed)
+        return PointsReport(
+            vm=VM_ID, name=self._known(vm).name, points=self.listed, keep=DEFAULT_KEEP, verdicts=self.verdicts
+        )
 
     def enable(
         self,
@@ -206,6 +212,11 @@ class SmallAgent(KeepsFailovers):
         """Answer the next of the prepared reports."""
         self._asked("task", task_id)
         return self.progress.pop(0) if len(self.progress) > 1 else self.progress[0]
+
+    def cancel_task(self, task_id: str) -> TaskReport:
+        """Take note."""
+        self._asked("cancel_task", task_id)
+        return self.progress[0]
 
     def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
         """Plan."""

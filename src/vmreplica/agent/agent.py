@@ -24,6 +24,7 @@ from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
+from vmreplica.agent.point_verbs import PointVerbs
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
@@ -87,13 +88,7 @@ class Agent(FailoverVerbs, Hosts):
         self._adopting = Adopting(
             repository, stages, self._runner, fences.fence, self.identity.host_id, journal=self._journal
         )
-        self._reversing = Reversing(
-            replicas=self._replicas,
-            hypervisor=self._hypervisor,
-            runner=self._runner,
-            book=self.book,
-            tasks=self._tasks,
-        )
+        self._reversing = self._make_reversing()
         self._primaries = PrimarySide(
             stages=stages,
             runner=self._runner,
@@ -109,6 +104,27 @@ class Agent(FailoverVerbs, Hosts):
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
         self.receiver = self._make_receiver(repository)
+        #: Single points: pins, exports, mounts.
+        self.single = self._make_single()
+
+    def _make_reversing(self) -> Reversing:
+        return Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
+
+    def _make_single(self) -> PointVerbs:
+        return PointVerbs(
+            find=self._held_or_elsewhere,
+            tidy=self._replicas.tidy,
+            tasks=self._tasks,
+            acts=self._acts,
+            runtime_dir=self.config.agent.runtime_dir,
+            state_dir=self.config.agent.state_dir,
+        )
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -181,6 +197,7 @@ class Agent(FailoverVerbs, Hosts):
 
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
+        self.single.recover()
         self._replicas.start()
         self._adopting.recover()
         self._doctor.start()
@@ -192,6 +209,7 @@ class Agent(FailoverVerbs, Hosts):
         """End all work in an orderly way."""
         self._doctor.stop()
         self._fences.stop()
+        self.single.stop()
         self.planned.stop_work()
         self._runner.stop()
         self._replicas.stop()
@@ -213,7 +231,7 @@ class Agent(FailoverVerbs, Hosts):
             host_id=self.identity.host_id,
             version=__version__,
             now=dt.datetime.now(dt.UTC),
-            relationships=tuple(sorted(rows, key=lambda row: (row.name, row.role))),
+            relationships=tuple(self.single.noted(row) for row in sorted(rows, key=lambda row: (row.name, row.role))),
         )
 
     def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
@@ -224,7 +242,7 @@ class Agent(FailoverVerbs, Hosts):
         """List recovery points, held here or on the VM's replica."""
         replica = self._held(vm)
         if replica is not None:
-            return self._replicas.points(replica)
+            return replica.listing()
         rel = self._primaries.find(vm)
         if rel is None:
             self._explain_missing(vm)
@@ -315,6 +333,10 @@ class Agent(FailoverVerbs, Hosts):
         """Tell how a long act is doing."""
         return self._tasks.get(task_id).report()
 
+    def cancel_task(self, task_id: str, /) -> TaskReport:
+        """Stop a long act that can be stopped."""
+        return self._tasks.cancel(task_id).report()
+
     def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
         """List the last cycles of a VM, newest first."""
         self._require_primary(vm)
@@ -334,6 +356,19 @@ class Agent(FailoverVerbs, Hosts):
     def _held(self, vm: str) -> Replica | None:
         """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
         return self._replicas.find(vm) if self._primaries.find(vm) is None else None
+
+    def _held_or_elsewhere(self, vm: str) -> Replica:
+        """Find what this host holds of a VM for another one, or say which host has it.
+
+        Raises:
+            NotFound: ``points-elsewhere``, ``replica-unknown``.
+        """
+        replica, rel = self._held(vm), self._primaries.find(vm)
+        if replica is None and rel is not None:
+            peer = self._replicas.peer_name(rel.policy.replica) or "its replica's host"
+            what = f"the recovery points of {rel.name} are on {peer}"
+            raise NotFound("points-elsewhere", what, hint=f"run the same command on {peer}")
+        return replica or self._replicas.get(vm)
 
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.

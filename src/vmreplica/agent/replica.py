@@ -38,7 +38,6 @@ from vmreplica.model.report import (
     CancelReport,
     FailoverPlan,
     FailoverReport,
-    PointsReport,
     RelationshipReport,
     StartedTest,
 )
@@ -125,7 +124,11 @@ class ReplicaSide:
         self._asking.shutdown(wait=False, cancel_futures=True)
 
     def published(self, vm: VmId, _point: PointSummary) -> None:
-        """Take note of a new point: older ones may have to be folded."""
+        """Take note of a new point: older ones may have to go."""
+        self.tidy(vm)
+
+    def tidy(self, vm: VmId) -> None:
+        """Look at a VM's points: some may have to go."""
         self._upkeep.put(vm)
 
     # ---- verbs
@@ -155,10 +158,6 @@ class ReplicaSide:
                 hint="`vmreplica status` lists what it holds; a failover is started on the replica's host",
             )
         return replica
-
-    def points(self, replica: Replica) -> PointsReport:
-        """List a replica's points, newest first."""
-        return PointsReport(vm=replica.record.vm, name=replica.record.name, points=tuple(replica.points()))
 
     def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
@@ -301,6 +300,8 @@ class ReplicaSide:
                 f"{record.name} was failed over and is defined here, on the files of its replica",
                 hint=f"to give it up for good: virsh destroy {record.name}; virsh undefine {record.name}",
             )
+        if delete_copy:
+            replica.require_unread()
         self.seeder.cancel(record.vm)
         if delete_copy:
             self.commits.give_up(replica)

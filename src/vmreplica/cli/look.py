@@ -1,4 +1,4 @@
-"""Commands that only look: status, points, history."""
+"""Commands that only look: status, history."""
 
 import sys
 import time
@@ -31,7 +31,6 @@ def register(app: typer.Typer) -> None:
         "vmreplica status web --watch",
         "vmreplica status --json | jq -r '.relationships[] | [.name, .health.level, .point_age] | @tsv'",
     )
-    add_command(app, points, "List the recovery points of a VM, newest first.", "vmreplica points web")
     add_command(app, history, "List the last replication cycles of a VM.", "vmreplica history web --limit 5")
 
 
@@ -49,18 +48,6 @@ def status(
         show_answer(client.get("/v1/status", vm=vm))
     else:
         show(_status(client, vm))
-
-
-def points(vm: VmArgument, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
-    """List recovery points."""
-    answer = AgentClient(socket).get(vm_path(vm, "points"))
-    if as_json:
-        show_answer(answer)
-        return
-    from vmreplica.cli.show import points_view  # noqa: PLC0415 - slow to import
-    from vmreplica.model.report import PointsReport  # noqa: PLC0415 - slow to import
-
-    show(points_view(read_report(PointsReport, answer)))
 
 
 def history(

@@ -34,7 +34,7 @@ def status_view(report: StatusReport) -> RenderableType:
     """Show all relationships of a host, and below them what is wrong with them."""
     if not report.relationships:
         return Text(f"{report.host}: no VM is replicated from or to this host.\n  vmreplica enable VM --to PEER")
-    table = _table(_STATUS_COLUMNS)
+    table = table_of(_STATUS_COLUMNS)
     for relation in report.relationships:
         table.add_row(*_status_row(relation, report.now))
     return Group(table, *_remarks(report.relationships))
@@ -44,7 +44,7 @@ def relation_view(report: StatusReport) -> RenderableType:
     """Show one VM's relationships in detail."""
     parts: list[RenderableType] = []
     for relation in report.relationships:
-        parts += [_pairs(_details(relation, report.now)), *_remarks((relation,)), Text("")]
+        parts += [pairs_view(_details(relation, report.now)), *_remarks((relation,)), Text("")]
     return Group(*parts[:-1])
 
 
@@ -52,7 +52,7 @@ def points_view(report: PointsReport) -> RenderableType:
     """Show recovery points, newest first."""
     if not report.points:
         return Text(f"{printable(report.name)}: no recovery point yet.")
-    table = _table(
+    table = table_of(
         ("point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "boot test", "held by")
     )
     for point in report.points:
@@ -75,7 +75,7 @@ def history_view(report: HistoryReport) -> RenderableType:
     """Show the last cycles, newest first."""
     if not report.cycles:
         return Text(f"{printable(report.vm)}: no cycle has run yet.")
-    table = _table(("started", "kind", "why", "outcome", "time", "guest", "sent", "point or error"))
+    table = table_of(("started", "kind", "why", "outcome", "time", "guest", "sent", "point or error"))
     for cycle in report.cycles:
         outcome = Text(cycle.outcome, style="green" if cycle.outcome == "published" else "yellow")
         table.add_row(
@@ -97,7 +97,7 @@ def peers_view(report: PeersReport) -> RenderableType:
         return Text(
             "No host is paired with this one.\n  vmreplica peer invite (here), vmreplica peer join TOKEN (there)"
         )
-    table = _table(("name", "addresses", "host id", "paired"))
+    table = table_of(("name", "addresses", "host id", "paired"))
     for peer in report.peers:
         table.add_row(peer.name, printable(", ".join(peer.addresses)), peer.host_id, clock_text(peer.paired))
     return table
@@ -125,7 +125,7 @@ def test_view(test: PeerTest) -> RenderableType:
         ("free in its store", format_size(test.store_free_bytes)),
     ]
     findings = [Text(f"! {printable(finding)}", style="yellow") for finding in test.findings]
-    return Group(_pairs(pairs), *findings)
+    return Group(pairs_view(pairs), *findings)
 
 
 def cycle_text(vm: str, cycle: CycleReport) -> str:
@@ -251,7 +251,8 @@ def clock_text(instant: dt.datetime) -> str:
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 
-def _table(columns: Sequence[str]) -> Table:
+def table_of(columns: Sequence[str]) -> Table:
+    """Begin a table with these columns."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         # On a narrow terminal everything may be folded but what is copied into the next command.
@@ -259,7 +260,8 @@ def _table(columns: Sequence[str]) -> Table:
     return table
 
 
-def _pairs(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+def pairs_view(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+    """Show names with their values."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

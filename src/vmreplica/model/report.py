@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from vmreplica.model.boot import BootResult, BootState
 from vmreplica.model.errors import Problem
@@ -11,10 +11,12 @@ from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.keep import Keep
+from vmreplica.model.keeping import Verdict
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
+from vmreplica.model.taking import PointExportReport, PointMount
 
 
 class Progress(Shape):
@@ -112,6 +114,8 @@ class RelationshipReport(Shape):
     rate_until: AwareDatetime | None = None
     #: Whether the agent of the primary starts it with its host.
     autostart: bool = False
+    #: Points that can be read over NBD, on the replica.
+    mounts: tuple[PointMount, ...] = ()
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
     #: Boot tests, on the replica; None: none was asked for yet.
@@ -136,6 +140,9 @@ class PointsReport(Shape):
     vm: VmId
     name: str
     points: tuple[PointSummary, ...]
+    #: The rules in force, and what they say of each point.
+    keep: Keep | None = None
+    verdicts: dict[PointId, Verdict] = Field(default_factory=dict)
 
 
 class HistoryReport(Shape):
@@ -307,6 +314,8 @@ class TaskReport(Shape):
     result: CycleReport | None = None
     #: Of an import, in place of ``result``.
     imported: ImportReport | None = None
+    #: Of an export of a point, likewise.
+    exported: PointExportReport | None = None
     #: Of a commit, likewise.
     committed: CommitReport | None = None
     #: Of a planned failover, likewise.
