@@ -11,8 +11,9 @@ from boot_kit import SmallBoots
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
+from scrub_kit import SmallScrubs, anyway
 from start_kit import SmallStarts
-from taking_kit import SmallSingle
+from taking_kit import CancelsTasks, SmallSingle
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
@@ -22,6 +23,7 @@ from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.keeping import Verdict
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -91,7 +93,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent(KeepsFailovers):
+class SmallAgent(KeepsFailovers, CancelsTasks):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -105,13 +107,11 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
-        self.starts = SmallStarts(self._asked)
+        self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
         self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
-        self.boots = SmallBoots(self, self._asked)
-        self.single = SmallSingle(self, self._asked)
-        self.verdicts: dict[str, Verdict] = {}
-        self.entered = threading.Event()
-        self.go_on = threading.Event()
+        self.single, self.verdicts = SmallSingle(self, self._asked), dict[str, Verdict]()
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.scrubs = SmallScrubs(self._asked)
         self.go_on.set()
 
     def status(self, vm: str | None) -> StatusReport:
@@ -139,9 +139,8 @@ class SmallAgent(KeepsFailovers):
     def points(self, vm: str) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
-        return PointsReport(
-            vm=VM_ID, name=self._known(vm).name, points=self.listed, keep=DEFAULT_KEEP, verdicts=self.verdicts
-        )
+        name, verdicts = self._known(vm).name, self.verdicts
+        return PointsReport(vm=VM_ID, name=name, points=self.listed, keep=DEFAULT_KEEP, verdicts=verdicts)
 
     def enable(
         self,
@@ -157,12 +156,14 @@ class SmallAgent(KeepsFailovers):
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
         if base_devices and not erase:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
-        more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
+        told = (("limit", limit), ("at", at), ("app_consistent", app_consistent))
+        more = {name: value for name, value in told if value is not None}
         seeded = filter(None, [seed, seed and give_up])
         self._asked("enable", vm, to, every, excluded, keep, *seeded, *more.items())
         self._peer(to)
@@ -213,14 +214,9 @@ class SmallAgent(KeepsFailovers):
         self._asked("task", task_id)
         return self.progress.pop(0) if len(self.progress) > 1 else self.progress[0]
 
-    def cancel_task(self, task_id: str) -> TaskReport:
-        """Take note."""
-        self._asked("cancel_task", task_id)
-        return self.progress[0]
-
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
+    def plan_failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Plan."""
-        self._asked("plan_failover", vm, point)
+        self._asked("plan_failover", vm, point, *anyway(even_damaged=even_damaged))
         return self._plan(vm, point)
 
     def _plan(self, vm: str, point: str | None) -> FailoverPlan:
@@ -237,31 +233,22 @@ class SmallAgent(KeepsFailovers):
             after=("here: web runs",),
         )
 
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
+    def failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverReport:
         """Do as planned."""
-        plan = self.plan_failover(vm, point)
-        self._asked("failover", vm, point)
+        plan = self.plan_failover(vm, point, even_damaged=even_damaged)
+        self._asked("failover", vm, point, *anyway(even_damaged=even_damaged))
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
 
-    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
-        """Plan a planned failover."""
-        self._asked("plan_planned", vm, patience, force)
-        changes = {"kind": "planned", "loses_seconds": 0.0, "loses_bytes": 0, "warnings": ()}
-        return self._plan(vm, None).model_copy(update=changes)
-
-    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
-        """Begin a planned failover."""
-        self._asked("planned_failover", vm, patience, force)
-        return self.progress[0]
-
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+    def plan_test(self, vm: str, point: str | None, network: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Plan a test failover."""
-        self._asked("plan_test", vm, point, network)
+        self._asked("plan_test", vm, point, network, *anyway(even_damaged=even_damaged))
         return self._plan(vm, point).model_copy(update={"kind": "test", "warnings": ()})
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test_failover(
+        self, vm: str, *, point: str | None, network: str | None, seconds: int | None, even_damaged: bool = False
+    ) -> StartedTest:
         """Start a test failover."""
-        self._asked("test_failover", vm, point, network, seconds)
+        self._asked("test_failover", vm, point, network, seconds, *anyway(even_damaged=even_damaged))
         until = NOW + dt.timedelta(seconds=seconds) if seconds else None
         test = FailoverTest(
             vm=VM_ID, name=f"{vm}-test", point=point or NEW, network=network, since=NOW, until=until, running=True

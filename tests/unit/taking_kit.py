@@ -22,6 +22,18 @@ class Polled(Protocol):
     progress: list[TaskReport]
 
 
+class CancelsTasks:
+    """What shows the progress of acts, and takes note of those that shall stop."""
+
+    progress: list[TaskReport]
+    asked: list[tuple[object, ...]]
+
+    def cancel_task(self, task_id: str) -> TaskReport:
+        """Take note."""
+        self.asked.append(("cancel_task", task_id))
+        return self.progress[0]
+
+
 class SmallSingle:
     """Everything works, but points that are not pinned or mounted cannot be unpinned or unmounted."""
 

@@ -28,6 +28,7 @@ from vmreplica.agent.point_verbs import PointVerbs
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
+from vmreplica.agent.relations import Relations
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
@@ -36,15 +37,15 @@ from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
     DoctorReport,
-    PointsReport,
     RelationshipReport,
     StatusReport,
     TaskReport,
@@ -54,13 +55,13 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.receive import Receiver
-from vmreplica.repository import Replica, Repository
+from vmreplica.receive import Proving, Receiver
+from vmreplica.repository import Repository
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(FailoverVerbs, Hosts):
+class Agent(Relations, FailoverVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -79,17 +80,31 @@ class Agent(FailoverVerbs, Hosts):
         self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
+        repository = _open_repository(config)
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
-        stages = make_stages(config, self._hypervisor)
+        stages = make_stages(config, self._hypervisor, self._journal)
+        self._quiescer = stages.quiescer
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth, fences.guard)
         self._adopting = Adopting(
             repository, stages, self._runner, fences.fence, self.identity.host_id, journal=self._journal
         )
         self._reversing = self._make_reversing()
-        self._primaries = PrimarySide(
+        self._primaries = self._make_primaries(stages, bandwidth, fences)
+        self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
+        self.starts = self._fences.starts
+        self._doctor = self._make_doctor(repository)
+        #: Planned failovers: what peers ask of this host, and the verbs.
+        self.planned = self._make_planned(repository, stages)
+        self.receiver = self._make_receiver(repository)
+        #: What peers ask for the proof of the points held here.
+        self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
+        #: Single points: pins, exports, mounts.
+        self.single = self._make_single()
+
+    def _make_primaries(self, stages: Stages, bandwidth: Bandwidth, fences: FenceParts) -> PrimarySide:
+        return PrimarySide(
             stages=stages,
             runner=self._runner,
             clients=self._clients,
@@ -98,14 +113,6 @@ class Agent(FailoverVerbs, Hosts):
             bandwidth=bandwidth,
             autostart=fences.autostart,
         )
-        self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
-        self.starts = self._fences.starts
-        self._doctor = self._make_doctor(repository)
-        #: Planned failovers: what peers ask of this host, and the verbs.
-        self.planned = self._make_planned(repository, stages)
-        self.receiver = self._make_receiver(repository)
-        #: Single points: pins, exports, mounts.
-        self.single = self._make_single()
 
     def _make_reversing(self) -> Reversing:
         return Reversing(
@@ -118,8 +125,8 @@ class Agent(FailoverVerbs, Hosts):
 
     def _make_single(self) -> PointVerbs:
         return PointVerbs(
-            find=self._held_or_elsewhere,
-            tidy=self._replicas.tidy,
+            find=self.held_or_elsewhere,
+            tidy=self._replicas.look_after,
             tasks=self._tasks,
             acts=self._acts,
             runtime_dir=self.config.agent.runtime_dir,
@@ -193,10 +200,13 @@ class Agent(FailoverVerbs, Hosts):
             seed_tools=seed_tools(self.config),
             tasks=self._tasks,
             journal=self._journal,
+            config=self.config.replica,
         )
 
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
+        # A guest that stands still comes before everything.
+        self._quiescer.start()
         self.single.recover()
         self._replicas.start()
         self._adopting.recover()
@@ -212,6 +222,7 @@ class Agent(FailoverVerbs, Hosts):
         self.single.stop()
         self.planned.stop_work()
         self._runner.stop()
+        self._quiescer.stop()
         self._replicas.stop()
         self._clients.close()
         self._journal.close()
@@ -238,17 +249,6 @@ class Agent(FailoverVerbs, Hosts):
         """Look for trouble, on this host or with one VM."""
         return self._doctor.host() if vm is None else self._doctor.vm(vm, self._held(vm), trial=trial)
 
-    def points(self, vm: str) -> PointsReport:
-        """List recovery points, held here or on the VM's replica."""
-        replica = self._held(vm)
-        if replica is not None:
-            return replica.listing()
-        rel = self._primaries.find(vm)
-        if rel is None:
-            self._explain_missing(vm)
-            raise NotFound("not-protected", f"{vm} is not protected on this host", hint=f"vmreplica enable {vm}")
-        return self._clients.to(rel.policy.replica).points(rel.vm)
-
     def enable(
         self,
         vm: str,
@@ -263,6 +263,7 @@ class Agent(FailoverVerbs, Hosts):
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
@@ -278,6 +279,7 @@ class Agent(FailoverVerbs, Hosts):
                 give_up=give_up,
                 limit=limit,
                 begin_at=at,
+                app_consistent=app_consistent,
             )
             act.done("enabled", f"protected, with {to} as its replica's host", replica=to, interval=every)
         return task.report()
@@ -329,14 +331,6 @@ class Agent(FailoverVerbs, Hosts):
         self._require_primary(vm)
         return self._primaries.sync(vm).report()
 
-    def task(self, task_id: str, /) -> TaskReport:
-        """Tell how a long act is doing."""
-        return self._tasks.get(task_id).report()
-
-    def cancel_task(self, task_id: str, /) -> TaskReport:
-        """Stop a long act that can be stopped."""
-        return self._tasks.cancel(task_id).report()
-
     def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
         """List the last cycles of a VM, newest first."""
         self._require_primary(vm)
@@ -353,42 +347,11 @@ class Agent(FailoverVerbs, Hosts):
         elif report is not None:
             self._journal.event(report.vm, "import", "imported", f"the first copy was imported from {directory}")
 
-    def _held(self, vm: str) -> Replica | None:
-        """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
-        return self._replicas.find(vm) if self._primaries.find(vm) is None else None
 
-    def _held_or_elsewhere(self, vm: str) -> Replica:
-        """Find what this host holds of a VM for another one, or say which host has it.
-
-        Raises:
-            NotFound: ``points-elsewhere``, ``replica-unknown``.
-        """
-        replica, rel = self._held(vm), self._primaries.find(vm)
-        if replica is None and rel is not None:
-            peer = self._replicas.peer_name(rel.policy.replica) or "its replica's host"
-            what = f"the recovery points of {rel.name} are on {peer}"
-            raise NotFound("points-elsewhere", what, hint=f"run the same command on {peer}")
-        return replica or self._replicas.get(vm)
-
-    def _require_primary(self, vm: str) -> None:
-        """Refuse what only the primary of a VM can do, when this is its replica.
-
-        Raises:
-            NotFound: ``not-protected``.
-        """
-        replica = self._held(vm)
-        if replica is not None:
-            raise self._replicas.copy_only(replica)
-
-    def _explain_missing(self, vm: str) -> None:
-        """Raise the most telling error for a VM that has no relationship here.
-
-        Raises:
-            NotFound: ``vm-unknown``, or ``not-protected`` when the VM exists.
-        """
-        brief = self._hypervisor.find(vm)
-        raise NotFound(
-            "not-protected",
-            f"{brief.name} is not protected on this host",
-            hint=f"vmreplica enable {brief.name} --to PEER",
-        )
+def _open_repository(config: Config) -> Repository:
+    return Repository(
+        config.agent.store,
+        min_free=config.limits.min_free,
+        base_devices=config.replica.base_devices,
+        merge_limit=config.replica.merge_limit,
+    )

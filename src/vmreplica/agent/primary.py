@@ -37,6 +37,7 @@ from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
+from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.report import RelationshipReport
 from vmreplica.model.seed import SeedRequest
@@ -92,6 +93,7 @@ class PrimarySide:
         give_up: bool = False,
         limit: Limit | None = None,
         begin_at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> Task:
         """Protect a VM, or change the policy of one that is protected to the same host.
 
@@ -106,6 +108,7 @@ class PrimarySide:
             give_up: an export that the replica waits for is lost.
             limit: how fast may be sent; None: as before.
             begin_at: when initial replication begins; None: now.
+            app_consistent: how often the guest is quiesced for a point; None: as before.
 
         Raises:
             BadRequest: the moment is past or too far ahead, or there is no initial replication to come.
@@ -123,6 +126,7 @@ class PrimarySide:
             excluded=excluded,
             limit=(old.limit if old else NO_LIMIT) if limit is None else limit,
             begin_at=begin_at,
+            app_consistent=(old.app_consistent if old else NEVER) if app_consistent is None else app_consistent,
             **_lasting(old),
         )
         if old is not None:
@@ -238,6 +242,7 @@ class PrimarySide:
             peer=self._peer_name(rel.policy.replica),
             points=rel.position.points if rel.position else 0,
             rate=self._bandwidth.in_force(rel.policy.limit),
+            quiesce=self._stages.quiescer.facts(rel.vm, rel.policy),
             now=now,
             clock=clock,
         )

@@ -9,6 +9,7 @@ from vmreplica.model.ids import PointId, VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -60,7 +61,7 @@ class BootTestsFacade(Protocol):
 
 
 class SinglePointsFacade(Protocol):
-    """Pins, exports and mounts; ``point`` is an id or ``latest``."""
+    """Pins, exports and mounts; ``point`` is an id, ``latest`` or ``latest-app``."""
 
     def pin(self, vm: str, point: str, reason: str) -> PointSummary:
         """Keep a point whatever the rules say."""
@@ -80,6 +81,13 @@ class SinglePointsFacade(Protocol):
     def unmount(self, vm: str, point: str | None) -> tuple[PointId, ...]:
         """End the mount of a point, or all mounts of a VM."""
         ...
+
+
+class ScrubsFacade(Protocol):
+    """Reading recovery points and checking them, on the replica."""
+
+    def begin(self, vm: str, point: str | None) -> TaskReport:
+        """Check all points of a VM, or one, now; the task is the work."""
 
 
 class AgentFacade(Protocol):
@@ -108,6 +116,7 @@ class AgentFacade(Protocol):
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication.
 
@@ -132,6 +141,10 @@ class AgentFacade(Protocol):
     def boots(self) -> BootTestsFacade:
         """Boot tests."""
 
+    @property
+    def scrubs(self) -> ScrubsFacade:
+        """Scrub."""
+
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""
 
@@ -154,10 +167,10 @@ class AgentFacade(Protocol):
     def cancel_task(self, task_id: str, /) -> TaskReport:
         """Stop a long act that can be stopped."""
 
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
+    def plan_failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Tell what a failover to a point (default: the newest) would do and lose; changes nothing."""
 
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
+    def failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
 
     def plan_commit(self, vm: str) -> FailoverPlan:
@@ -172,10 +185,12 @@ class AgentFacade(Protocol):
     def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
         """Move a VM to its replica, or go on with that, asked on either side."""
 
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+    def plan_test(self, vm: str, point: str | None, network: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test_failover(
+        self, vm: str, *, point: str | None, network: str | None, seconds: int | None, even_damaged: bool = False
+    ) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM, isolated unless a network is named."""
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:

@@ -6,9 +6,10 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from vmreplica.model.boot import MAX_EVERY, MIN_EVERY, BootWish
 from vmreplica.model.export import Directory, Passphrase
-from vmreplica.model.ids import DevicePath, DiskTarget, HostName, NetworkName, PointId
+from vmreplica.model.ids import DevicePath, DiskTarget, HostName, NetworkName, PointChoice, PointId
 from vmreplica.model.keep import Keep
 from vmreplica.model.policy import DEFAULT_INTERVAL, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
@@ -38,6 +39,8 @@ class EnableRequest(Shape):
     limit: Limit | None = None
     #: When initial replication begins; None: now.
     at: AwareDatetime | None = None
+    #: How often a point is application-consistent; None: as before.
+    app_consistent: AppConsistent | None = None
 
 
 class ImportRequest(Shape):
@@ -86,6 +89,14 @@ class DoctorRequest(Shape):
 class FailoverRequest(Shape):
     """Start a VM on its replica; without a point from the newest one."""
 
+    point: PointChoice | None = None
+    #: Though the point is known to be damaged.
+    even_damaged: bool = False
+
+
+class ScrubRequest(Shape):
+    """Read and check the points of a VM, or one of them."""
+
     point: PointId | None = None
 
 
@@ -101,7 +112,9 @@ class PlannedRequest(Shape):
 class FailoverTestRequest(Shape):
     """Start a copy beside the VM; without a point from the newest one, without a network unplugged."""
 
-    point: PointId | None = None
+    point: PointChoice | None = None
+    #: Though the point is known to be damaged.
+    even_damaged: bool = False
     network: NetworkName | None = None
     #: Seconds until it is removed by itself; None: never.
     seconds: Annotated[int, Field(ge=60, le=30 * 86400)] | None = None

@@ -23,6 +23,7 @@ from vmreplica.cli import (
     points,
     protect,
     reverse,
+    scrub,
     service,
     start,
 )
@@ -80,6 +81,7 @@ def make_app() -> typer.Typer:
         failover,
         boot_test,
         reverse,
+        scrub,
         commit,
         handover,
         start,

@@ -6,6 +6,7 @@ import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.consistency import AppConsistentOption, read_app_consistent
 from vmreplica.cli.exports import PassphraseFile, Recipient, next_step, seed_fields
 from vmreplica.cli.keeps import KeepOption, read_keep
 from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
@@ -27,6 +28,11 @@ Seed = Annotated[
         "with copies on the peer (restored backups) and sends what differs; export:DIR writes it to a directory that "
         "you carry to the peer, for vmreplica import.",
     ),
+]
+Every = Annotated[str, typer.Option(metavar="INTERVAL", help="How old the newest recovery point may be: 5s to 24h.")]
+Excluded = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
 ]
 BaseDevices = Annotated[
     list[str] | None,
@@ -50,6 +56,7 @@ def register(app: typer.Typer) -> None:
         "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
         "vmreplica enable files --to backup1 --seed export:/mnt/usb/files --passphrase-file key.txt",
         "vmreplica enable files --to backup1 --at 22:00 --limit 'mon-fri 08:00-18:00 20M' --limit 50M",
+        "vmreplica enable db --to backup1 --app-consistent every=1h",
     )
     add_command(
         app,
@@ -68,13 +75,8 @@ def enable(
     vm: VmArgument,
     *,
     to: Annotated[str, typer.Option("--to", metavar="PEER", help="The paired host that gets the copy.")],
-    every: Annotated[
-        str, typer.Option(metavar="INTERVAL", help="How old the newest recovery point may be: 5s to 24h.")
-    ] = "5m",
-    exclude_disk: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
-    ] = None,
+    every: Every = "5m",
+    exclude_disk: Excluded = None,
     keep: KeepOption = None,
     base_device: BaseDevices = None,
     seed: Seed = None,
@@ -83,6 +85,7 @@ def enable(
     yes: Yes = False,
     at: AtOption = None,
     limit: LimitOption = None,
+    app_consistent: AppConsistentOption = None,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
@@ -102,6 +105,7 @@ def enable(
         give_up=yes,
         limit=read_limit(limit),
         at=read_moment(at),
+        app_consistent=read_app_consistent(app_consistent),
     )
     client = AgentClient(socket)
     _show_beginning(client, vm, _enabled(client, vm, body, as_json=as_json), body, wait=wait, as_json=as_json)

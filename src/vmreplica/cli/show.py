@@ -8,9 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vmreplica.cli.consistency import app_consistent_text, consistency_cell, consistency_notes, quiescence_text
 from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
+from vmreplica.cli.show_scrub import point_remark, scrub_pairs
 from vmreplica.model.health import Level
 from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
@@ -60,15 +62,15 @@ def points_view(report: PointsReport) -> RenderableType:
             point.point,
             f"{point.instant.astimezone():%Y-%m-%d %H:%M:%S}",
             point.kind,
-            point.consistency,
+            consistency_cell(point),
             " ".join(disk.target for disk in point.disks),
             format_size(point.guest_bytes),
             format_size(point.wire_bytes),
             format_size(point.stored_bytes),
             verdict_text(point.boot_test),
-            "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
+            point_remark(point),
         )
-    return table
+    return Group(table, *consistency_notes(report.points))
 
 
 def history_view(report: HistoryReport) -> RenderableType:
@@ -136,6 +138,7 @@ def cycle_text(vm: str, cycle: CycleReport) -> str:
     return (
         f"{printable(vm)}: point {cycle.point} {cycle.outcome} ({cycle.kind}): "
         f"{format_size(cycle.guest_bytes)} of the guest, {format_size(cycle.wire_bytes)} sent, {took}"
+        f"{quiescence_text(cycle)}"
     )
 
 
@@ -171,12 +174,14 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     ]
     if relation.role == "primary":
         pairs += [("next cycle", _due(relation, now)), ("rate limit", limit_text(relation))]
+        pairs.append(("app-consistent", app_consistent_text(relation)))
     if relation.excluded:
         pairs.append(("not replicated", " ".join(relation.excluded)))
     if relation.stands_on:
         pairs.append(("stands on", _standing(relation)))
     pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
-    pairs += boot_pairs(relation.boot)
+    pairs += [("mounted", f"point {mount.point} until {clock_text(mount.until)}") for mount in relation.mounts]
+    pairs += [*boot_pairs(relation.boot), *scrub_pairs(relation.scrub)]
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:

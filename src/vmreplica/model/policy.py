@@ -8,6 +8,7 @@ from vmreplica.model.export import SeedExport
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, HostId, NetworkName, PointId
 from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.point import DiskSize
+from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
@@ -69,6 +70,8 @@ class Policy(Shape):
     reverse: ReverseWish | None = None
     #: A planned failover under way.
     planned: Planned | None = None
+    #: How often the guest is quiesced for a point.
+    app_consistent: AppConsistent = NEVER
 
 
 class BaseWish(Shape):

@@ -13,7 +13,9 @@ from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.keeping import Verdict
 from vmreplica.model.point import PointKind, PointSummary
+from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
+from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 from vmreplica.model.taking import PointExportReport, PointMount
@@ -62,6 +64,8 @@ class CycleReport(Shape):
     error_code: str | None = None
     error: str | None = None
     hint: str = ""
+    #: How the guest was quiesced for an application-consistent point; None: that was not due.
+    quiescence: Quiescence | None = None
 
 
 class FailoverTest(Shape):
@@ -122,6 +126,10 @@ class RelationshipReport(Shape):
     boot: BootState | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
     stands_on: int = 0
+    #: How often a point is application-consistent.
+    app_consistent: AppConsistent = NEVER
+    #: Scrub of its points, on the replica.
+    scrub: ScrubState | None = None
 
 
 class StatusReport(Shape):
@@ -322,6 +330,8 @@ class TaskReport(Shape):
     planned: PlannedReport | None = None
     #: Of a boot test, likewise.
     booted: BootReport | None = None
+    #: Of a scrub, likewise.
+    scrubbed: ScrubReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""

@@ -11,7 +11,7 @@ from vmreplica.model.shape import Shape
 #: was found wrong at an older point was brought again, and is right at this one; the rest was right before.
 Verdict = Literal["equal", "wrong", "unproven", "repaired"]
 #: Ranges of a disk that are named one by one; there may be more.
-MAX_RANGES = 64
+MAX_RANGES = 1000
 
 _Bytes = Annotated[int, Field(ge=0)]
 

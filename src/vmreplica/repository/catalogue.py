@@ -13,6 +13,7 @@ from vmreplica.model.report import PointsReport
 from vmreplica.repository import bases
 from vmreplica.repository.boot_notes import BootNotes
 from vmreplica.repository.chain import Point
+from vmreplica.repository.comparisons import Comparisons
 from vmreplica.repository.damage import Damages
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.judging import facts_of
@@ -41,6 +42,8 @@ class Catalogue:
         self.boots = BootNotes(layout)
         #: What is known to be wrong with the points' files.
         self.damages = Damages(layout, self._shelf)
+        #: What comparing the points with their primary came to.
+        self.comparisons = Comparisons(layout, self._shelf, self.damages)
 
     @property
     def record(self) -> ReplicaRecord:
@@ -51,7 +54,8 @@ class Catalogue:
     def points(self) -> list[PointSummary]:
         """List the published points, newest first."""
         with self._memory:
-            return self.boots.noted(self.damages.marked(self._shelf.summaries(self._holds.reasons)))
+            listed = self.damages.marked(self._shelf.summaries(self._holds.reasons))
+            return self.boots.noted(self.comparisons.marked(listed))
 
     def manifests(self) -> list[Manifest]:
         """List the manifests of the published points, oldest first."""
@@ -125,7 +129,11 @@ class Catalogue:
         """Say which points the rules keep, and why."""
         with self._memory:
             facts = facts_of(self._shelf.all(), self._holds)
-            return judge_points(facts, self._record.keep, now=self._clock(), zone=None)
+            verdicts = judge_points(facts, self._record.keep, now=self._clock(), zone=None)
+            for point in self.damages.kept():
+                reasons = ("newest that is not damaged", *(verdicts[point].reasons if verdicts[point].keep else ()))
+                verdicts[point] = verdicts[point].model_copy(update={"keep": True, "reasons": reasons})
+            return verdicts
 
     def _published(self, point: PointId) -> Point:
         return self._shelf.require(point, self.record.name)

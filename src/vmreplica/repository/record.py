@@ -13,6 +13,7 @@ from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import AdoptedBase, BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
@@ -80,6 +81,8 @@ class ReplicaRecord(Shape):
     keep: Keep
     state: State
     epoch: Annotated[int, Field(ge=0)]
+    #: How often the primary quiesces the guest for a point; nothing is done by it here.
+    app_consistent: AppConsistent = NEVER
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     #: What addresses interfaces get after a failover, and how far that is.
@@ -171,6 +174,36 @@ class FoldRecord(Shape):
     point: PointId
     stage: Literal["prepare", "commit"]
     disks: tuple[FoldDisk, ...]
+
+
+class MergeDisk(Shape):
+    """One disk of a merge: what its image is afterwards."""
+
+    target: DiskTarget
+    file_bytes: Annotated[int, Field(ge=0)]
+    #: Digest of its tables and header.
+    digest: str
+    #: As in ``DiskManifest``.
+    summed: bool = False
+    #: Whether there is a new file of sums.
+    sums: bool = False
+    #: The new header, hex, of an image that stays as it is otherwise; None: there is a new image.
+    header: str | None = None
+
+
+class MergeRecord(Shape):
+    """``merge.json``: images of points are being merged into that of one, or it is given another parent.
+
+    ``prepare``: nothing is valid yet, it is undone after a crash. ``commit``: all is written and synced, it is
+    rolled forward.
+    """
+
+    point: PointId
+    #: What it stands on afterwards.
+    onto: PointId
+    stage: Literal["prepare", "commit"]
+    #: Whose images change; those that stand alone stay.
+    disks: tuple[MergeDisk, ...] = ()
 
 
 class LandingRecord(Shape):
