@@ -14,6 +14,7 @@ from point_kit import make_summary
 from scrub_kit import SmallScrubs, anyway
 from start_kit import SmallStarts
 from taking_kit import CancelsTasks, SmallSingle
+from verify_kit import VerifiesPoints
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
@@ -59,15 +60,8 @@ def cycle(outcome: str = "published") -> CycleReport:
 
 def summary(point: str) -> PointSummary:
     """A point of one disk."""
-    return make_summary(
-        point,
-        {"vda": 1 << 30},
-        instant=NOW - dt.timedelta(minutes=5),
-        published=NOW,
-        guest_bytes=1 << 30,
-        wire_bytes=1 << 28,
-        stored_bytes=1 << 28,
-    )
+    sizes = {"guest_bytes": 1 << 30, "wire_bytes": 1 << 28, "stored_bytes": 1 << 28}
+    return make_summary(point, {"vda": 1 << 30}, instant=NOW - dt.timedelta(minutes=5), published=NOW, **sizes)
 
 
 def relation(name: str, **changes: object) -> RelationshipReport:
@@ -93,7 +87,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent(KeepsFailovers, CancelsTasks):
+class SmallAgent(KeepsFailovers, CancelsTasks, VerifiesPoints):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:

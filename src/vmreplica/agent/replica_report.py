@@ -7,6 +7,7 @@ from vmreplica.agent.boot_testing import local_zone
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
 from vmreplica.agent.scrubbing import Scrubbing
+from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.boot import boot_facts, boot_state
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName
@@ -44,6 +45,7 @@ def describe_replica(
         awaited=awaited,
         complaints=tuple(complaints),
         boot=boot_facts(record.boot, now),
+        verify=verify_facts(latest, now),
         scrub=scrubbing.facts(replica, now),
     )
     return RelationshipReport(

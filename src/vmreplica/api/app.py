@@ -30,6 +30,7 @@ from vmreplica.api.requests import (
 from vmreplica.api.scrubs import Scrubs
 from vmreplica.api.single_points import SinglePoints
 from vmreplica.api.starts import Starts
+from vmreplica.api.verifies import Verifies
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointChoice, VmName
 from vmreplica.model.networks import NetworksChange
@@ -51,6 +52,7 @@ def make_app(agent: AgentFacade) -> web.Application:
     calls = Calls()
     starts = Starts(agent, calls, _vm, _VM)
     app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes(), *starts.routes()])
+    app.add_routes(Verifies(agent, calls, _vm).routes(_VM))
     app.add_routes([*Boots(agent, calls, _vm, _point).routes(_VM), *Scrubs(agent, calls, _vm).routes(_VM)])
     app.add_routes(SinglePoints(agent, calls, _vm).routes(_VM))
 

@@ -167,6 +167,12 @@ class AgentFacade(Protocol):
     def cancel_task(self, task_id: str, /) -> TaskReport:
         """Stop a long act that can be stopped."""
 
+    def verify(self, vm: str, *, point: str | None, repair: bool, rate: int | None) -> TaskReport:
+        """Compare a point (default: the newest) at the replica with what its primary, this host, knows of it."""
+
+    def cancel_verify(self, vm: str) -> None:
+        """End a verification."""
+
     def plan_failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Tell what a failover to a point (default: the newest) would do and lose; changes nothing."""
 

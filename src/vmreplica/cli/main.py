@@ -26,6 +26,7 @@ from vmreplica.cli import (
     scrub,
     service,
     start,
+    verify,
 )
 from vmreplica.cli.output import show_document
 
@@ -80,6 +81,7 @@ def make_app() -> typer.Typer:
         doctor,
         failover,
         boot_test,
+        verify,
         reverse,
         scrub,
         commit,

@@ -19,6 +19,7 @@ from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 from vmreplica.model.taking import PointExportReport, PointMount
+from vmreplica.model.verified import VerifyReport
 
 
 class Progress(Shape):
@@ -330,6 +331,8 @@ class TaskReport(Shape):
     planned: PlannedReport | None = None
     #: Of a boot test, likewise.
     booted: BootReport | None = None
+    #: Of a verification, likewise.
+    verified: VerifyReport | None = None
     #: Of a scrub, likewise.
     scrubbed: ScrubReport | None = None
     error: str | None = None
