@@ -1,11 +1,13 @@
 """The part of the agent that tells which side of a VM's replication this host is."""
 
 from vmreplica.agent.clients import Clients
+from vmreplica.agent.journal import Journal
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.tasks import Tasks
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound
+from vmreplica.model.ids import VmId
 from vmreplica.model.report import PointsReport, TaskReport
 from vmreplica.repository import Replica
 
@@ -15,6 +17,7 @@ class Relations:
 
     _clients: Clients
     _hypervisor: Hypervisor
+    _journal: Journal
     _primaries: PrimarySide
     _replicas: ReplicaSide
     _tasks: Tasks
@@ -56,6 +59,18 @@ class Relations:
             what = f"the recovery points of {rel.name} are on {peer}"
             raise NotFound("points-elsewhere", what, hint=f"run the same command on {peer}")
         return replica or self._replicas.get(vm)
+
+    def _resolve(self, vm: str) -> VmId:
+        """Find the id of a VM that is here, that a copy is held of, or that the journal knows from before.
+
+        Raises:
+            NotFound: ``vm-unknown``.
+        """
+        rel, replica = self._primaries.find(vm), self._replicas.find(vm)
+        if rel is not None:
+            return rel.vm
+        known = replica.record.vm if replica is not None else self._journal.named(vm)[0]
+        return known or self._hypervisor.find(vm).vm
 
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.

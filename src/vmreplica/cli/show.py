@@ -1,7 +1,7 @@
 """Tables and sentences for people, from report shapes. Pure but for the local time zone."""
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -14,12 +14,12 @@ from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
 from vmreplica.cli.show_scrub import point_remark, scrub_pairs
 from vmreplica.cli.show_verify import verified_cell, verified_pairs
+from vmreplica.cli.tables import make_table as _table
 from vmreplica.model.health import Level
 from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
     CycleReport,
     FailoverTest,
-    HistoryReport,
     PeerReport,
     PeersReport,
     PeerTest,
@@ -41,7 +41,7 @@ def status_view(report: StatusReport) -> RenderableType:
     """Show all relationships of a host, and below them what is wrong with them."""
     if not report.relationships:
         return Text(f"{report.host}: no VM is replicated from or to this host.\n  vmreplica enable VM --to PEER")
-    table = table_of(_STATUS_COLUMNS)
+    table = _table(_STATUS_COLUMNS)
     for relation in report.relationships:
         table.add_row(*_status_row(relation, report.now))
     return Group(table, *_remarks(report.relationships))
@@ -59,7 +59,7 @@ def points_view(report: PointsReport) -> RenderableType:
     """Show recovery points, newest first."""
     if not report.points:
         return Text(f"{printable(report.name)}: no recovery point yet.")
-    table = table_of(_POINT_COLUMNS)
+    table = _table(_POINT_COLUMNS)
     for point in report.points:
         table.add_row(
             point.point,
@@ -77,33 +77,13 @@ def points_view(report: PointsReport) -> RenderableType:
     return Group(table, *consistency_notes(report.points))
 
 
-def history_view(report: HistoryReport) -> RenderableType:
-    """Show the last cycles, newest first."""
-    if not report.cycles:
-        return Text(f"{printable(report.vm)}: no cycle has run yet.")
-    table = table_of(("started", "kind", "why", "outcome", "time", "guest", "sent", "point or error"))
-    for cycle in report.cycles:
-        outcome = Text(cycle.outcome, style="green" if cycle.outcome == "published" else "yellow")
-        table.add_row(
-            f"{cycle.started.astimezone():%Y-%m-%d %H:%M:%S}",
-            cycle.kind,
-            printable(cycle.reason),
-            outcome,
-            format_duration(cycle.seconds),
-            format_size(cycle.guest_bytes),
-            format_size(cycle.wire_bytes),
-            printable(cycle.error or cycle.point or ""),
-        )
-    return table
-
-
 def peers_view(report: PeersReport) -> RenderableType:
     """Show paired hosts."""
     if not report.peers:
         return Text(
             "No host is paired with this one.\n  vmreplica peer invite (here), vmreplica peer join TOKEN (there)"
         )
-    table = table_of(("name", "addresses", "host id", "paired"))
+    table = _table(("name", "addresses", "host id", "paired"))
     for peer in report.peers:
         table.add_row(peer.name, printable(", ".join(peer.addresses)), peer.host_id, clock_text(peer.paired))
     return table
@@ -259,15 +239,6 @@ def _due(relation: RelationshipReport, now: dt.datetime) -> str:
 def clock_text(instant: dt.datetime) -> str:
     """Say an instant in the time of this terminal."""
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
-
-
-def table_of(columns: Sequence[str]) -> Table:
-    """Begin a table with these columns."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        # On a narrow terminal everything may be folded but what is copied into the next command.
-        table.add_column(column, overflow="fold", no_wrap=column == "point")
-    return table
 
 
 def pairs_view(pairs: Iterable[tuple[str, str | Text]]) -> Table:

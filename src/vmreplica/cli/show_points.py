@@ -6,7 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from vmreplica.cli.output import printable
-from vmreplica.cli.show import clock_text, pairs_view, table_of
+from vmreplica.cli.show import clock_text, pairs_view
+from vmreplica.cli.tables import make_table
 from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import PointsReport
 from vmreplica.model.taking import PointExportReport, PointMount
@@ -19,7 +20,7 @@ def plan_view(report: PointsReport) -> RenderableType:
     if not report.points:
         return Text(f"{name}: no recovery point yet.")
     rules = "" if report.keep is None else f"{name} keeps {describe_keep(report.keep)} (--keep {report.keep}).\n"
-    table = table_of(("point", "instant", "stored", "", "why"))
+    table = make_table(("point", "instant", "stored", "", "why"))
     for point in report.points:
         verdict = report.verdicts.get(point.point)
         if verdict is None:

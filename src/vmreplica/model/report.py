@@ -6,6 +6,7 @@ from pydantic import AwareDatetime, Field
 
 from vmreplica.model.boot import BootResult, BootState
 from vmreplica.model.errors import Problem
+from vmreplica.model.events import JournalEvent
 from vmreplica.model.export import ImportReport
 from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
@@ -123,6 +124,8 @@ class RelationshipReport(Shape):
     mounts: tuple[PointMount, ...] = ()
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
+    #: Figures behind the health, for metrics: seconds, bytes, counts.
+    measures: dict[str, float] = Field(default_factory=dict)
     #: Boot tests, on the replica; None: none was asked for yet.
     boot: BootState | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
@@ -155,10 +158,12 @@ class PointsReport(Shape):
 
 
 class HistoryReport(Shape):
-    """The last cycles of a VM, newest first."""
+    """The last runs of a VM and what else happened to it, each newest first."""
 
     vm: str
     cycles: tuple[CycleReport, ...]
+    #: All but runs.
+    events: tuple[JournalEvent, ...] = ()
 
 
 class PeerReport(Shape):
