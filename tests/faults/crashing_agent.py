@@ -25,6 +25,8 @@ from vmreplica.api.daemon import run
 #: Classes and modules that a trap may name, and where they are.
 _PLACES: Final = {
     "Hypervisor": "vmreplica.hypervisor.hypervisor",
+    "GuestFreezer": "vmreplica.hypervisor.quiesce",
+    "Freeze": "vmreplica.agent.frozen",
     "CheckpointShelf": "vmreplica.hypervisor.checkpoints",
     "Spool": "vmreplica.spool.spool",
     "SpoolPoint": "vmreplica.spool.point",

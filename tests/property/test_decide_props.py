@@ -1,6 +1,7 @@
 """Whatever the facts are, a decision never loses what is acknowledged and always leads to an end."""
 
 import datetime as dt
+import itertools
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,9 @@ from vmreplica.agent.decide import (
     decide,
 )
 from vmreplica.agent.exporting import spacing
+from vmreplica.agent.repairs import repair_ranges, repair_texts
+from vmreplica.capture.plan import Run, joined
+from vmreplica.model.damage import Repair
 from vmreplica.model.ids import checkpoint_name, new_point_id, point_instant
 from vmreplica.model.point import PointOpening, PointSummary, Position
 
@@ -71,6 +75,11 @@ def disk_facts(draw: st.DrawFn) -> DiskFacts:
     )
 
 
+def repairs() -> st.SearchStrategy[Repair]:
+    target, number = st.sampled_from(["vda", "vdx"]), st.integers(0, 30)
+    return st.builds(Repair, target=target, first=number, clusters=number.map(lambda n: n + 1))
+
+
 @st.composite
 def facts(draw: st.DrawFn) -> CycleFacts:
     latest = draw(st.none() | st.sampled_from(POINTS).map(summary))
@@ -83,6 +92,7 @@ def facts(draw: st.DrawFn) -> CycleFacts:
         free_bytes=1,
         points=draw(st.sampled_from([0, MAX_WAITING, MAX_WAITING + 1])),
         awaited=draw(st.none() | st.just(latest.point)) if latest is not None else None,
+        repairs=draw(st.just(()) | st.lists(repairs(), max_size=2).map(tuple)),
     )
     return CycleFacts(
         replica=REPLICA,
@@ -192,9 +202,10 @@ def test_tidying_comes_to_an_end(known: CycleFacts) -> None:
 
 
 @given(facts())
-def test_only_a_vm_at_rest_waits(known: CycleFacts) -> None:
+def test_only_a_vm_at_rest_waits_and_not_while_something_has_to_be_brought_again(known: CycleFacts) -> None:
     if known.spool is None:
-        resting = known.at_rest and not known.running
+        wanted = any(repair.target in known.disks for repair in known.position.repairs)
+        resting = known.at_rest and not known.running and not wanted
         step = decide(known)
         if step == Wait(reason=BASE_AWAITED):
             return
@@ -229,3 +240,29 @@ def test_cycles_become_rarer_while_an_export_travels_and_never_more_frequent(int
     waits = spacing(interval, base, point_instant(base) + dt.timedelta(seconds=age))
     assert waits == max(interval, age / 8)
     assert spacing(interval, None, dt.datetime.now(dt.UTC)) == interval
+
+
+@given(st.lists(repairs(), max_size=6))
+def test_what_is_brought_again_is_what_was_asked_for_in_order_and_apart(asked: list[Repair]) -> None:
+    found = repair_ranges(asked, {"vda"})
+    assert set(found) <= {"vda"}
+    ranges = found.get("vda", ())
+    wanted = {
+        c for repair in asked if repair.target == "vda" for c in range(repair.first, repair.first + repair.clusters)
+    }
+    assert {c for first, end in ranges for c in range(first, end)} == wanted
+    assert all(end < later for (_, end), (later, _) in itertools.pairwise(ranges))
+    told = repair_texts(found)
+    assert len(told) == len(found)
+    assert all(f" {len(wanted)} damaged" in text for text in told)
+
+
+@given(st.sets(st.integers(0, 40)), st.lists(repairs(), max_size=4), st.integers(0, 40))
+def test_changed_clusters_and_those_brought_again_are_read_once_each_in_order(
+    changed: set[int], asked: list[Repair], first: int
+) -> None:
+    must = repair_ranges(asked, {"vda"}).get("vda", ())
+    runs = [Run(cluster, 1, wanted=True) for cluster in sorted(changed) if cluster >= first]
+    found = [cluster for run in joined(runs, must, first) for cluster in range(run.first, run.end)]
+    more = {cluster for low, high in must for cluster in range(low, high)}
+    assert found == sorted(cluster for cluster in changed | more if cluster >= first)

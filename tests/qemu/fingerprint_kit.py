@@ -15,6 +15,8 @@ from vmreplica.qcow2.frames import decode, decode_patch
 from vmreplica.qcow2.segment import BLOCK, BLOCKS, KIND_ZERO, KIND_ZSTD, Segment, clusters_of, parse
 from vmreplica.spool import Spool, SpoolPoint
 
+Must = tuple[tuple[int, int], ...]
+
 KEY = 77
 LATEST = "20260101T000000Z-00000001"
 
@@ -43,10 +45,10 @@ class Copy:
         """Where the next point is spooled."""
         return self.directory / f"spool{self.cycles}"
 
-    def cycle(self, view: View, mode: Mode) -> tuple[SpoolPoint, Carried]:
+    def cycle(self, view: View, mode: Mode, must: Must = ()) -> tuple[SpoolPoint, Carried]:
         """Capture a point, publish it, and merge what was staged."""
         point = Spool(self.spool(), TiB).create(opening({"vda": view.size}, delta=True))
-        capture(point, view, mode, self.fingerprint)
+        capture(point, view, mode, self.fingerprint, must)
         return point, self.publish(point)
 
     def publish(self, point: SpoolPoint) -> Carried:
@@ -57,6 +59,9 @@ class Copy:
         carried = apply(point, self.content)
         self.fingerprint.resize(disk.size)
         self.fingerprint.merge(disk.staged(), LATEST)
+        proof, total = disk.closing.proof if disk.closing else None, self.fingerprint.sum
+        if proof is not None:
+            assert (proof.sum, proof.key) == (total.text if total else None, f"{KEY:016x}")
         return carried
 
     def assert_same(self, disk: Path, image_format: str = "qcow2") -> None:
@@ -76,13 +81,15 @@ def empty_copy(directory: Path, size: int) -> Copy:
     return Copy(directory, bytearray(size), fingerprint)
 
 
-def capture(point: SpoolPoint, view: View, mode: Mode, fingerprint: Fingerprint | None) -> list[tuple[int, int]]:
+def capture(
+    point: SpoolPoint, view: View, mode: Mode, fingerprint: Fingerprint | None, must: Must = ()
+) -> list[tuple[int, int]]:
     """Capture one disk; returns the progress told."""
     told: list[tuple[int, int]] = []
     capture_point(
         {"vda": view},
         point,
-        plans={"vda": DiskPlan(mode)},
+        plans={"vda": DiskPlan(mode, must)},
         fingerprints={} if fingerprint is None else {"vda": fingerprint},
         cancel=threading.Event(),
         progress=lambda done, total: told.append((done, total)),
@@ -90,11 +97,13 @@ def capture(point: SpoolPoint, view: View, mode: Mode, fingerprint: Fingerprint 
     return told
 
 
-def next_cycle(copy: Copy, disk: Path, mode: Mode, *, writes: Iterable[str] = ()) -> tuple[Carried, int]:
+def next_cycle(
+    copy: Copy, disk: Path, mode: Mode, *, writes: Iterable[str] = (), must: Must = ()
+) -> tuple[Carried, int]:
     """Write on a qcow2 disk and bring the copy up to it; returns what was carried, and the point's guest bytes."""
     change(disk, writes)
     with served(disk, copy.directory / "nbd.sock", bitmap=BITMAP if mode == "delta" else None) as view:
-        point, carried = copy.cycle(view, mode)
+        point, carried = copy.cycle(view, mode, must)
     run("qemu-img", "bitmap", "--clear", disk, BITMAP)
     assert point.closing is not None
     return carried, point.closing.guest_bytes

@@ -109,6 +109,21 @@ def test_zeroes_and_discards_are_carried_as_such_and_only_where_something_was(
 
 
 @pytest.mark.parametrize("mode", CHANGING)
+def test_damaged_clusters_are_carried_whole_whatever_the_fingerprint_says_and_nothing_else(
+    seeded: Copy, disk: Path, mode: Mode
+) -> None:
+    next_cycle(seeded, disk, mode, writes=["discard 8M 1M"])
+    data, zeroes, tail = 1, 8 * 16 + 3, TAIL // CLUSTER
+    for cluster in (data, data + 1, zeroes, tail):
+        seeded.content[cluster * CLUSTER + 5000] ^= 1
+    must = ((data, data + 2), (zeroes, zeroes + 1), (tail, tail + 100))
+    carried, _ = next_cycle(seeded, disk, mode, writes=["write -P 9 2M 4k"], must=must)
+    assert carried.patches == {2 * 16: 1}
+    assert (carried.whole, carried.zeroes) == (3, 1)
+    seeded.assert_same(disk)
+
+
+@pytest.mark.parametrize("mode", CHANGING)
 def test_random_small_writes_cost_little_more_than_themselves(
     tmp_path: Path, seeded: Copy, disk: Path, mode: Mode
 ) -> None:

@@ -29,10 +29,13 @@ def _nothing() -> None:
     """The check of a fold that nobody stops."""
 
 
+def _beside(base: Path, overlay: Path) -> fold.Beside:
+    sums = base.with_suffix(".tsums")
+    return fold.Beside(index=overlay.with_suffix(".index"), dead=base.with_suffix(".dead"), sums=sums, new_sums=sums)
+
+
 def _fold(base: Path, overlay: Path, size: int = SIZE) -> bytes:
-    return fold.prepare_fold(
-        base, overlay, overlay.with_suffix(".index"), base.with_suffix(".dead"), size=size, check=_nothing
-    )
+    return fold.prepare_fold(base, overlay, _beside(base, overlay), size=size, check=_nothing)
 
 
 def _fold_whole(base: Path, overlay: Path, size: int = SIZE) -> None:
@@ -54,6 +57,7 @@ def test_any_sequence_of_folds_equals_its_model(
     model: dict[int, bytes] = {n: _cluster(n, kind, n) for n, kind in first.items()}
     base = tmp_path / "base.qcow2"
     write_image(base, model, SIZE)
+    base.with_suffix(".tsums").unlink(missing_ok=True)
     for turn, kinds in enumerate(later):
         change = {n: _cluster(n, kind, 1000 * turn + n) for n, kind in kinds.items()}
         overlay = tmp_path / f"{turn}.qcow2"
@@ -103,7 +107,7 @@ def test_a_fold_that_is_stopped_leaves_the_base_as_it_was(tmp_path: Path) -> Non
             raise Conflict("fold-stopped", "enough")
 
     with pytest.raises(Conflict):
-        fold.prepare_fold(base, overlay, overlay.with_suffix(".index"), tmp_path / "dead", size=SIZE, check=stop)
+        fold.prepare_fold(base, overlay, _beside(base, overlay), size=SIZE, check=stop)
     assert base.stat().st_size > size - 1
     fold.undo(base, size)
     check(base)
@@ -126,6 +130,7 @@ def test_forty_folds_neither_grow_the_file_without_end_nor_keep_dead_data(tmp_pa
     base, source = tmp_path / "base.qcow2", random.Random(7)
     model = {n: noise(n) for n in range(CLUSTERS)}
     write_image(base, model, SIZE)
+    base.with_suffix(".tsums").unlink(missing_ok=True)
     for turn in range(40):
         change = {n: noise(1000 + turn) for n in source.sample(range(CLUSTERS), 20)}
         overlay = tmp_path / "overlay.qcow2"

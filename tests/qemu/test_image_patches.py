@@ -34,7 +34,9 @@ def _changed(model: Mapping[int, bytes], number: int, kind: int, seed: int) -> b
 
 def _fold_whole(base: Path, overlay: Path, size: int = SIZE) -> None:
     dead = base.with_suffix(".dead")
-    header = fold.prepare_fold(base, overlay, overlay.with_suffix(".index"), dead, size=size, check=lambda: None)
+    sums = base.with_suffix(".tsums")
+    beside = fold.Beside(index=overlay.with_suffix(".index"), dead=dead, sums=sums, new_sums=sums)
+    header = fold.prepare_fold(base, overlay, beside, size=size, check=lambda: None)
     fold.switch(base, header)
     fold.reclaim(base, dead, lambda: False)
 
@@ -151,6 +153,7 @@ def test_many_folds_of_patches_neither_grow_the_base_without_end_nor_lose_a_bloc
     base, overlay, source = tmp_path / "base.qcow2", tmp_path / "overlay.qcow2", random.Random(3)
     model = {n: noise(n) for n in range(CLUSTERS - 1)}
     write_image(base, model, SIZE)
+    base.with_suffix(".tsums").unlink(missing_ok=True)
     for turn in range(20):
         change = {n: with_blocks(model[n], 100 * turn + n) for n in source.sample(sorted(model), 20)}
         write_image(overlay, change, SIZE, backing=base, below=model)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from boot_kit import SmallBoots
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
@@ -16,8 +17,10 @@ from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
+from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -101,9 +104,8 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
-        self.starts = SmallStarts(self._asked)
-        self.entered = threading.Event()
-        self.go_on = threading.Event()
+        self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
+        self.entered, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
     def status(self, vm: str | None) -> StatusReport:
@@ -140,23 +142,25 @@ class SmallAgent(KeepsFailovers):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Begin a relationship."""
         if base_devices and not erase:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
-        more = {name: value for name, value in (("limit", limit), ("at", at)) if value is not None}
+        told = (("limit", limit), ("at", at), ("app_consistent", app_consistent))
+        more = {name: value for name, value in told if value is not None}
         seeded = filter(None, [seed, seed and give_up])
         self._asked("enable", vm, to, every, excluded, keep, *seeded, *more.items())
         self._peer(to)
-        self.relations[vm] = relation(vm, interval=every, keep=keep, excluded=excluded)
+        self.relations[vm] = relation(vm, interval=every, keep=keep or DEFAULT_KEEP, excluded=excluded)
         return self.progress[0]
 
     def import_export(self, directory: str, passphrase: str | None, identity: str | None) -> TaskReport:

@@ -29,6 +29,7 @@ from vmreplica.model.errors import (
     Unreachable,
     VmReplicaError,
 )
+from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange
 from vmreplica.model.report import StatusReport, TaskReport
 
@@ -88,12 +89,12 @@ def test_status_of_one_vm_asks_the_agent_for_that_vm(socket: Path, agent: SmallA
         ("GET", "points", None, ("points", "web"), 200),
         ("GET", "history", None, ("history", "web", 20), 200),
         ("GET", "history?limit=3", None, ("history", "web", 3), 200),
-        ("POST", "enable", {"to": "backup1"}, ("enable", "web", "backup1", 300, (), 24), 202),
+        ("POST", "enable", {"to": "backup1"}, ("enable", "web", "backup1", 300, (), None), 202),
         (
             "POST",
             "enable",
             {"to": "backup1", "every": 30, "excluded": ["vdb"], "keep": 3},
-            ("enable", "web", "backup1", 30, ("vdb",), 3),
+            ("enable", "web", "backup1", 30, ("vdb",), Keep(last=3)),
             202,
         ),
         ("POST", "doctor", {"trial": False}, ("doctor", "web", False), 200),

@@ -14,6 +14,7 @@ from vmreplica.cli.show import cycle_text
 from vmreplica.cli.watch import progress_text
 from vmreplica.model import errors
 from vmreplica.model.export import ExportSeed
+from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.rates import NO_LIMIT, parse_limit
 from vmreplica.model.report import (
@@ -56,6 +57,7 @@ FAMILIES = tuple(errors.VmReplicaError.__subclasses__())
         (("sync", "web"), TaskReport),
         (("sync", "web", "--no-wait"), TaskReport),
         (("enable", "db", "--to", "backup1", "--at", "tomorrow 02:30"), TaskReport),
+        (("enable", "db", "--to", "backup1", "--app-consistent", "every=1h"), TaskReport),
         (("limit", "web"), RelationshipReport),
         (("limit", "web", "50M"), RelationshipReport),
         (("hand-over", "web", "--to", "host2", "--yes"), RelationshipReport),
@@ -101,20 +103,20 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
 @pytest.mark.parametrize(
     ("args", "asked"),
     [
-        (("enable", "db", "--to", "backup1", "--no-wait"), ("enable", "db", "backup1", 300, (), 24)),
+        (("enable", "db", "--to", "backup1", "--no-wait"), ("enable", "db", "backup1", 300, (), None)),
         (
             ("enable", "db", "--to", "backup1", "--seed", "export:/mnt/../srv/db", "--yes", "--no-wait"),
-            ("enable", "db", "backup1", 300, (), 24, ExportSeed(directory="/srv/db"), True),
+            ("enable", "db", "backup1", 300, (), None, ExportSeed(directory="/srv/db"), True),
         ),
         (("import", "/mnt/usb/./db", "--no-wait"), ("import", "/mnt/usb/db", None, None)),
         (
             ("enable", "db", "--to", "backup1", "--every", "30s", "--exclude-disk", "vdb", "--exclude-disk", "vdc",
              "--keep", "3", "--no-wait"),
-            ("enable", "db", "backup1", 30, ("vdb", "vdc"), 3),
+            ("enable", "db", "backup1", 30, ("vdb", "vdc"), Keep(last=3)),
         ),
         (
             ("enable", "db", "--to", "backup1", "--limit", "mon-fri 08:00-18:00 20M", "--limit", "50M", "--no-wait"),
-            ("enable", "db", "backup1", 300, (), 24, ("limit", parse_limit(["mon-fri 08:00-18:00 20M", "50M"]))),
+            ("enable", "db", "backup1", 300, (), None, ("limit", parse_limit(["mon-fri 08:00-18:00 20M", "50M"]))),
         ),
         (
             ("limit", "web", "sat 00:00-24:00 none", "8Mbit"),
@@ -132,7 +134,7 @@ def test_json_of_an_act_without_a_report_says_that_it_is_done(
         (("failover", "web", "--test", "--for", "2h"), ("test_failover", "web", None, None, 7200)),
         (
             ("enable", "db", "--to", "backup1", "--seed", "existing:/srv/a,b.img", "--no-wait"),
-            ("enable", "db", "backup1", 300, (), 24, ExistingSeed(disks=(ExistingDisk(path="/srv/a,b.img"),))),
+            ("enable", "db", "backup1", 300, (), None, ExistingSeed(disks=(ExistingDisk(path="/srv/a,b.img"),))),
         ),
         (("disable", "web", "--yes"), ("disable", "web", False)),
         (("disable", "web", "--delete-copy", "-y"), ("disable", "web", True)),
@@ -279,6 +281,8 @@ def test_json_of_an_answer_that_is_not_json_is_an_error_document(tmp_path: Path)
         (("enable", "web", "--to", "backup1", "--every", "4s"), "interval-invalid"),
         (("enable", "web", "--to", "backup1", "--every", "2d"), "interval-invalid"),
         (("enable", "web", "--to", "../x"), "request-invalid"),
+        (("enable", "web", "--to", "backup1", "--app-consistent", "hourly"), "app-consistent-invalid"),
+        (("enable", "web", "--to", "backup1", "--app-consistent", "every=1s"), "app-consistent-invalid"),
         (("enable", "web", "--to", "backup1", "--exclude-disk", "/dev/sda"), "request-invalid"),
         (("failover", "web", "--point", "yesterday", "--yes"), "request-invalid"),
         (("failover", "web", "--point", "yesterday", "--dry-run"), "point-id-invalid"),
@@ -300,7 +304,7 @@ def test_json_of_an_answer_that_is_not_json_is_an_error_document(tmp_path: Path)
         (("peer", "join", " "), "request-invalid"),
         (("peer", "test", "nobody"), "peer-unknown"),
         (("enable", "web"), "usage"),
-        (("enable", "web", "--to", "backup1", "--keep", "many"), "usage"),
+        (("enable", "web", "--to", "backup1", "--keep", "many"), "keep-invalid"),
         (("nonsense",), "usage"),
     ],
 )

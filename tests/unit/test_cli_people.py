@@ -35,7 +35,14 @@ def test_a_name_with_an_escape_sequence_cannot_paint_the_terminal(program: Progr
 def test_the_status_of_one_vm_is_shown_in_detail(program: Program, agent: SmallAgent) -> None:
     agent.relations["web"] = relation("web", state=State.INITIAL, excluded=("vdb",), latest=None, point_age=None)
     out = program("status", "web").out
-    for text in ("initial-replication", "5m, 24 points kept", "vdb", "in 1m 30s", "5.0 MiB of the guest"):
+    for text in (
+        "initial-replication",
+        "5m",
+        "the last 24 (--keep last=24)",
+        "vdb",
+        "in 1m 30s",
+        "5.0 MiB of the guest",
+    ):
         assert text in out
 
 

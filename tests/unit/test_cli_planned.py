@@ -67,7 +67,8 @@ def test_nothing_is_moved_without_a_word(program: Program, agent: SmallAgent) ->
         (("--force",), "options-contradict"),
         (("--timeout", "5m"), "options-contradict"),
         (("--planned", "--timeout", "soon"), "timeout-invalid"),
-        (("--planned", "--timeout", "2d"), "request-invalid"),
+        (("--planned", "--timeout", "2d"), "timeout-invalid"),
+        (("--planned", "--timeout", "3s"), "timeout-invalid"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -378,4 +378,4 @@ def test_a_segment_of_the_awaited_export_is_checked_like_one_from_the_network(jo
 def test_offers_change_the_policy_while_the_base_is_away(journey: Journey) -> None:
     journey.export()
     assert journey.receiver.offer(OWNER, VM, offer(keep=7)).awaited == POINT
-    assert journey.replica.record.keep == 7
+    assert journey.replica.record.keep.last == 7

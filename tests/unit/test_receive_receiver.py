@@ -118,9 +118,9 @@ def test_a_point_comes_in_and_is_announced(host: Host) -> None:
 
 def test_the_policy_comes_with_offers_and_openings(host: Host) -> None:
     host.service.offer(OWNER, VM, offer(keep=9))
-    assert host.repository.replica(VM).record.keep == 9
+    assert host.repository.replica(VM).record.keep.last == 9
     host.send(keep=5)
-    assert host.repository.replica(VM).record.keep == 5
+    assert host.repository.replica(VM).record.keep.last == 5
 
 
 def test_a_paused_replica_takes_nothing_until_it_is_resumed(host: Host) -> None:

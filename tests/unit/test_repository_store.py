@@ -26,7 +26,7 @@ def test_a_vm_is_accepted_once_per_owner_and_found_again(tmp_path: Path) -> None
     assert caught.value.code == "replica-of-another-host"
     again = open_repository(tmp_path)
     assert [found.record for found in again.replicas()] == [replica.record]
-    assert (replica.record.keep, replica.record.name, replica.record.epoch) == (9, "web2", 4)
+    assert (replica.record.keep.last, replica.record.name, replica.record.epoch) == (9, "web2", 4)
     with pytest.raises(NotFound) as missing:
         again.replica(OTHER_VM)
     assert missing.value.code == "replica-unknown"

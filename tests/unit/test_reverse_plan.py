@@ -52,7 +52,7 @@ def test_the_plan_warns_of_an_old_primary_that_is_away_or_runs_the_vm() -> None:
 
 def test_the_policy_is_the_old_one_turned_round_with_the_wish_in_it() -> None:
     policy = reversed_policy(record(), NOW, planned=True)
-    assert (policy.replica, policy.interval, policy.keep, policy.epoch) == (OLD, 60, 7, 3)
+    assert (policy.replica, policy.interval, policy.keep.last, policy.epoch) == (OLD, 60, 7, 3)
     wish = policy.reverse
     assert wish is not None
     assert (wish.point, wish.checkpoint) == (POINT, f"vmreplica-01234567-{POINT}")

@@ -48,6 +48,7 @@ def report_of(
         error_code=error.code if error else None,
         error=error.message if error else None,
         hint=error.hint if error else "",
+        quiescence=outcome.quiescence,
     )
 
 

@@ -37,7 +37,9 @@ from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CycleReport,
@@ -52,7 +54,7 @@ from vmreplica.parcel import Secret
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
-from vmreplica.receive import Receiver
+from vmreplica.receive import Proving, Receiver
 from vmreplica.repository import Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
@@ -77,10 +79,16 @@ class Agent(FailoverVerbs, Hosts):
         self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
+        repository = Repository(
+            paths.store,
+            min_free=limits.min_free,
+            base_devices=config.replica.base_devices,
+            merge_limit=config.replica.merge_limit,
+        )
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
-        stages = make_stages(config, self._hypervisor)
+        stages = make_stages(config, self._hypervisor, self._journal)
+        self._quiescer = stages.quiescer
         bandwidth = Bandwidth(limits.bandwidth)
         self._runner = self._make_runner(stages, bandwidth, fences.guard)
         self._adopting = Adopting(
@@ -108,6 +116,8 @@ class Agent(FailoverVerbs, Hosts):
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
         self.receiver = self._make_receiver(repository)
+        #: What peers ask for the proof of the points held here.
+        self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -174,11 +184,14 @@ class Agent(FailoverVerbs, Hosts):
             clients=self._clients,
             book=self.book,
             seed_tools=seed_tools(self.config),
+            tasks=self._tasks,
             journal=self._journal,
         )
 
     def start(self) -> None:
         """Finish what a crash interrupted, then begin to work."""
+        # A guest that stands still comes before everything.
+        self._quiescer.start()
         self._replicas.start()
         self._adopting.recover()
         self._doctor.start()
@@ -192,6 +205,7 @@ class Agent(FailoverVerbs, Hosts):
         self._fences.stop()
         self.planned.stop_work()
         self._runner.stop()
+        self._quiescer.stop()
         self._replicas.stop()
         self._clients.close()
         self._journal.close()
@@ -236,13 +250,14 @@ class Agent(FailoverVerbs, Hosts):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication."""
         host = self.book.by_name(to).host_id
@@ -258,6 +273,7 @@ class Agent(FailoverVerbs, Hosts):
                 give_up=give_up,
                 limit=limit,
                 begin_at=at,
+                app_consistent=app_consistent,
             )
             act.done("enabled", f"protected, with {to} as its replica's host", replica=to, interval=every)
         return task.report()

@@ -6,6 +6,8 @@ from typing import Final
 
 from vmreplica.agent.config import Config
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.journal import Journal
+from vmreplica.agent.quiescing import Quiescer
 from vmreplica.agent.rest import RestBook
 from vmreplica.agent.seed_source import SeedRules
 from vmreplica.agent.seeding import SeedTools
@@ -20,7 +22,7 @@ from vmreplica.spool import Spool
 _SEED_SPOOL: Final = 64 * MiB
 
 
-def make_stages(config: Config, hypervisor: Hypervisor) -> Stages:
+def make_stages(config: Config, hypervisor: Hypervisor, journal: Journal) -> Stages:
     """Put together what every cycle on this host shares."""
     state = config.agent.state_dir
     return Stages(
@@ -29,6 +31,7 @@ def make_stages(config: Config, hypervisor: Hypervisor) -> Stages:
         spool_dir=state / "spool",
         fingerprints=FingerprintStore(state / "fingerprints"),
         rest=RestBook(state / "rest"),
+        quiescer=Quiescer(state, hypervisor, journal, config.limits.freeze),
         limits=_transfer_limits(config),
     )
 

@@ -116,6 +116,10 @@ class ReplicaSection(_Section):
         "path by itself: `/dev/vg/*`; their content is lost",
     )
 
+    merge_limit: Size = Field(
+        0, description="bytes per second that merging recovery points may write to the store; 0: no limit"
+    )
+
     @field_validator("seed_dirs")
     @classmethod
     def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -147,6 +151,9 @@ class LimitsSection(_Section):
     )
     pause_hold: Duration = Field(
         12 * 3600, description="seconds for which a paused VM's backup job is kept, so that nothing is sent again"
+    )
+    freeze: Annotated[Duration, Field(ge=1, le=60)] = Field(
+        10, description="seconds for which a guest is frozen at most for an application-consistent point"
     )
     spool_cap: Size = Field(4 * GiB, description="bytes of the local spool; capture waits when it is full")
     scratch_cap: Size = Field(8 * GiB, description="bytes of a job's scratch files; the job is given up above it")

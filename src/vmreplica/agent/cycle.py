@@ -5,6 +5,7 @@ agent, and what has been replicated is asked from the replica.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -32,6 +33,7 @@ from vmreplica.agent.keeper import give_up
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.opening import new_opening
 from vmreplica.agent.protect import seed_failed
+from vmreplica.agent.quiescing import Attempt
 from vmreplica.agent.transfer import PATIENCE, FrozenView, Transfer
 from vmreplica.fsio import require_free
 from vmreplica.hypervisor import BackupJob, CheckpointBroken
@@ -39,6 +41,7 @@ from vmreplica.model.errors import Conflict, Internal, VmReplicaError
 from vmreplica.model.ids import CheckpointName, DiskTarget, VmId, is_our_checkpoint
 from vmreplica.model.point import PointKind, PointOpening, PointSummary, Position
 from vmreplica.model.policy import Policy
+from vmreplica.model.quiesce import Quiescence
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace
 from vmreplica.ship import DirectoryWire, Wire
@@ -75,6 +78,8 @@ class Outcome:
     guest_bytes: int
     waits: str | None
     error: VmReplicaError | None
+    #: How the guest was quiesced, if that was tried.
+    quiescence: Quiescence | None = None
 
 
 class Cycle:
@@ -123,6 +128,7 @@ class Cycle:
         self._capture: Capture | None = None
         self._published: PointSummary | None = None
         self._guest_bytes = 0
+        self._attempt: Attempt | None = None
         #: A VM that is off was given its moment to come back.
         self._patient = policy.planned is not None
         #: It is off, and the point published last is all that it has.
@@ -145,7 +151,12 @@ class Cycle:
             error = Internal("internal", what, hint="see the agent's log")
         self._put_away()
         return Outcome(
-            published=self._published, step=self._capture, guest_bytes=self._guest_bytes, waits=waits, error=error
+            published=self._published,
+            step=self._capture,
+            guest_bytes=self._guest_bytes,
+            waits=waits,
+            error=error,
+            quiescence=self._attempt.result if self._attempt else None,
         )
 
     def _steps(self) -> str | None:
@@ -268,9 +279,11 @@ class Cycle:
                 f"{self._facts.name} has no disk left that can be replicated",
                 hint=f"`vmreplica status {self._facts.name}` names the reasons",
             )
+        self._quiesce()
         point = self._stages.spool.create(new_opening(self._vm, self._policy, step, self._facts))
         try:
             job = self._freeze(point.opening, step.base)
+            self._note_quiescence(point)
         except CheckpointBroken as error:
             point.discard()
             if step.base is None:
@@ -281,6 +294,17 @@ class Cycle:
             point.discard()
             raise
         self._published = self._read_and_ship(point, job)
+
+    def _quiesce(self) -> None:
+        """Ask the guest whether it can be quiesced, if that is due; done before anything else is begun."""
+        self._attempt = None
+        if self._facts.view.active:
+            self._attempt = self._stages.quiescer.attempt(self._vm, self._facts.name, self._policy)
+
+    def _note_quiescence(self, point: SpoolPoint) -> None:
+        if self._attempt is not None:
+            self._stages.quiescer.tried(self._vm, self._attempt)
+            point.settle(self._attempt.consistency, self._attempt.result.failure or "")
 
     def _lose_track(self, step: Capture, error: CheckpointBroken) -> None:
         """Let the disks whose bitmaps are broken be compared; the others stay incremental."""
@@ -299,14 +323,15 @@ class Cycle:
         return view
 
     def _begin_job(self, checkpoint: CheckpointName, bases: dict[DiskTarget, CheckpointName | None]) -> BackupJob:
+        around = self._attempt.instant if self._attempt else nullcontext
         try:
-            return self._hypervisor.begin_backup(self._vm, checkpoint=checkpoint, bases=bases)
+            return self._hypervisor.begin_backup(self._vm, checkpoint=checkpoint, bases=bases, around=around)
         except Conflict as error:
             # A job of ours that no spool knows is left from a crash and is ended; a foreign one is met again.
             if error.code != "backup-job-running":
                 raise
             self._hypervisor.end_backup(self._vm)
-            return self._hypervisor.begin_backup(self._vm, checkpoint=checkpoint, bases=bases)
+            return self._hypervisor.begin_backup(self._vm, checkpoint=checkpoint, bases=bases, around=around)
 
     def _read_and_ship(self, point: SpoolPoint, job: FrozenView) -> PointSummary:
         latest = self._facts.latest
@@ -327,6 +352,7 @@ class Cycle:
             halt=self._halt,
             meter=self._meter,
             holdings=self._holdings,
+            repairs=self._facts.repairs,
             give_up=lambda: give_up(self._stages, point),
         )
 
@@ -345,6 +371,7 @@ class Cycle:
         """Only now the old base may go: the replica holds its successor durably."""
         self._guest_bytes += summary.guest_bytes
         self._holdings.learn(point)
+        self._stages.quiescer.published(point.opening)
         point.discard()
         self._at_rest = self._facts.at_rest(summary.point)
         for name in self._hypervisor.checkpoints(self._vm):

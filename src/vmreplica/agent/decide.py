@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from vmreplica.agent.repairs import repair_ranges, repair_texts
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, PointId, is_our_checkpoint
 from vmreplica.model.point import DiskMode, PointKind, PointOpening, PointSummary, Position, Seeding
@@ -210,7 +211,7 @@ def _stray_checkpoints(facts: CycleFacts) -> tuple[str, ...]:
 
 
 def _capture(facts: CycleFacts) -> Step:
-    if facts.at_rest and not facts.running:
+    if facts.at_rest and not facts.running and not repair_ranges(facts.position.repairs, facts.disks):
         return Wait(reason="vm-off")
     latest = facts.position.latest
     if latest is None:
@@ -229,6 +230,7 @@ def _delta(facts: CycleFacts, latest: PointSummary) -> Capture:
     troubles = {target: _trouble(facts, target, latest) for target in facts.disks}
     modes = {target: _mode(facts, target, latest, troubles[target]) for target in facts.disks}
     told = sorted(f"{target}: {why}" for target, why in troubles.items() if why)
+    told += repair_texts(repair_ranges(facts.position.repairs, facts.disks))
     told += [] if facts.running else ["the VM is off: its last point"]
     known = {disk.target for disk in latest.disks}
     usual: PointKind = "final" if facts.last and not facts.running else "delta"

@@ -13,11 +13,13 @@ import structlog
 
 from vmreplica.agent.decide import CycleFacts, DiskFacts, SpoolFacts
 from vmreplica.agent.holdings import Holdings
+from vmreplica.agent.quiescing import Quiescer
 from vmreplica.agent.rest import Identities, RestBook
 from vmreplica.agent.transfer import TransferLimits
 from vmreplica.fingerprint import FingerprintStore
 from vmreplica.hypervisor import BackupJob, DiskView, DomainView, Hypervisor
 from vmreplica.hypervisor.machine import Machine, MachineStore
+from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import HypervisorError
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import PointSummary, Position
@@ -37,6 +39,7 @@ class Stages:
     spool_dir: Path
     fingerprints: FingerprintStore
     rest: RestBook
+    quiescer: Quiescer
     limits: TransferLimits
 
 
@@ -65,6 +68,8 @@ class FactFinder:
         self._view: DomainView | None = None
         #: The replica's latest point when last asked.
         self.latest: PointSummary | None = None
+        #: What it asked then to be brought again.
+        self.repairs: Repairs = ()
         #: The backup job of the spooled point, when it outlived the agent that began it.
         self.job: BackupJob | None = None
         #: Disks whose bitmaps turned out to be broken, and why.
@@ -80,7 +85,7 @@ class FactFinder:
         """
         position = self._client.position(self._vm)
         self._seen(position)
-        self.latest = position.latest
+        self.latest, self.repairs = position.latest, position.repairs
         view = self._hypervisor.inspect(self._vm)
         self._view = view
         return CycleFacts(

@@ -53,7 +53,7 @@ class Holdings:
             Conflict: ``cycle-stopped``.
         """
         with self._store.create(self._vm, target, size) as made:
-            made.merge(self._ask(target, size, point, halt), point)
+            made.merge(self._ask(target, size, point, halt), point, own=False)
 
     def _ask(
         self, target: DiskTarget, size: int, point: PointId, halt: threading.Event
@@ -110,4 +110,6 @@ class Holdings:
                 fresh = opening.modes.get(disk.target) == "whole" and found.point is None
                 if fresh or found.point in {opening.parent, opening.point}:
                     found.resize(disk.size)
-                    found.merge(disk.staged(), opening.point)
+                    # All of it was read from the VM's disk, or only what has changed.
+                    own = True if opening.modes.get(disk.target) in {"whole", "compare"} else None
+                    found.merge(disk.staged(), opening.point, own=own)

@@ -38,6 +38,7 @@ def new_opening(vm: VmId, policy: Policy, step: Capture, facts: FactFinder) -> P
         machine_remarks=machine.remarks,
         interval=policy.interval,
         keep=policy.keep,
+        app_consistent=policy.app_consistent,
     )
 
 

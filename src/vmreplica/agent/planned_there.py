@@ -173,7 +173,8 @@ class PlannedThere:
             )
         now = dt.datetime.now(dt.UTC)
         plan = plan_unplanned(record, points, wish.point, now=now, primary="stopped")
-        return execute(replica, self._hypervisor, plan, ask_primary=lambda: "stopped", before=self._before)
+        with self._replicas.boots.aside():
+            return execute(replica, self._hypervisor, plan, ask_primary=lambda: "stopped", before=self._before)
 
     def _begin_reversal(self, replica: Replica) -> None:
         try:

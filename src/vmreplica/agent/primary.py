@@ -25,6 +25,7 @@ from vmreplica.agent.protect import (
     seed_disks,
 )
 from vmreplica.agent.relationship import Relationship, describe
+from vmreplica.agent.retaining import wanted_keep
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import delete_checkpoints, forget_primary, sweep_checkpoints
 from vmreplica.agent.tasks import Task, Tasks
@@ -33,8 +34,10 @@ from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.model.errors import NotFound, Refused, Unreachable
 from vmreplica.model.export import ExportSeed
 from vmreplica.model.ids import DiskTarget, HostId, VmId, VmName
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
+from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.report import RelationshipReport
 from vmreplica.model.seed import SeedRequest
@@ -83,13 +86,14 @@ class PrimarySide:
         to: HostId,
         *,
         interval: int,
-        keep: int,
+        keep: Keep | None = None,
         excluded: tuple[DiskTarget, ...],
         bases: Bases,
         seed: SeedRequest | None = None,
         give_up: bool = False,
         limit: Limit | None = None,
         begin_at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> Task:
         """Protect a VM, or change the policy of one that is protected to the same host.
 
@@ -97,13 +101,14 @@ class PrimarySide:
             vm: name or UUID.
             to: the replica.
             interval: seconds between cycles.
-            keep: how many points.
+            keep: which points; None: as before, or the default.
             excluded: disks that are not replicated.
             bases: devices of the replica for bases.
             seed: how the first copy gets there; None: over the network, or as it was.
             give_up: an export that the replica waits for is lost.
             limit: how fast may be sent; None: as before.
             begin_at: when initial replication begins; None: now.
+            app_consistent: how often the guest is quiesced for a point; None: as before.
 
         Raises:
             BadRequest: the moment is past or too far ahead, or there is no initial replication to come.
@@ -117,10 +122,11 @@ class PrimarySide:
         policy = Policy(
             replica=to,
             interval=interval,
-            keep=keep,
+            keep=wanted_keep(keep, old, interval),
             excluded=excluded,
             limit=(old.limit if old else NO_LIMIT) if limit is None else limit,
             begin_at=begin_at,
+            app_consistent=(old.app_consistent if old else NEVER) if app_consistent is None else app_consistent,
             **_lasting(old),
         )
         if old is not None:
@@ -236,6 +242,7 @@ class PrimarySide:
             peer=self._peer_name(rel.policy.replica),
             points=rel.position.points if rel.position else 0,
             rate=self._bandwidth.in_force(rel.policy.limit),
+            quiesce=self._stages.quiescer.facts(rel.vm, rel.policy),
             now=now,
             clock=clock,
         )

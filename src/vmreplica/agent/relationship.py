@@ -11,6 +11,7 @@ from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName, VmId, VmName
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
+from vmreplica.model.proof import QuiesceFacts
 from vmreplica.model.rates import InForce
 from vmreplica.model.report import CycleReport, Progress, RelationshipReport
 from vmreplica.model.states import State
@@ -155,7 +156,7 @@ def seed_progress(position: Position | None, *, prefix: str = "on the replica: "
     )
 
 
-def _facts(rel: Relationship, state: State, age: float | None) -> Facts:
+def _facts(rel: Relationship, state: State, age: float | None, quiesce: QuiesceFacts) -> Facts:
     failed = rel.last is not None and rel.last.outcome == "failed"
     return Facts(
         state=state,
@@ -171,11 +172,19 @@ def _facts(rel: Relationship, state: State, age: float | None) -> Facts:
         complaints=rel.position.complaints if rel.position else (),
         runs_stale=rel.runs_stale,
         start_waits=rel.start_waits,
+        quiesce=quiesce,
     )
 
 
 def describe(
-    rel: Relationship, *, peer: HostName | None, points: int, rate: InForce, now: dt.datetime, clock: float
+    rel: Relationship,
+    *,
+    peer: HostName | None,
+    points: int,
+    rate: InForce,
+    quiesce: QuiesceFacts,
+    now: dt.datetime,
+    clock: float,
 ) -> RelationshipReport:
     """Report a relationship from its primary.
 
@@ -184,6 +193,7 @@ def describe(
         peer: the replica's name, when it is still paired.
         points: how many points the replica had when last seen.
         rate: how fast its points may be sent now, and until when.
+        quiesce: how quiescing its guest goes.
         now: aware wall-clock time.
         clock: the monotonic time that ``rel.due`` is measured by.
     """
@@ -197,7 +207,7 @@ def describe(
         peer=peer,
         peer_id=rel.policy.replica,
         state=state,
-        health=judge(_facts(rel, state, age)),
+        health=judge(_facts(rel, state, age, quiesce)),
         interval=rel.policy.interval,
         keep=rel.policy.keep,
         epoch=rel.policy.epoch,
@@ -216,4 +226,5 @@ def describe(
         last_cycle=rel.last,
         excluded=rel.policy.excluded,
         autostart=rel.policy.autostart,
+        app_consistent=rel.policy.app_consistent,
     )

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import structlog
 
 from vmreplica.agent.addressing import Addressing
+from vmreplica.agent.boot_testing import BootTesting
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.handover import require_no_failover, runs_there
@@ -20,7 +21,7 @@ from vmreplica.agent.networks import change_networks, networks_report
 from vmreplica.agent.replica_report import describe_replica
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
-from vmreplica.agent.tasks import Task
+from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.layer import written_bytes
@@ -30,7 +31,7 @@ from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
-from vmreplica.model.ids import HostId, HostName, PointId, VmId
+from vmreplica.model.ids import HostId, HostName, PointChoice, VmId
 from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import (
@@ -60,6 +61,7 @@ class ReplicaSide:
         clients: connections to the primaries.
         book: paired hosts.
         seed_tools: for reading existing copies.
+        tasks: of this agent.
         journal: history.
     """
 
@@ -71,6 +73,7 @@ class ReplicaSide:
         clients: Clients,
         book: PeerBook,
         seed_tools: SeedTools,
+        tasks: Tasks,
         journal: Journal,
     ) -> None:
         self._repository = repository
@@ -84,6 +87,10 @@ class ReplicaSide:
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free, journal)
         self._addressing = Addressing(repository, hypervisor)
+        #: Boot tests, asked for or by schedule.
+        self.boots = BootTesting(
+            repository, hypervisor, self._tests, journal, find=self.get, tasks=tasks, started=self._addressing.add_test
+        )
         self._failing_over = threading.Lock()
         self._upkeep = Upkeep(repository, self._tests, journal)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
@@ -96,6 +103,7 @@ class ReplicaSide:
             self.journal.know(replica.record.vm, replica.record.name)
             try:
                 recover(replica, self._hypervisor)
+                self.boots.recover(replica)
                 self._tests.recover(replica)
                 self.commits.recover(replica)
             except VmReplicaError as error:
@@ -104,11 +112,13 @@ class ReplicaSide:
         self._upkeep.start()
         self.seeder.start()
         self._addressing.start()
+        self.boots.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self.boots.stop()
         self.commits.stop()
         self.imports.stop()
         self.seeder.stop()
@@ -118,6 +128,10 @@ class ReplicaSide:
 
     def published(self, vm: VmId, _point: PointSummary) -> None:
         """Take note of a new point: older ones may have to be folded."""
+        self.look_after(vm)
+
+    def look_after(self, vm: VmId) -> None:
+        """Look at a VM's points soon: some may have to go that were held until now."""
         self._upkeep.put(vm)
 
     # ---- verbs
@@ -152,12 +166,12 @@ class ReplicaSide:
         """List a replica's points, newest first."""
         return PointsReport(vm=replica.record.vm, name=replica.record.name, points=tuple(replica.points()))
 
-    def plan(self, vm: str, point: PointId | None) -> FailoverPlan:
+    def plan(self, vm: str, point: PointChoice | None) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
         return with_notes(self._plan(replica, point, self.ask_primary(replica)), replica, self._hypervisor)
 
-    def failover(self, vm: str, point: PointId | None) -> FailoverReport:
+    def failover(self, vm: str, point: PointChoice | None) -> FailoverReport:
         """Start the VM here.
 
         Raises:
@@ -165,7 +179,7 @@ class ReplicaSide:
         """
         replica = self.get(vm)
         began = time.monotonic()
-        with self._failing_over:
+        with self._failing_over, self.boots.aside():
             plan = self._plan(replica, point, "silent")
             asked: list[Future[PrimaryAnswer]] = []
             notes = execute(
@@ -180,7 +194,7 @@ class ReplicaSide:
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
-    def plan_test(self, vm: str, point: PointId | None, network: str | None) -> FailoverPlan:
+    def plan_test(self, vm: str, point: PointChoice | None, network: str | None) -> FailoverPlan:
         """Plan a test failover; changes nothing.
 
         Raises:
@@ -189,12 +203,12 @@ class ReplicaSide:
         replica = self.get(vm)
         return with_notes(self._plan_test(replica, point, network), replica, self._hypervisor, network)
 
-    def test(self, vm: str, *, point: PointId | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test(self, vm: str, *, point: PointChoice | None, network: str | None, seconds: int | None) -> StartedTest:
         """Start a copy of the VM here, beside the VM itself.
 
         Args:
             vm: name or UUID.
-            point: from which; None: the newest.
+            point: from which, or which; None: the newest.
             network: of this host, for all its interfaces; None: they are unplugged.
             seconds: until it is removed by itself; None: never.
 
@@ -328,10 +342,10 @@ class ReplicaSide:
 
     # ---- helpers
 
-    def _plan(self, replica: Replica, point: PointId | None, answer: PrimaryAnswer) -> FailoverPlan:
+    def _plan(self, replica: Replica, point: PointChoice | None, answer: PrimaryAnswer) -> FailoverPlan:
         return plan_unplanned(replica.record, replica.points(), point, now=dt.datetime.now(dt.UTC), primary=answer)
 
-    def _plan_test(self, replica: Replica, point: PointId | None, network: str | None) -> FailoverPlan:
+    def _plan_test(self, replica: Replica, point: PointChoice | None, network: str | None) -> FailoverPlan:
         leads_out = network is not None and self._hypervisor.network_leads_out(network)
         return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
 

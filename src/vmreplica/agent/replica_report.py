@@ -3,8 +3,10 @@
 import datetime as dt
 from collections.abc import Sequence
 
+from vmreplica.agent.boot_testing import local_zone
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
+from vmreplica.model.boot import boot_facts, boot_state
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName
 from vmreplica.model.point import Position
@@ -33,7 +35,14 @@ def describe_replica(
     complaints = [*position.complaints, *_seed_complaint(position), *commits.complaints(record.vm)]
     complaints += _address_complaint(record)
     awaited = position.awaited is not None
-    facts = Facts(state=state, interval=record.interval, point_age=age, awaited=awaited, complaints=tuple(complaints))
+    facts = Facts(
+        state=state,
+        interval=record.interval,
+        point_age=age,
+        awaited=awaited,
+        complaints=tuple(complaints),
+        boot=boot_facts(record.boot, now),
+    )
     return RelationshipReport(
         vm=record.vm,
         name=record.name,
@@ -49,6 +58,7 @@ def describe_replica(
         point_age=age,
         points=len(points),
         tests=tuple(tests),
+        boot=boot_state(record.boot, local_zone()),
         progress=commits.progress(record.vm) or seed_progress(position, prefix=""),
     )
 

@@ -340,7 +340,7 @@ class Runner:
         rel.failures, rel.missed = 0, missed_turns(started, now, interval)
         rel.due = next_due(started, now, interval)
         if outcome.published is not None and rel.position is not None:
-            points = min(rel.position.points + 1, rel.policy.keep)
+            points = min(rel.position.points + 1, rel.policy.keep.most(rel.policy.interval))
             rel.position = rel.position.model_copy(
                 update={"latest": outcome.published, "points": points, "awaited": outcome.published.waits_for}
             )

@@ -24,3 +24,4 @@ def forget_primary(stages: Stages, vm: VmId) -> None:
     """Forget what the replica of a VM was known to hold."""
     stages.fingerprints.remove(vm)
     stages.rest.forget(vm)
+    stages.quiescer.forget(vm)

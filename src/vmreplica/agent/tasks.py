@@ -9,7 +9,7 @@ from typing import Final
 from vmreplica.agent.meter import Meter
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
-from vmreplica.model.report import CommitReport, CycleReport, PlannedReport, TaskReport
+from vmreplica.model.report import BootReport, CommitReport, CycleReport, PlannedReport, TaskReport
 
 _KEPT: Final = 200
 
@@ -27,6 +27,8 @@ class Task:
         self.committed: CommitReport | None = None
         #: What a planned failover came to.
         self.planned: PlannedReport | None = None
+        #: What a boot test came to.
+        self.booted: BootReport | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._then: list[Callable[[VmReplicaError | None], None]] = []
@@ -69,6 +71,7 @@ class Task:
             imported=self.imported,
             committed=self.committed,
             planned=self.planned,
+            booted=self.booted,
             error=error.message if error else None,
             error_code=error.code if error else None,
             hint=error.hint if error else "",

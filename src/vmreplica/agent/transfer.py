@@ -17,10 +17,12 @@ import structlog
 
 from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.repairs import repair_ranges
 from vmreplica.agent.schedule import BACKOFF
 from vmreplica.capture import DiskPlan, capture_point
 from vmreplica.fsio import free_bytes
 from vmreplica.hypervisor import Export
+from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import Corrupt, NoSpace, VmReplicaError
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import PointSummary
@@ -100,6 +102,7 @@ class Transfer:
         halt: set from outside to stop, now.
         meter: fed with progress.
         holdings: what the replica is known to hold, for comparison.
+        repairs: what it asks to be brought again.
         give_up: ends the job and discards the point, before the error is raised, when reading cannot be finished.
     """
 
@@ -114,6 +117,7 @@ class Transfer:
         halt: Halt,
         meter: Meter,
         holdings: Holdings,
+        repairs: Repairs,
         give_up: Callable[[], None],
     ) -> None:
         self._point = point
@@ -125,6 +129,7 @@ class Transfer:
         self._wire = wire(Line(self._halt, pace))
         self._meter = meter
         self._holdings = holdings
+        self._repairs = repairs
         self._give_up = give_up
         self._failure: VmReplicaError | None = None
 
@@ -181,12 +186,14 @@ class Transfer:
             raise self._failure or error from error
 
     def _read(self, job: FrozenView) -> None:
+        modes = self._point.opening.modes
+        must = repair_ranges(self._repairs, modes)
         try:
             with self._holdings.opened(self._point.opening) as fingerprints:
                 capture_point(
                     job.exports,
                     self._point,
-                    plans={target: DiskPlan(mode) for target, mode in self._point.opening.modes.items()},
+                    plans={target: DiskPlan(mode, must.get(target, ())) for target, mode in modes.items()},
                     fingerprints=fingerprints,
                     workers=self._limits.workers,
                     level=self._limits.level,

@@ -1,6 +1,7 @@
 """The verbs of failover, as the API knows them, handed on to whoever does them."""
 
 from vmreplica.agent.acts import Acts
+from vmreplica.agent.boot_testing import BootTesting
 from vmreplica.agent.planned_service import Planned
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing
@@ -28,6 +29,11 @@ class FailoverVerbs:
     _replicas: ReplicaSide
     _tasks: Tasks
     _acts: Acts
+
+    @property
+    def boots(self) -> BootTesting:
+        """Boot tests."""
+        return self._replicas.boots
 
     def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
         """Tell what a failover would do and lose; changes nothing."""

@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from vmreplica.api.answers import answer, problems, read_body
+from vmreplica.api.boots import Boots
 from vmreplica.api.calls import Calls
 from vmreplica.api.facade import AgentFacade
 from vmreplica.api.metrics import render_metrics
@@ -28,7 +29,7 @@ from vmreplica.api.requests import (
 )
 from vmreplica.api.starts import Starts
 from vmreplica.model.errors import BadRequest
-from vmreplica.model.ids import PointId, VmName
+from vmreplica.model.ids import PointChoice, VmName
 from vmreplica.model.networks import NetworksChange
 from vmreplica.model.report import HistoryReport, PeersReport
 
@@ -36,7 +37,7 @@ MAX_BODY: Final = 1 << 20
 MAX_HISTORY: Final = 1000
 _NAME: Final = TypeAdapter[str](VmName)
 _LIMIT: Final = re.compile("[0-9]{1,4}")
-_POINT: Final = TypeAdapter[str](PointId)
+_POINT: Final = TypeAdapter[str](PointChoice)
 # aiohttp's default pattern leaves out braces, which a VM's name may contain.
 _VM: Final = "/v1/vms/{vm:[^/]+}"
 _PEER: Final = "/v1/peers/{peer:[^/]+}"
@@ -48,6 +49,7 @@ def make_app(agent: AgentFacade) -> web.Application:
     calls = Calls()
     starts = Starts(agent, calls, _vm, _VM)
     app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes(), *starts.routes()])
+    app.add_routes(Boots(agent, calls, _vm, _point).routes(_VM))
 
     async def close(_app: web.Application) -> None:
         starts.close()
@@ -138,6 +140,7 @@ class _Vms:
             give_up=body.give_up,
             limit=body.limit,
             at=body.at,
+            app_consistent=body.app_consistent,
         )
         return answer(await self._run(call), status=202)
 

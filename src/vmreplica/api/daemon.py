@@ -54,6 +54,7 @@ async def _serve(agent: Agent, config: Config) -> None:
             config.agent.addresses(),
             agent.receiver,
             planned=agent.planned,
+            proving=agent.proving,
         )
         peers = await start_server(app, agent.identity, host, port)
         _log.info("agent runs", host=agent.identity.name, host_id=agent.identity.host_id, listen=config.agent.listen)

@@ -4,8 +4,11 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
+from vmreplica.model.boot import BootState, BootWish
 from vmreplica.model.ids import VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange, NetworksReport
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
@@ -39,6 +42,22 @@ class StartsFacade(Protocol):
         """Say whether a protected VM is started with its host."""
 
 
+class BootTestsFacade(Protocol):
+    """Boot tests, on the replica."""
+
+    def plan(self, vm: str, point: str | None, wish: BootWish) -> FailoverPlan:
+        """Tell what a boot test would do; changes nothing."""
+
+    def begin(self, vm: str, point: str | None, wish: BootWish) -> TaskReport:
+        """Boot a copy from a point (default: the newest) until it shows a sign of life."""
+
+    def schedule(self, vm: str, *, every: int | None, at: str | None, wish: BootWish) -> BootState | None:
+        """Set when that is done by itself; ``every`` None: no longer."""
+
+    def picture(self, vm: str, point: str | None) -> bytes:
+        """Give the screenshot of a point's last boot test, a PNG; default: of the last one of all."""
+
+
 class AgentFacade(Protocol):
     """The agent as seen by its local API; ``vm`` is a domain's name or UUID. Errors are VmReplicaError."""
 
@@ -58,13 +77,14 @@ class AgentFacade(Protocol):
         to: str,
         every: int,
         excluded: tuple[str, ...],
-        keep: int,
+        keep: Keep | None,
         base_devices: Mapping[str, str],
         erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
+        app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication.
 
@@ -80,6 +100,10 @@ class AgentFacade(Protocol):
     @property
     def starts(self) -> StartsFacade:
         """Starts of protected VMs."""
+
+    @property
+    def boots(self) -> BootTestsFacade:
+        """Boot tests."""
 
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""

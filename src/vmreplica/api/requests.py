@@ -1,15 +1,20 @@
 """Bodies that the command line sends to the agent."""
 
-from typing import Annotated
+from typing import Annotated, Final, Self
 
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
+from vmreplica.model.boot import MAX_EVERY, MIN_EVERY, BootWish
 from vmreplica.model.export import Directory, Passphrase
-from vmreplica.model.ids import DevicePath, DiskTarget, HostName, NetworkName, PointId
-from vmreplica.model.policy import DEFAULT_INTERVAL, DEFAULT_KEEP, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.ids import DevicePath, DiskTarget, HostName, NetworkName, PointChoice, PointId
+from vmreplica.model.keep import Keep
+from vmreplica.model.policy import DEFAULT_INTERVAL, MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
+
+_DAY: Final = 86400
 
 
 class EnableRequest(Shape):
@@ -19,7 +24,8 @@ class EnableRequest(Shape):
     #: Seconds between cycles.
     every: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
     excluded: Annotated[tuple[DiskTarget, ...], Field(max_length=64)] = ()
-    keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    #: Which points are kept; None: as before, or the default.
+    keep: Keep | None = None
     #: Devices of the replica that shall hold bases, by disk.
     base_devices: Annotated[dict[DiskTarget, DevicePath], Field(max_length=64)] = Field(default_factory=dict)
     #: Whether a person agreed that their content is lost.
@@ -32,6 +38,8 @@ class EnableRequest(Shape):
     limit: Limit | None = None
     #: When initial replication begins; None: now.
     at: AwareDatetime | None = None
+    #: How often a point is application-consistent; None: as before.
+    app_consistent: AppConsistent | None = None
 
 
 class ImportRequest(Shape):
@@ -65,7 +73,7 @@ class DoctorRequest(Shape):
 class FailoverRequest(Shape):
     """Start a VM on its replica; without a point from the newest one."""
 
-    point: PointId | None = None
+    point: PointChoice | None = None
 
 
 class PlannedRequest(Shape):
@@ -80,10 +88,33 @@ class PlannedRequest(Shape):
 class FailoverTestRequest(Shape):
     """Start a copy beside the VM; without a point from the newest one, without a network unplugged."""
 
-    point: PointId | None = None
+    point: PointChoice | None = None
     network: NetworkName | None = None
     #: Seconds until it is removed by itself; None: never.
     seconds: Annotated[int, Field(ge=60, le=30 * 86400)] | None = None
+
+
+class BootTestRequest(Shape):
+    """Boot a copy, isolated, until it shows a sign of life; without a point from the newest one."""
+
+    point: PointId | None = None
+    wish: BootWish = BootWish()
+
+
+class BootScheduleRequest(Shape):
+    """Set when that is done by itself."""
+
+    #: Seconds; None: no longer.
+    every: Annotated[int, Field(ge=MIN_EVERY, le=MAX_EVERY)] | None = None
+    #: ``HH:MM`` of the replica's host.
+    at: Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] | None = None
+    wish: BootWish = BootWish()
+
+    @model_validator(mode="after")
+    def _whole_days(self) -> Self:
+        if self.at is not None and (self.every or 0) < _DAY:
+            raise ValueError("--at goes with an interval of a day or more: --every 1d --at 03:00")
+        return self
 
 
 class CancelRequest(Shape):

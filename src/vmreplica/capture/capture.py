@@ -135,7 +135,7 @@ class _Capture:
                 self._done += reader.view.weight(run)
                 self._progress(self._done, self._total)
         builder.flush()
-        reader.disk.finish()
+        reader.disk.finish(reader.proof)
 
     def _stopped(self) -> bool:
         return self._cancel.is_set() or self._failed.is_set()

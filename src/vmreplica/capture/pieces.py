@@ -3,6 +3,7 @@
 A cluster is carried whole, as a patch of some of its blocks, or as zeroes. Pure work on bytes, done by the workers.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -68,8 +69,15 @@ def hashed_piece(run: Run, chunk: memoryview, level: int, key: int, size: int) -
     return Piece(_rows(run, frames), *_trimmed(run, hashes, hashes != 0, size))
 
 
-def changed_piece(run: Run, chunk: memoryview, level: int, fingerprint: Fingerprint, size: int) -> Piece:
-    """Carry what differs from the fingerprint, block by block.
+def changed_piece(  # noqa: PLR0917 - in the order of the other kinds of pieces
+    run: Run,
+    chunk: memoryview,
+    level: int,
+    fingerprint: Fingerprint,
+    size: int,
+    must: Sequence[tuple[int, int]] = (),
+) -> Piece:
+    """Carry what differs from the fingerprint, block by block, and some clusters whole.
 
     Args:
         run: what was read.
@@ -77,9 +85,12 @@ def changed_piece(run: Run, chunk: memoryview, level: int, fingerprint: Fingerpr
         level: zstd level.
         fingerprint: of what the replica holds; behind its end, as on a disk that has grown, are zeroes.
         size: of the disk in bytes.
+        must: clusters (first, end) within the run that are carried whole, whatever the fingerprint says.
     """
     now = hash_blocks(chunk, fingerprint.key)
     differs = now != _padded(fingerprint.hashes(run.first * BLOCKS_PER_CLUSTER, len(now)), len(now))
+    for low, high in must:
+        differs[(low - run.first) * BLOCKS_PER_CLUSTER : (high - run.first) * BLOCKS_PER_CLUSTER] = True
     if not differs.any():
         return Piece([], 0, _NO_HASHES)
     masks = np.packbits(differs, bitorder="little").view("<u2")
@@ -97,7 +108,8 @@ def changed_piece(run: Run, chunk: memoryview, level: int, fingerprint: Fingerpr
 def _changed_row(number: int, cluster: memoryview, mask: int, level: int, size: int) -> Row:
     """Carry a cluster as a patch, or whole when each of its blocks has changed (the last cluster may have fewer)."""
     blocks = min(BLOCKS_PER_CLUSTER, blocks_of(size) - number * BLOCKS_PER_CLUSTER)
-    if mask == _ALL >> (BLOCKS_PER_CLUSTER - blocks):
+    existing = _ALL >> (BLOCKS_PER_CLUSTER - blocks)
+    if mask & existing == existing:
         return Row(number, KIND_ZSTD, encode_patch(cluster, level))
     changed = [cluster[at * BLOCK : (at + 1) * BLOCK] for at in range(blocks) if mask >> at & 1]
     body = changed[0] if len(changed) == 1 else memoryview(b"".join(changed))

@@ -1,5 +1,6 @@
 """From extents, as an NBD server tells them, to cluster-aligned reads: pure, streaming, never the whole map at once."""
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -25,6 +26,9 @@ class DiskPlan:
     """How a disk is read."""
 
     mode: Mode
+    #: Clusters (first, end), ascending and apart, that are carried whole whatever is known of them: the replica holds
+    #: something else there than it should.
+    must: tuple[tuple[int, int], ...] = ()
 
 
 class Extent(NamedTuple):
@@ -111,6 +115,32 @@ def cluster_runs(extents: Iterable[Extent], wanted: Callable[[int], bool], first
         position = ends
     if position < end:
         yield Run(position, end - position, wanted=False)
+
+
+def joined(runs: Iterable[Run], must: Sequence[tuple[int, int]], first: int) -> Iterator[Run]:
+    """Add clusters that must be read to wanted runs.
+
+    Args:
+        runs: wanted ones only, ascending, from ``first`` on.
+        must: ranges of clusters (first, end), ascending and apart.
+        first: nothing before this cluster is added.
+    """
+    added = (Run(max(low, first), high - max(low, first), wanted=True) for low, high in must if high > first)
+    waiting: Run | None = None
+    for run in heapq.merge(runs, added, key=lambda run: run.first):
+        if waiting is None or run.first > waiting.end:
+            if waiting is not None:
+                yield waiting
+            waiting = run
+        else:
+            waiting = Run(waiting.first, max(waiting.end, run.end) - waiting.first, wanted=True)
+    if waiting is not None:
+        yield waiting
+
+
+def within(ranges: Iterable[tuple[int, int]], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut ranges to what lies between ``first`` and ``end``."""
+    return ((max(low, first), min(high, end)) for low, high in ranges if low < end and high > first)
 
 
 def reads(runs: Iterable[Run], most: int = READ_CLUSTERS) -> Iterator[Run]:

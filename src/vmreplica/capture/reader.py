@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 from vmreplica.capture.build import SegmentBuilder
 from vmreplica.capture.pieces import Piece, changed_piece, hashed_piece, whole_piece
-from vmreplica.capture.plan import DiskPlan, Run, reads
+from vmreplica.capture.plan import DiskPlan, Run, joined, reads, within
 from vmreplica.capture.view import DiskView
-from vmreplica.fingerprint import BLOCKS_PER_CLUSTER, Fingerprint, blocks_of
+from vmreplica.fingerprint import BLOCKS_PER_CLUSTER, BlockSum, Fingerprint, blocks_of, sum_after
+from vmreplica.model.verified import Proof
+from vmreplica.qcow2.head import clusters_of
 from vmreplica.spool import SpoolDisk
 
 
@@ -36,8 +38,11 @@ class DiskReader:
         self._level = level
         self._key = fingerprint.key if fingerprint is not None and plan.mode == "whole" else None
         self._fingerprint = fingerprint if plan.mode != "whole" else None
+        self._before = fingerprint
+        self._whole = plan.mode != "delta"
+        self._must = tuple(within(plan.must, 0, clusters_of(disk.size)))
         if plan.mode == "delta":
-            view.go_by_bitmap()
+            view.go_by_bitmap(self._must)
 
     def begin(self) -> None:
         """Stage, for a whole disk, that everything is zero which is not read from here on."""
@@ -57,7 +62,8 @@ class DiskReader:
         if self._key is not None:
             return hashed_piece(run, chunk, self._level, self._key, self.disk.size)
         if self._fingerprint is not None:
-            return changed_piece(run, chunk, self._level, self._fingerprint, self.disk.size)
+            must = tuple(within(self._must, run.first, run.end))
+            return changed_piece(run, chunk, self._level, self._fingerprint, self.disk.size, must)
         return whole_piece(run, chunk, self._level)
 
     def add(self, run: Run, piece: Piece | None, builder: SegmentBuilder) -> None:
@@ -74,10 +80,27 @@ class DiskReader:
         else:
             self._add_zeroes(run, self._fingerprint, builder)
 
+    def proof(self) -> Proof | None:
+        """Tell, when all is read, what the whole disk holds.
+
+        None without a fingerprint, and for a disk read whole whose fingerprint was not begun anew.
+
+        Raises:
+            Corrupt: ``fingerprint-damaged``.
+        """
+        before = self._before
+        if before is None or (self._key is not None and before.sum != BlockSum()):
+            return None
+        total = sum_after(before.require_sum(), before.hashes, self.disk.staged, before.key)
+        return Proof(key=f"{before.key:016x}", sum=total.text, own=self._whole or before.own)
+
     def _add_zeroes(self, run: Run, fingerprint: Fingerprint, builder: SegmentBuilder) -> None:
-        """Carry of a run of zeroes only what was not zero before."""
+        """Carry of a run of zeroes only what was not zero before, and what must be carried."""
         first, end = run.first * BLOCKS_PER_CLUSTER, run.end * BLOCKS_PER_CLUSTER
-        for low, high in fingerprint.used(first, end, BLOCKS_PER_CLUSTER):
-            clusters = -(-high // BLOCKS_PER_CLUSTER) - low // BLOCKS_PER_CLUSTER
-            builder.newly_zero(low // BLOCKS_PER_CLUSTER, clusters)
+        used = (
+            Run(low // BLOCKS_PER_CLUSTER, -(-high // BLOCKS_PER_CLUSTER) - low // BLOCKS_PER_CLUSTER, wanted=True)
+            for low, high in fingerprint.used(first, end, BLOCKS_PER_CLUSTER)
+        )
+        for found in joined(used, tuple(within(self._must, run.first, run.end)), run.first):
+            builder.newly_zero(found.first, found.length)
         builder.pass_by(run.end)

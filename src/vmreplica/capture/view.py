@@ -1,13 +1,13 @@
 """One disk of a frozen view: which of its clusters matter, and their content."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import nbd
 
 from vmreplica.capture.connection import Connection, Export
-from vmreplica.capture.plan import READ_BYTES, READ_CLUSTERS, Run, cluster_runs, walk_extents
+from vmreplica.capture.plan import READ_BYTES, READ_CLUSTERS, Run, cluster_runs, joined, walk_extents
 from vmreplica.model.errors import HypervisorError
 from vmreplica.model.units import CLUSTER, GiB
 from vmreplica.qcow2.head import clusters_of
@@ -39,6 +39,7 @@ class DiskView:
         self._size = size
         self._stopped = stopped
         self._bitmap: Connection | None = None
+        self._must: Sequence[tuple[int, int]] = ()
         self._clusters = clusters_of(size)
         self._allocation: Connection | None = None
         self._readers = threading.local()
@@ -46,13 +47,16 @@ class DiskView:
         self._open: list[Connection] = []
         self._changes: list[Run] | None = None
 
-    def go_by_bitmap(self) -> None:
+    def go_by_bitmap(self, must: Sequence[tuple[int, int]] = ()) -> None:
         """Read only what the export's bitmap says has changed, not the whole disk.
+
+        Args:
+            must: clusters (first, end) that are read as well, ascending, apart, and within the disk.
 
         Raises:
             HypervisorError: ``backup-bitmap-missing``.
         """
-        self._bitmap = self._connect_bitmap()
+        self._bitmap, self._must = self._connect_bitmap(), must
 
     def close(self) -> None:
         """Hang up all connections; nothing reads any more."""
@@ -121,7 +125,7 @@ class DiskView:
             return iter([Run(first, self._clusters - first, wanted=True)])
         extents = walk_extents(self._bitmap.extents, first * CLUSTER, self._size, step=_BITMAP_STEP, what=self._what)
         runs = cluster_runs(extents, lambda flags: bool(flags & _DIRTY), first, self._clusters)
-        return (run for run in runs if run.wanted)
+        return joined((run for run in runs if run.wanted), self._must, first)
 
     def _allocated(self, first: int, end: int) -> Iterator[Run]:
         if self._allocation is None:

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
         "vmreplica failover web --dry-run",
         "vmreplica failover web",
         "vmreplica failover web --point 20261122T031500Z-5f3a90c1 --yes --json",
+        "vmreplica failover db --point latest-app --dry-run",
         "vmreplica failover web --test --for 2h",
         "vmreplica failover web --test --network lab-only",
         "vmreplica failover web --planned --dry-run",
@@ -54,7 +55,12 @@ Patience = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="With --planned: for the guest's shutdown; default 5m.")
 ]
 Point = Annotated[
-    str | None, typer.Option(metavar="ID", help="An older recovery point, as vmreplica points lists them.")
+    str | None,
+    typer.Option(
+        metavar="ID",
+        help="An older recovery point, as vmreplica points lists them; latest-app: the newest that is "
+        "application-consistent.",
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmreplica.cli import (
+    boot_test,
     commit,
     doctor,
     exports,
@@ -68,7 +69,20 @@ def make_app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
-    for commands in (protect, networks, limits, exports, look, doctor, failover, reverse, commit, handover, start):
+    for commands in (
+        protect,
+        networks,
+        limits,
+        exports,
+        look,
+        doctor,
+        failover,
+        boot_test,
+        reverse,
+        commit,
+        handover,
+        start,
+    ):
         commands.register(root)
     root.add_typer(peers.make_app(), name="peer")
     service.register(root)

@@ -5,6 +5,8 @@ from vmreplica.cli.output import confirm, console, make_request, read_report, sh
 from vmreplica.model.units import parse_duration
 
 _DEFAULT = "5m"
+#: Seconds that a guest may be given, as in the request's shape.
+_SHORTEST, _LONGEST = 5, 86400
 
 
 def refuse_planned_nonsense(*, planned: bool, others: bool, details: bool) -> None:
@@ -54,7 +56,11 @@ def move(
 def _seconds(timeout: str | None) -> int:
     from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
 
+    hint = "--timeout 90s, --timeout 10m"
     try:
-        return parse_duration(timeout or _DEFAULT)
+        seconds = parse_duration(timeout or _DEFAULT)
     except ValueError as error:
-        raise BadRequest("timeout-invalid", f"--timeout: {error}", hint="--timeout 90s, --timeout 10m") from error
+        raise BadRequest("timeout-invalid", f"--timeout: {error}", hint=hint) from error
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise BadRequest("timeout-invalid", f"--timeout: {timeout} is not between 5s and 24h", hint=hint)
+    return seconds

@@ -6,7 +6,9 @@ import typer
 
 from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
+from vmreplica.cli.consistency import AppConsistentOption, read_app_consistent
 from vmreplica.cli.exports import PassphraseFile, Recipient, next_step, seed_fields
+from vmreplica.cli.keeps import KeepOption, read_keep
 from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_document, show_done
@@ -44,10 +46,12 @@ def register(app: typer.Typer) -> None:
         "Protect a VM: copy it to a paired host and go on copying what changes.",
         "vmreplica enable web --to backup1",
         "vmreplica enable db --to backup1 --every 30s --exclude-disk vdb --no-wait",
+        "vmreplica enable db --to backup1 --keep within=2h,hourly=48,daily=14,monthly=6,space=200G",
         "vmreplica enable mail --to backup1 --base-device vda=/dev/vg/mail-copy",
         "vmreplica enable web --to backup1 --seed existing:/var/lib/vmreplica/seeds/web.vhdx",
         "vmreplica enable files --to backup1 --seed export:/mnt/usb/files --passphrase-file key.txt",
         "vmreplica enable files --to backup1 --at 22:00 --limit 'mon-fri 08:00-18:00 20M' --limit 50M",
+        "vmreplica enable db --to backup1 --app-consistent every=1h",
     )
     add_command(
         app,
@@ -73,7 +77,7 @@ def enable(
         list[str] | None,
         typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
     ] = None,
-    keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest recovery points are kept.")] = 24,
+    keep: KeepOption = None,
     base_device: BaseDevices = None,
     seed: Seed = None,
     passphrase_file: PassphraseFile = None,
@@ -81,6 +85,7 @@ def enable(
     yes: Yes = False,
     at: AtOption = None,
     limit: LimitOption = None,
+    app_consistent: AppConsistentOption = None,
     wait: Wait = True,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
@@ -93,13 +98,14 @@ def enable(
         to=to,
         every=_seconds(every),
         excluded=tuple(exclude_disk or ()),
-        keep=keep,
+        keep=read_keep(keep),
         base_devices=parse_devices(base_device or []),
         erase=yes,
         seed=seed_fields(seed, passphrase_file, recipient),
         give_up=yes,
         limit=read_limit(limit),
         at=read_moment(at),
+        app_consistent=read_app_consistent(app_consistent),
     )
     client = AgentClient(socket)
     _show_beginning(client, vm, _enabled(client, vm, body, as_json=as_json), body, wait=wait, as_json=as_json)

@@ -8,9 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vmreplica.cli.consistency import app_consistent_text, consistency_cell, consistency_notes, quiescence_text
 from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
+from vmreplica.cli.show_boot import boot_pairs, verdict_text
 from vmreplica.model.health import Level
+from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
     CycleReport,
     FailoverTest,
@@ -50,20 +53,23 @@ def points_view(report: PointsReport) -> RenderableType:
     """Show recovery points, newest first."""
     if not report.points:
         return Text(f"{printable(report.name)}: no recovery point yet.")
-    table = _table(("point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "held by"))
+    table = _table(
+        ("point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "boot test", "held by")
+    )
     for point in report.points:
         table.add_row(
             point.point,
             f"{point.instant.astimezone():%Y-%m-%d %H:%M:%S}",
             point.kind,
-            point.consistency,
+            consistency_cell(point),
             " ".join(disk.target for disk in point.disks),
             format_size(point.guest_bytes),
             format_size(point.wire_bytes),
             format_size(point.stored_bytes),
+            verdict_text(point.boot_test),
             "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
         )
-    return table
+    return Group(table, *consistency_notes(report.points))
 
 
 def history_view(report: HistoryReport) -> RenderableType:
@@ -131,6 +137,7 @@ def cycle_text(vm: str, cycle: CycleReport) -> str:
     return (
         f"{printable(vm)}: point {cycle.point} {cycle.outcome} ({cycle.kind}): "
         f"{format_size(cycle.guest_bytes)} of the guest, {format_size(cycle.wire_bytes)} sent, {took}"
+        f"{quiescence_text(cycle)}"
     )
 
 
@@ -157,7 +164,8 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         ("role", f"{relation.role}, with {_peer(relation)} ({relation.peer_id})"),
         ("state", relation.state),
         ("health", Text(level, style=_COLOURS[level])),
-        ("interval", f"{format_duration(relation.interval)}, {relation.keep} points kept"),
+        ("interval", format_duration(relation.interval)),
+        ("keeps", f"{describe_keep(relation.keep)} (--keep {relation.keep})"),
         ("newest point", relation.latest.point if relation.latest else "none"),
         ("its age", _age(relation)),
         ("points", str(relation.points)),
@@ -165,11 +173,13 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     ]
     if relation.role == "primary":
         pairs += [("next cycle", _due(relation, now)), ("rate limit", limit_text(relation))]
+        pairs.append(("app-consistent", app_consistent_text(relation)))
     if relation.excluded:
         pairs.append(("not replicated", " ".join(relation.excluded)))
     if relation.stands_on:
         pairs.append(("stands on", _standing(relation)))
-    pairs += [("test failover", _test(test)) for test in relation.tests]
+    pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
+    pairs += boot_pairs(relation.boot)
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:

@@ -22,6 +22,7 @@ from vmreplica.model.units import format_duration, format_size
 _TITLES: Final[Mapping[PlanKind, str]] = {
     "unplanned": "Unplanned failover of {vm} from point {point}",
     "test": "Test failover of {vm} from point {point}",
+    "boot-test": "Boot test of {vm} from point {point}",
     "planned": "Planned failover of {vm}",
     "cancel": "Taking back the failover of {vm} from point {point}",
     "commit": "Committing the failover of {vm} from point {point}",
@@ -47,7 +48,7 @@ def loses(plan: FailoverPlan) -> bool:
 def loss_text(plan: FailoverPlan) -> str:
     """Say what a verb of failover loses."""
     name = printable(plan.name)
-    if plan.kind == "test":
+    if plan.kind in {"test", "boot-test"}:
         return f"Nothing is lost: {name} is replicated as before."
     if plan.kind == "commit":
         return f"Lost: the recovery points of {name} here, and the way back to them. What {name} wrote is kept."

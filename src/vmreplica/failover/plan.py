@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from vmreplica.model.errors import Conflict, NotFound
-from vmreplica.model.ids import PointId
+from vmreplica.model.ids import LATEST, LATEST_APP, PointChoice, PointId
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import FailoverPlan, FailoverStep
 from vmreplica.model.states import Event, State, transition
@@ -29,7 +29,7 @@ def no_hook(_step: str) -> None:
 def plan_test(
     record: ReplicaRecord,
     points: Sequence[PointSummary],
-    point: PointId | None,
+    point: PointChoice | None,
     *,
     network: str | None,
     leads_out: bool,
@@ -39,14 +39,16 @@ def plan_test(
     Args:
         record: the relationship on this side.
         points: its recovery points, newest first.
-        point: the chosen one; None: the newest.
+        point: the chosen one, or which; None: the newest.
         network: where the copy is plugged in; None: nowhere.
         leads_out: whether that network reaches other networks.
 
     Raises:
         Conflict: the state forbids it (``state-forbids``), or the first copy travels in an export (``base-awaited``).
-        NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
+        NotFound: there is no point (``no-points``), not this one (``point-unknown``), or none that is
+            application-consistent (``no-application-point``).
     """
+    point = resolve(record.name, points, point)
     _require_base(record.name, points, point)
     if State(record.state) not in _TESTABLE:
         raise Conflict(
@@ -90,7 +92,7 @@ def _test_steps(name: str, point: PointId, network: str | None) -> tuple[Failove
 def plan_unplanned(
     record: ReplicaRecord,
     points: Sequence[PointSummary],
-    point: PointId | None,
+    point: PointChoice | None,
     *,
     now: dt.datetime,
     primary: PrimaryAnswer,
@@ -100,15 +102,17 @@ def plan_unplanned(
     Args:
         record: the relationship on this side.
         points: its recovery points, newest first.
-        point: the chosen one; None: the newest.
+        point: the chosen one, or which; None: the newest.
         now: aware time; what the guest did between the point and now is lost.
         primary: what the primary says about the VM.
 
     Raises:
         Conflict: the state forbids it (``state-forbids``), the VM still runs there (``primary-still-runs``), or the
             point is no recovery point (``point-is-seed``), or the first copy travels in an export (``base-awaited``).
-        NotFound: there is no point (``no-points``) or not this one (``point-unknown``).
+        NotFound: there is no point (``no-points``), not this one (``point-unknown``), or none that is
+            application-consistent (``no-application-point``).
     """
+    point = resolve(record.name, points, point)
     _require_base(record.name, points, point)
     transition(record.name, State(record.state), Event.FAIL_OVER)
     if primary == "runs":
@@ -136,6 +140,29 @@ def plan_unplanned(
             f"on the primary: nothing is touched; its {record.name} is stale and must not be started again",
         ),
     )
+
+
+def resolve(name: str, points: Sequence[PointSummary], choice: PointChoice | None) -> PointId | None:
+    """Find the point that was chosen by what it is: ``latest``, ``latest-app``.
+
+    Args:
+        name: of the VM.
+        points: newest first.
+        choice: a point's id, or one of these; None is the same as ``latest``.
+
+    Raises:
+        NotFound: no point is application-consistent (``no-application-point``).
+    """
+    if choice == LATEST_APP:
+        for point in points:
+            if point.bootable and point.consistency == "application":
+                return point.point
+        raise NotFound(
+            "no-application-point",
+            f"{name} has no application-consistent recovery point here",
+            hint=f"`vmreplica points {name}` lists those that there are; without --point the newest is taken",
+        )
+    return None if choice == LATEST else choice
 
 
 def _require_base(name: str, points: Sequence[PointSummary], point: PointId | None) -> None:

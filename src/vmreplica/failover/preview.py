@@ -26,7 +26,7 @@ def with_notes(
     manifest = replica.point(plan.point)
     site = Site(
         disks={disk.target: replica.run_dir / f"{disk.target}.qcow2" for disk in manifest.disks},
-        network_map=EveryNetwork(network) if plan.kind == "test" else replica.record.network_map,
+        network_map=EveryNetwork(network) if plan.kind in {"test", "boot-test"} else replica.record.network_map,
         **foresee_machine(replica, plan.point, plan.vm),
         **hypervisor.abilities(),
     )

@@ -44,7 +44,14 @@ def reversed_policy(record: ReplicaRecord, now: dt.datetime, *, planned: bool) -
         network_map=inverse_networks(record.network_map),
         since=now,
     )
-    return Policy(replica=record.owner, interval=record.interval, keep=record.keep, epoch=record.epoch, reverse=wish)
+    return Policy(
+        replica=record.owner,
+        interval=record.interval,
+        keep=record.keep,
+        epoch=record.epoch,
+        reverse=wish,
+        app_consistent=record.app_consistent,
+    )
 
 
 def inverse_networks(mapping: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from vmreplica.hypervisor.definition import build
 from vmreplica.hypervisor.definition_copy import EveryNetwork, as_test_copy
 from vmreplica.hypervisor.definition_site import Site
 from vmreplica.model.errors import Conflict, VmReplicaError
-from vmreplica.model.ids import VmName
+from vmreplica.model.ids import VmId, VmName
 from vmreplica.model.report import FailoverPlan, FailoverTest
 from vmreplica.repository import FailoverTestRecord, Replica
 
@@ -50,7 +50,13 @@ class FailoverTests:
         self._holds: dict[str, str] = {}
 
     def start(
-        self, replica: Replica, plan: FailoverPlan, *, network: str | None, until: dt.datetime | None
+        self,
+        replica: Replica,
+        plan: FailoverPlan,
+        *,
+        network: str | None,
+        until: dt.datetime | None,
+        boot: bool = False,
     ) -> tuple[FailoverTest, tuple[str, ...]]:
         """Start a copy from the plan's point.
 
@@ -59,6 +65,7 @@ class FailoverTests:
             plan: made by ``plan_test``.
             network: all its interfaces are plugged in there; None: they are unplugged.
             until: when it is removed by itself; None: never.
+            boot: whether it is for a boot test: what it says on its serial console is kept in ``console_of``.
 
         Returns:
             The test, and notes on what the definition lost on its way here.
@@ -69,6 +76,7 @@ class FailoverTests:
         with self._lock:
             replica.verify_devices()
             test = self._record(replica, plan, network, until)
+            test = test.model_copy(update={"boot": boot})
             self._before("record")
             self._hold(replica, test)
             try:
@@ -88,6 +96,21 @@ class FailoverTests:
                 self._remove(replica, test)
         return tuple(test.name for test in tests)
 
+    def remove(self, replica: Replica, vm: VmId) -> None:
+        """Remove one test with every trace; one that is gone already is no error.
+
+        Raises:
+            VmReplicaError: it could not be done; it is due from now on, and the upkeep tries again.
+        """
+        with self._lock:
+            for test in replica.record.tests:
+                if test.vm == vm:
+                    try:
+                        self._remove(replica, test)
+                    except VmReplicaError:
+                        self._keep(replica, test.model_copy(update={"until": dt.datetime.now(dt.UTC)}))
+                        raise
+
     def expire(self, replica: Replica, now: dt.datetime) -> tuple[VmName, ...]:
         """Remove the tests whose time is over; tells their names."""
         with self._lock:
@@ -104,7 +127,7 @@ class FailoverTests:
         """
         with self._lock:
             for test in replica.record.tests:
-                if test.started and self._hypervisor.exists(test.vm):
+                if test.started and not test.boot and self._hypervisor.exists(test.vm):
                     self._hold(replica, test)
                 else:
                     self._remove(replica, test)
@@ -150,7 +173,13 @@ class FailoverTests:
         disks = make_layer(replica, test.point, _directory(replica, test), "../../points")
         self._before("define")
         parts = place_machine(replica, test.point, test.vm)
-        site = Site(disks=disks, network_map=EveryNetwork(test.network), **parts, **self._hypervisor.abilities())
+        site = Site(
+            disks=disks,
+            network_map=EveryNetwork(test.network),
+            console_log=console_of(replica, test.id) if test.boot else None,
+            **parts,
+            **self._hypervisor.abilities(),
+        )
         built = build(replica.definition(test.point), site)
         self._hypervisor.define(as_test_copy(built, vm=test.vm, name=test.name, network=test.network).xml)
         self._before("start")
@@ -180,6 +209,7 @@ class FailoverTests:
             since=test.since,
             until=test.until,
             running=self._running(test),
+            boot=test.boot,
         )
 
     def _running(self, test: FailoverTestRecord) -> bool | None:
@@ -187,6 +217,16 @@ class FailoverTests:
             return self._hypervisor.running(test.vm)
         except VmReplicaError:
             return None
+
+
+def console_of(replica: Replica, test: str) -> Path:
+    """Tell where what a boot test's copy says on its serial console is kept while it runs.
+
+    Args:
+        replica: whose copy.
+        test: the id of its record.
+    """
+    return replica.dir / _DIRECTORY / test / "console.log"
 
 
 def _directory(replica: Replica, test: FailoverTestRecord) -> Path:

@@ -8,10 +8,12 @@ from vmreplica.fingerprint.blocks import BLOCK, BLOCKS_PER_CLUSTER, Hashes, bloc
 from vmreplica.fingerprint.entries import hash_entries, read_entries, recover_entries, zero_entries
 from vmreplica.fingerprint.file import Fingerprint
 from vmreplica.fingerprint.store import FingerprintStore
+from vmreplica.fingerprint.sums import BlockSum, sum_after, sum_blocks
 
 __all__ = [
     "BLOCK",
     "BLOCKS_PER_CLUSTER",
+    "BlockSum",
     "Fingerprint",
     "FingerprintStore",
     "Hashes",
@@ -20,5 +22,7 @@ __all__ = [
     "hash_entries",
     "read_entries",
     "recover_entries",
+    "sum_after",
+    "sum_blocks",
     "zero_entries",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from vmreplica.fingerprint.blocks import Hashes, blocks_of
+from vmreplica.fingerprint.sums import BlockSum, sum_blocks
 from vmreplica.fsio import fsync_dir, no_space
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.ids import DiskTarget, PointId
@@ -26,6 +27,10 @@ from vmreplica.qcow2.rawio import punch, pwrite_all
 _MAGIC: Final = b"VMRFPR1\0"
 #: Magic, key, size, state, point, target.
 _HEAD: Final = struct.Struct("<8sQQI4x32s16s")
+#: Sum of all hashes (low, high), flags; behind the head's checksum, with a checksum of its own.
+_TAIL: Final = struct.Struct("<QQQ")
+_SUMMED: Final = 1
+_OWN: Final = 2
 _DATA: Final = 4096
 _PER_PAGE: Final = _DATA // 8
 _CLEAN: Final = 1
@@ -41,10 +46,17 @@ class _Head:
     state: int
     point: PointId
     target: DiskTarget
+    #: Of all hashes; None: it has to be reckoned anew.
+    sum: BlockSum | None
+    #: All of it was read from the VM's own disk, not told by the replica.
+    own: bool
 
     def pack(self) -> bytes:
         start = _HEAD.pack(_MAGIC, self.key, self.size, self.state, self.point.encode(), self.target.encode())
-        return start + xxhash.xxh3_64_digest(start)
+        start += xxhash.xxh3_64_digest(start)
+        flags = (_SUMMED if self.sum is not None else 0) | (_OWN if self.own else 0)
+        tail = _TAIL.pack(*(self.sum or BlockSum()), flags)
+        return start + tail + xxhash.xxh3_64_digest(start + tail)
 
 
 class Fingerprint:
@@ -65,7 +77,7 @@ class Fingerprint:
         Raises:
             NoSpace: the file system is full.
         """
-        head = _Head(key, size, _CLEAN, "", target)
+        head = _Head(key, size, _CLEAN, "", target, BlockSum(), own=True)
         tmp = path.with_name(f".{path.name}.tmp")
         with no_space(path.parent):
             fd = os.open(tmp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -121,6 +133,16 @@ class Fingerprint:
         """Whether no merge was interrupted."""
         return self._head.state == _CLEAN
 
+    @property
+    def sum(self) -> BlockSum | None:
+        """The sum of all its hashes; None while a merge is under way or was interrupted."""
+        return self._head.sum if self.clean else None
+
+    @property
+    def own(self) -> bool:
+        """Whether all of it was read from the VM's own disk; else some of it is what the replica said of itself."""
+        return self._head.own
+
     def good_for(self, point: PointId, size: int) -> bool:
         """Tell whether it can be believed about a point in which the disk has this size."""
         return self.clean and (self.point, self.size) == (point, size)
@@ -158,36 +180,72 @@ class Fingerprint:
             yield from ((first + low, first + high) for low, high in _used_runs(hashes, grain))
             first += len(hashes)
 
-    def merge(self, entries: Iterable[tuple[int, Hashes]], point: PointId) -> None:
+    def merge(self, entries: Iterable[tuple[int, Hashes]], point: PointId, *, own: bool | None = None) -> None:
         """Take in hashes; it describes this point then. Again, after being killed, is harmless.
 
         Args:
             entries: first block and hashes; of one block the last wins.
             point: the point they lead to.
+            own: whether all of the disk is now known from the VM itself; None: as far as it was.
 
         Raises:
             Corrupt: an entry is damaged or reaches beyond the disk; it stays doubtful.
             NoSpace: the file system is full; it stays doubtful until the same call succeeds.
         """
-        self._write_head(replace(self._head, state=_MERGING, point=point))
+        total = self.sum
+        self._write_head(replace(self._head, state=_MERGING, point=point, sum=None))
         with no_space(self._path):
             for first, hashes in entries:
+                if total is not None:
+                    total = total.plus(sum_blocks(first, hashes, self.key)).minus(self._sum(first, len(hashes)))
                 self._write(first, hashes)
             os.fsync(self._fd)
-        self._write_head(replace(self._head, state=_CLEAN))
+        total = self._sum(0, blocks_of(self.size)) if total is None else total
+        self._write_head(replace(self._head, state=_CLEAN, sum=total, own=self.own if own is None else own))
 
     def resize(self, size: int) -> None:
         """Follow the disk to a new size; what is new is zero. A smaller disk leaves it describing no point."""
         if size == self._head.size:
             return
         if size < self._head.size:
-            self._write_head(replace(self._head, size=size, point=""))
+            self._write_head(replace(self._head, size=size, point="", sum=None))
         # The file is never shorter than its head says, and nothing old comes back when it grows.
         with no_space(self._path):
             os.ftruncate(self._fd, _DATA + 8 * blocks_of(self._head.size))
             os.ftruncate(self._fd, _DATA + 8 * blocks_of(size))
         if size > self._head.size:
             self._write_head(replace(self._head, size=size))
+
+    def require_sum(self) -> BlockSum:
+        """Give the sum of all hashes, reckoned and written down if it is not known (written by an older version)."""
+        if self._head.sum is None:
+            self._write_head(replace(self._head, sum=self._sum(0, blocks_of(self.size))))
+        return self._head.sum or BlockSum()
+
+    def snapshot(self) -> Self | None:
+        """Copy it as it is now to a file without a name; None when it is being changed. It goes with its last user.
+
+        Raises:
+            NoSpace: the file system is full.
+        """
+        path = self._path.with_name(f".{self._path.name}.copy")
+        with no_space(path.parent):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                path.unlink()
+                os.ftruncate(fd, _DATA + 8 * blocks_of(self.size))
+                for first, end in self.used(0, blocks_of(self.size), _PER_PAGE):
+                    pwrite_all(fd, self.hashes(first, end - first).tobytes(), _DATA + 8 * first)
+                # Who changes it says so in the head first, and leads it to another point.
+                if not self.clean or _read_head(self._fd, self._path) != self._head:
+                    os.close(fd)
+                    return None
+                pwrite_all(fd, self._head.pack(), 0)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+                raise
+        return type(self)(path, fd, self._head)
 
     def close(self) -> None:
         """Close the file; again is harmless."""
@@ -200,6 +258,12 @@ class Fingerprint:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def _sum(self, first: int, count: int) -> BlockSum:
+        total = BlockSum()
+        for low, high in self.used(first, first + count):
+            total = total.plus(sum_blocks(low, self.hashes(low, high - low), self.key))
+        return total
 
     def _next_page(self, first: int) -> int:
         """Give the first block from here on whose hashes may be other than 0, by the file's holes."""
@@ -240,13 +304,23 @@ def _used_runs(hashes: Hashes, grain: int) -> Iterator[tuple[int, int]]:
 
 
 def _read_head(fd: int, path: Path) -> _Head:
-    raw = os.pread(fd, _HEAD.size + 8, 0)
-    start = raw[: _HEAD.size]
-    if len(raw) != _HEAD.size + 8 or not start.startswith(_MAGIC) or xxhash.xxh3_64_digest(start) != raw[_HEAD.size :]:
+    raw = os.pread(fd, _HEAD.size + 8 + _TAIL.size + 8, 0)
+    start, check = raw[: _HEAD.size], raw[_HEAD.size : _HEAD.size + 8]
+    if len(check) != 8 or not start.startswith(_MAGIC) or xxhash.xxh3_64_digest(start) != check:  # noqa: PLR2004
         raise Corrupt("fingerprint-damaged", f"{path} has a damaged head")
     _magic, key, size, state, point, target = _HEAD.unpack(start)
     with contextlib.suppress(UnicodeDecodeError):
-        head = _Head(key, size, state, point.rstrip(b"\0").decode("ascii"), target.rstrip(b"\0").decode("ascii"))
+        names = point.rstrip(b"\0").decode("ascii"), target.rstrip(b"\0").decode("ascii")
+        head = _Head(key, size, state, *names, *_read_tail(raw))
         if os.fstat(fd).st_size >= _DATA + 8 * blocks_of(size) and state in {_CLEAN, _MERGING}:
             return head
     raise Corrupt("fingerprint-damaged", f"{path} has a head that does not fit the file")
+
+
+def _read_tail(raw: bytes) -> tuple[BlockSum | None, bool]:
+    """Read sum and origin; an older version wrote none, and nobody can tell then."""
+    place = _HEAD.size + 8
+    if xxhash.xxh3_64_digest(raw[: place + _TAIL.size]) != raw[place + _TAIL.size :]:
+        return None, False
+    low, high, flags = _TAIL.unpack_from(raw, place)
+    return BlockSum(low, high) if flags & _SUMMED else None, bool(flags & _OWN)

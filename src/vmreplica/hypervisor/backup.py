@@ -1,7 +1,8 @@
 """Pull-mode backup jobs: a frozen view of all disks at one instant, served over a unix socket."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,10 @@ class Export:
     name: str
     size: int
     bitmap: str | None
+
+
+#: Makes what is entered just before the instant of a backup job and left just after it.
+Instant = Callable[[], AbstractContextManager[object]]
 
 
 class JobControl(Protocol):
@@ -102,10 +107,13 @@ class BackupJob:
         self.end()
 
 
-def begin(domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf, files: JobFiles) -> dict[str, Export]:
+def begin(
+    domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf, files: JobFiles, around: Instant
+) -> dict[str, Export]:
     """Freeze the view and create the checkpoint in one instant.
 
     Disks that cannot hold a bitmap are in the job, but not in the checkpoint; without other disks there is none.
+    The guest may be quiesced ``around`` the instant, so nothing but libvirt's own call happens there.
 
     Raises:
         Conflict: the VM is off (``vm-not-running``), a foreign job runs (``backup-job-running``), or there are two
@@ -125,10 +133,10 @@ def begin(domain: libvirt.virDomain, plan: Plan, shelf: CheckpointShelf, files: 
     files.prepare(plan.vm, plan.checkpoint, _qemu_owner(live))
     disks = _job_disks(plan, files, plan.bases)
     socket = files.socket(plan.vm, plan.checkpoint)
+    job, checkpoint = render_backup(socket, disks), render_checkpoint(plan.checkpoint, tracked) if tracked else None
     try:
-        domain.backupBegin(
-            render_backup(socket, disks), render_checkpoint(plan.checkpoint, tracked) if tracked else None
-        )
+        with around():
+            domain.backupBegin(job, checkpoint)
     except libvirt.libvirtError as error:
         raise _refusal(domain, plan, shelf, files, error) from error
     if tracked:

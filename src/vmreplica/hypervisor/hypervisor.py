@@ -9,7 +9,7 @@ import libvirt
 import structlog
 
 from vmreplica.hypervisor import backup, checkpoints, policies, stopped
-from vmreplica.hypervisor.backup import BackupJob, Export
+from vmreplica.hypervisor.backup import BackupJob, Export, Instant
 from vmreplica.hypervisor.backup_xml import checkpoint_disks
 from vmreplica.hypervisor.bases import Plan
 from vmreplica.hypervisor.blockjobs import BlockJobs
@@ -22,6 +22,8 @@ from vmreplica.hypervisor.failovers import Failovers
 from vmreplica.hypervisor.guest_shell import GuestShell
 from vmreplica.hypervisor.inspection import inspect
 from vmreplica.hypervisor.job_files import JobFiles
+from vmreplica.hypervisor.life import Life
+from vmreplica.hypervisor.quiesce import GuestFreezer
 from vmreplica.hypervisor.shutdown import PowerSwitch
 from vmreplica.hypervisor.stopped import StoppedView
 from vmreplica.hypervisor.views import DomainBrief, DomainView
@@ -95,6 +97,14 @@ class Hypervisor(Failovers, BlockJobs):
     def guest_shell(self, vm: VmId) -> GuestShell:
         """Give the means to run programs in a guest by its agent."""
         return GuestShell(self._connection, vm)
+
+    def guest_freezer(self, vm: VmId, name: str) -> GuestFreezer:
+        """Give the means to freeze and thaw a guest's file systems by its agent."""
+        return GuestFreezer(self._connection, vm, name)
+
+    def life(self, vm: VmId) -> Life:
+        """Give the means to look at a VM for signs of life."""
+        return Life(self._connection, vm)
 
     def exists(self, vm: VmId) -> bool:
         """Tell whether a domain is known here."""
@@ -196,6 +206,7 @@ class Hypervisor(Failovers, BlockJobs):
         base: str | None = None,
         targets: Sequence[str] = (),
         bases: Mapping[str, str | None] | None = None,
+        around: Instant = contextlib.nullcontext,
     ) -> BackupJob:
         """Freeze a view of the disks at one instant and serve it over NBD; makes the checkpoint of that instant.
 
@@ -209,6 +220,7 @@ class Hypervisor(Failovers, BlockJobs):
             targets: the disks.
             bases: instead of ``base`` and ``targets``: each disk with its own base, None for a whole copy; always
                 None for untracked disks.
+            around: entered just before the instant, when all else is ready, and left just after it.
 
         Raises:
             Conflict: ``vm-not-running``, ``backup-job-running``, ``too-many-checkpoints``.
@@ -222,7 +234,7 @@ class Hypervisor(Failovers, BlockJobs):
         def begin(raw: libvirt.virConnect) -> dict[str, Export]:
             domain = raw.lookupByUUIDString(vm)
             plan = Plan(vm, domain.name(), checkpoint, wanted)
-            return backup.begin(domain, plan, self._shelf, self._files)
+            return backup.begin(domain, plan, self._shelf, self._files, around)
 
         def undo(_exports: dict[str, Export]) -> None:
             _log.warning("a backup job began too late: ended again", vm=vm, checkpoint=checkpoint)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from xml.sax.saxutils import escape
 
+from vmreplica.lab.guest_database import make_database_disk
 from vmreplica.lab.image import boot_image, set_command_line
 from vmreplica.lab.qemu_img import create_qcow2, raw_to_qcow2
 from vmreplica.lab.records import BOOT_DISK_RING, DATA_DISK_RING, RING, RecordsReport, check_records
@@ -27,6 +28,7 @@ FILL_AT: Final = BOOT_DISK_RING + RING
 _FILL_SOURCES: Final = ("/usr/lib", "/usr/bin", "/usr/share", "/usr/sbin")
 _BLOCK: Final = 4096
 _DISKS_MAX: Final = 8
+_LETTERS: Final = "abcdefghi"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
 _TICK: Final = 0.1
 _ALIVE: Final = re.compile(r"lab-guest: record (\d+) ")
@@ -49,6 +51,7 @@ class GuestSpec:
         network: name of the host's network for a network card, or None for no card.
         firmware: what it boots with.
         agent: whether QEMU's guest agent runs in it.
+        database: whether a database is at work in it, on one more disk, without records.
     """
 
     name: str
@@ -61,6 +64,7 @@ class GuestSpec:
     network: str | None = None
     firmware: Literal["bios", "efi"] = "bios"
     agent: bool = False
+    database: bool = False
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -89,6 +93,8 @@ class Guest:
         #: vda first.
         self.images = images
         self.console = host.layout.images / f"{name}.console"
+        #: The database's disk, if it has a database.
+        self.database = database_image(host.layout.images, name)
 
     @property
     def uuid(self) -> str:
@@ -144,7 +150,7 @@ class Guest:
         """Switch it off, forget it and delete its images."""
         self.host.virsh("destroy", self.name, check=False)
         self.host.virsh("undefine", self.name, "--checkpoints-metadata", "--nvram", check=False)
-        for path in (*self.images, self.console):
+        for path in (*self.images, self.database, self.console):
             path.unlink(missing_ok=True)
 
 
@@ -173,18 +179,28 @@ def last_announced(text: str) -> int | None:
 def make_images(directory: Path, spec: GuestSpec, say: Callable[[str], None]) -> tuple[Path, ...]:
     """Make a guest's disks as qcow2 files; vda boots."""
     boot = boot_image(say)
-    paths = tuple(directory / f"{spec.name}-vd{letter}.qcow2" for letter in "abcdefgh"[: spec.disks])
+    paths = tuple(directory / f"{spec.name}-vd{letter}.qcow2" for letter in _LETTERS[: spec.disks])
     with tempfile.TemporaryDirectory(dir=directory, prefix=".making-") as scratch:
         raw = Path(scratch) / "vda.raw"
         shutil.copyfile(boot, raw)
-        set_command_line(raw, f"lab.interval={spec.interval_ms} lab.idle={int(spec.idle)}", agent=spec.agent)
+        options = f"lab.interval={spec.interval_ms} lab.idle={int(spec.idle)}"
+        if spec.database:
+            options += f" lab.database=vd{_LETTERS[spec.disks]}"
+        set_command_line(raw, options, agent=spec.agent, database=spec.database)
         if spec.fill:
             say(f"putting {format_size(spec.fill)} of system files on the disk")
             fill_with_system_files(raw, FILL_AT, spec.fill)
         raw_to_qcow2(raw, paths[0], spec.size)
     for path in paths[1:]:
         create_qcow2(path, max(spec.size, DATA_DISK_RING + RING))
+    if spec.database:
+        make_database_disk(database_image(directory, spec.name))
     return paths
+
+
+def database_image(directory: Path, name: str) -> Path:
+    """Tell where a guest's database has its disk."""
+    return directory / f"{name}-database.qcow2"
 
 
 def fill_with_system_files(disk: Path, offset: int, size: int) -> None:
@@ -205,10 +221,12 @@ def fill_with_system_files(disk: Path, offset: int, size: int) -> None:
 
 def domain_xml(spec: GuestSpec, images: tuple[Path, ...], console: Path, domain_type: str) -> str:
     """Describe the guest to libvirt."""
+    if spec.database:
+        images = (*images, database_image(console.parent, spec.name))
     disks = "".join(
         f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{escape(str(image))}'/>"
         f"<target dev='vd{letter}' bus='virtio'/></disk>"
-        for letter, image in zip("abcdefgh", images, strict=False)
+        for letter, image in zip(_LETTERS, images, strict=False)
     )
     card = (
         f"<interface type='network'><source network='{escape(spec.network)}'/><model type='virtio'/></interface>"

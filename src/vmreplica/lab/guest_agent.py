@@ -1,22 +1,19 @@
-"""QEMU's guest agent for the lab's guest: the distribution's own program with the libraries it needs."""
+"""QEMU's guest agent for the lab's guest: the distribution's own program, its hook, and one that lies."""
 
-import re
-import shutil
 from pathlib import Path
 from typing import Final
 
-from vmreplica.lab.commands import run, search_path
 from vmreplica.lab.cpio import Archive
+from vmreplica.lab.guest_programs import installed, pack_program, script
 
 #: What the agent runs when it is asked to shut the guest down.
 _SHUTDOWN: Final = b'#!/bin/sh\necho "lab-guest: shut down by the agent" > /dev/console\npoweroff -f\n'
-_LIBRARY: Final = re.compile(r"(?:=> )?(/\S+) \(0x")
+_SCRIPTS: Final = ("fsfreeze-hook", "liar", "start-agent")
 
 
 def guest_agent() -> Path | None:
     """Tell where the agent is installed; None if it is not."""
-    found = shutil.which("qemu-ga", path=search_path())
-    return Path(found) if found else None
+    return installed("qemu-ga")
 
 
 def guest_agent_archive() -> bytes:
@@ -27,12 +24,11 @@ def guest_agent_archive() -> bytes:
     agent, archive = guest_agent(), Archive()
     if agent is None:
         return archive.finish()
-    for directory in ("lib", "lib64", "usr", "usr/sbin", "sbin", "etc"):
+    pack_program(archive, agent)
+    for directory in ("sbin", "etc"):
         archive.directory(directory)
-    archive.file("usr/sbin/qemu-ga", agent.read_bytes(), 0o755)
+    for name in _SCRIPTS:
+        archive.file(f"bin/{name}", script(name), 0o755)
     archive.file("sbin/shutdown", _SHUTDOWN, 0o755)
     archive.file("etc/os-release", b'ID=lab\nPRETTY_NAME="guest of the lab"\n', 0o644)
-    for library in sorted(set(map(Path, _LIBRARY.findall(run(["ldd", str(agent)]).stdout)))):
-        place = "lib64" if library.name.startswith("ld-") else "lib"
-        archive.file(f"{place}/{library.name}", library.read_bytes(), 0o755)
     return archive.finish()

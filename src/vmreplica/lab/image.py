@@ -22,6 +22,8 @@ import zstandard
 from vmreplica.lab.commands import run, search_path
 from vmreplica.lab.cpio import Archive
 from vmreplica.lab.guest_agent import guest_agent, guest_agent_archive
+from vmreplica.lab.guest_database import SQLITE, database_archive
+from vmreplica.lab.guest_programs import installed
 from vmreplica.lab.records import BOOT_DISK_RING
 from vmreplica.model.errors import Refused
 from vmreplica.model.units import MiB
@@ -30,15 +32,16 @@ _SECTOR: Final = 512
 _BOOT_AT: Final = MiB
 _BOOT_SECTORS: Final = (BOOT_DISK_RING - _BOOT_AT) // _SECTOR
 _FAT16_LBA: Final = 0x0E
-#: The last two make the power button heard.
-_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "button", "evdev")
+#: Two of them make the power button heard; the last one is for databases.
+_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "button", "evdev", "ext4")
 #: Loaded by the guest where there is use for them.
 _ON_DEMAND: Final = ("efivarfs", "virtio_console")
 #: The kernel's name on the boot disk: UEFI's shell starts nothing without that ending.
 _KERNEL: Final = "vmlinuz.efi"
 _INITRD: Final = "initrd.gz"
-#: QEMU's guest agent, in an archive of its own: only guests that shall have it load it.
+#: QEMU's guest agent and the database, in archives of their own: only guests that shall have them load them.
 _AGENT: Final = "agent.gz"
+_DATABASE: Final = "database.gz"
 _MBR: Final = Path("/usr/lib/syslinux/mbr/mbr.bin")
 _UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".ko": bytes,
@@ -74,15 +77,18 @@ def boot_image(say: Callable[[str], None], cache: Path | None = None) -> Path:
     return final
 
 
-def set_command_line(disk: Path, options: str, *, agent: bool = False) -> None:
+def set_command_line(disk: Path, options: str, *, agent: bool = False, database: bool = False) -> None:
     """Write the kernel's command line onto a raw boot disk, for BIOS and for UEFI.
 
     Raises:
-        Refused: the guest agent is wanted and was not there when the image was built (code ``lab-needs-tools``).
+        Refused: the guest agent or SQLite is wanted and was not there when the image was built (code
+            ``lab-needs-tools``).
     """
-    initrds = [_INITRD, *([_AGENT] if agent else [])]
+    initrds = [_INITRD, *([_AGENT] if agent else []), *([_DATABASE] if database else [])]
     if agent and guest_agent() is None:
         raise Refused("lab-needs-tools", "qemu-ga is not installed", hint="apt-get install qemu-guest-agent")
+    if database and installed(SQLITE) is None:
+        raise Refused("lab-needs-tools", "sqlite3 is not installed", hint="apt-get install sqlite3")
     line = f"console=ttyS0 quiet loglevel=3 panic=5 {options}"
     bios = (
         f"DEFAULT guest\nPROMPT 0\nTIMEOUT 0\nLABEL guest\n  KERNEL {_KERNEL}\n  INITRD {','.join(initrds)}\n"
@@ -124,6 +130,7 @@ def _recipe_hash(version: str) -> str:
     digest.update(Path(f"/boot/vmlinuz-{version}").read_bytes())
     digest.update(_busybox().read_bytes())
     digest.update(b"" if guest_agent() is None else guest_agent_archive())
+    digest.update(database_archive())
     return digest.hexdigest()[:16]
 
 
@@ -146,7 +153,7 @@ def _build(scratch: Path, version: str) -> Path:
     partition = f"{disk}@@{_BOOT_AT}"
     run(["mformat", "-i", partition, "-T", str(_BOOT_SECTORS), "-h", "64", "-s", "32", "-H", "2048", "::"])
     run(["mcopy", "-i", partition, f"/boot/vmlinuz-{version}", f"::{_KERNEL}"])
-    archives = {_INITRD: _initramfs(version)} | ({} if guest_agent() is None else {_AGENT: guest_agent_archive()})
+    archives = {_INITRD: _initramfs(version), _AGENT: guest_agent_archive(), _DATABASE: database_archive()}
     for name, archive in archives.items():
         (scratch / name).write_bytes(gzip.compress(archive, 6, mtime=0))
         run(["mcopy", "-i", partition, str(scratch / name), f"::{name}"])

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, model_validator
 
 from vmreplica.model.ids import CheckpointName, DiskTarget, HostId, ImagePath, PointId, VmId, VmName
+from vmreplica.model.keep import Keep
 from vmreplica.model.machine import MachineFiles, Remarks, require_acceptable
 from vmreplica.model.point import MAX_DEFINITION, DiskSize
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
@@ -29,7 +30,7 @@ class Adoption(Shape):
     #: The new primary.
     owner: HostId
     interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
-    keep: Annotated[int, Field(ge=1, le=1000)]
+    keep: Keep
     epoch: Annotated[int, Field(ge=0)]
     network_map: dict[str, str] = Field(default_factory=dict)
     #: Planned: the final point, which the disks are exactly. Unplanned: a new id; older than all that the new primary

@@ -16,9 +16,11 @@ MAX_REPAIRS: Final = 256
 
 #: Which bytes: data: a compressed cluster. patch: a block of a patch. table: L2 or L1 tables. header: of the image.
 #: refcounts: of the image's own clusters. index, sums: what says of each cluster where it is, and what it must be.
-#: manifest, definition, machine: what the point is. base: a device or old disk below the images.
+#: manifest, definition, machine: what the point is. base: a device or old disk below the images. content: nothing that
+#: the files themselves tell, but the primary's fingerprint says that the disk held something else.
 DamageKind = Literal[
     "data", "patch", "table", "header", "refcounts", "index", "sums", "manifest", "definition", "machine", "base",
+    "content",
 ]  # fmt: skip
 
 

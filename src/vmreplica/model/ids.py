@@ -19,6 +19,12 @@ def _fits(path: str) -> str:
 VmId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 #: A recovery point: UTC second of its instant and eight random hex digits; sorts by time, unique for ever.
 PointId = Annotated[str, StringConstraints(pattern=r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$")]
+#: A point by its id, or by what it is: the newest, or the newest that is application-consistent.
+PointChoice = Annotated[
+    str, StringConstraints(pattern=r"^([0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}|latest|latest-app)$", max_length=25)
+]
+LATEST: Final = "latest"
+LATEST_APP: Final = "latest-app"
 #: A host: the first 32 hex digits of the SHA-256 of its CA certificate (DER).
 HostId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 #: What a person calls a host.

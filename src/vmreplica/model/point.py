@@ -4,12 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
+from vmreplica.model.boot import BootResult
 from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import Problem
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
+from vmreplica.model.keep import Keep
 from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
+from vmreplica.model.quiesce import NEVER, AppConsistent, Remark
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import CLUSTER
+from vmreplica.model.verified import Proof, Verified
 
 #: initial: whole disks, no parent. delta: what changed since the parent. resync: the same, found by comparison or read
 #: whole because change tracking was lost; older points are kept. final: the last delta of a planned failover.
@@ -54,7 +58,11 @@ class PointOpening(Shape):
     machine: MachineFiles = ()
     machine_remarks: Remarks = ()
     interval: Annotated[int, Field(ge=5, le=86400)]
-    keep: Annotated[int, Field(ge=1, le=1000)]
+    keep: Keep
+    #: Why it is crash-consistent although it should have been application-consistent; empty: nothing failed.
+    quiesce_failure: Remark = ""
+    #: How often it should be: the replica keeps the rule for when the roles are swapped.
+    app_consistent: AppConsistent = NEVER
 
     @model_validator(mode="after")
     def _coherent(self) -> "PointOpening":
@@ -75,6 +83,8 @@ class DiskClosing(Shape):
     target: DiskTarget
     segments: Annotated[int, Field(ge=0)]
     data_end: Annotated[int, Field(ge=CLUSTER)]
+    #: What the whole disk holds at the point; None: the primary has no fingerprint of it.
+    proof: Proof | None = None
 
 
 class PointClosing(Shape):
@@ -123,6 +133,8 @@ class DiskManifest(Shape):
     adopted: AdoptedBase | None = None
     #: Digest of what tells whether somebody else wrote to the device or old disk since it was last written.
     seal: str = ""
+    #: What its primary said that it holds; None of points made by older versions, and of those made here.
+    proof: Proof | None = None
 
 
 class Manifest(Shape):
@@ -144,6 +156,8 @@ class Manifest(Shape):
     #: What the machine kept outside its disks; the files stand beside the images.
     machine: MachineEntries = ()
     machine_remarks: Remarks = ()
+    #: Why it is crash-consistent although it should have been application-consistent.
+    quiesce_failure: Remark = ""
     #: SHA-256 (hex) of ``definition.xml``; empty of points from before it was kept.
     definition_sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
     guest_bytes: int
@@ -151,7 +165,7 @@ class Manifest(Shape):
     #: True once older points were folded into these images: their segment digests no longer apply, each compressed
     #: frame's own checksum does.
     folded: bool = False
-    #: True once images of older points were merged into these: indexes and sums describe them, segments have no digests.
+    #: True once images of older points were merged into these: indexes and sums describe them, no segments do.
     merged: bool = False
     #: xxh3-128 (hex) of everything else in here (see ``repository.manifests``); empty of manifests from before.
     digest: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")] = ""
@@ -174,6 +188,14 @@ class PointSummary(Shape):
     holds: tuple[str, ...] = ()
     #: The point below it (or itself) that travels in an export: until it is imported this one cannot be used.
     waits_for: PointId | None = None
+    #: Why it is crash-consistent although it should have been application-consistent; empty: nothing failed.
+    quiesce_failure: Remark = ""
+    #: What came of the last boot test from it.
+    boot_test: BootResult | None = None
+    #: What its primary said that its disks hold.
+    proofs: dict[DiskTarget, Proof] = Field(default_factory=dict)
+    #: What verifying it came to last.
+    verified: Verified | None = None
     #: What is wrong in it, because files rotted: it is not used unless a person says so. Empty: nothing is known to be.
     damaged: tuple[str, ...] = ()
 

@@ -6,7 +6,9 @@ from pydantic import AwareDatetime, Field
 
 from vmreplica.model.export import SeedExport
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, HostId, NetworkName, PointId
+from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.point import DiskSize
+from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
@@ -14,7 +16,6 @@ from vmreplica.model.shape import Shape
 MIN_INTERVAL = 5
 MAX_INTERVAL = 86400
 DEFAULT_INTERVAL = 300
-DEFAULT_KEEP = 24
 
 
 class ReverseWish(Shape):
@@ -51,8 +52,8 @@ class Policy(Shape):
     replica: HostId
     #: Seconds between cycles: the promise about the age of the newest point (RPO).
     interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)] = DEFAULT_INTERVAL
-    #: How many of the newest points are kept; older ones are folded into the base.
-    keep: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_KEEP
+    #: Which points are kept; the others are merged into those or into the base.
+    keep: Keep = DEFAULT_KEEP
     excluded: tuple[DiskTarget, ...] = ()
     paused: bool = False
     #: Where the first copy is written for a person to carry; None: it goes over the network, or is there.
@@ -69,6 +70,8 @@ class Policy(Shape):
     reverse: ReverseWish | None = None
     #: A planned failover under way.
     planned: Planned | None = None
+    #: How often the guest is quiesced for a point.
+    app_consistent: AppConsistent = NEVER
 
 
 class BaseWish(Shape):
@@ -83,7 +86,7 @@ class ReplicaOffer(Shape):
 
     name: str
     interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
-    keep: Annotated[int, Field(ge=1, le=1000)]
+    keep: Keep
     epoch: Annotated[int, Field(ge=0)]
     #: Virtual bytes of all replicated disks: the replica checks its room first.
     disk_bytes: Annotated[int, Field(ge=0)]

@@ -4,12 +4,15 @@ from typing import Literal
 
 from pydantic import AwareDatetime
 
+from vmreplica.model.boot import BootResult, BootState
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import ImportReport
 from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointKind, PointSummary
+from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
@@ -58,6 +61,8 @@ class CycleReport(Shape):
     error_code: str | None = None
     error: str | None = None
     hint: str = ""
+    #: How the guest was quiesced for an application-consistent point; None: that was not due.
+    quiescence: Quiescence | None = None
 
 
 class FailoverTest(Shape):
@@ -74,6 +79,8 @@ class FailoverTest(Shape):
     until: AwareDatetime | None
     #: None: libvirt does not tell.
     running: bool | None
+    #: A boot test's copy: it is removed as soon as it shows a sign of life.
+    boot: bool = False
 
 
 class RelationshipReport(Shape):
@@ -87,7 +94,7 @@ class RelationshipReport(Shape):
     state: State
     health: Health
     interval: int
-    keep: int
+    keep: Keep
     epoch: int
     latest: PointSummary | None
     #: Seconds since the instant of the newest published point.
@@ -110,8 +117,12 @@ class RelationshipReport(Shape):
     autostart: bool = False
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
+    #: Boot tests, on the replica; None: none was asked for yet.
+    boot: BootState | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
     stands_on: int = 0
+    #: How often a point is application-consistent.
+    app_consistent: AppConsistent = NEVER
 
 
 class StatusReport(Shape):
@@ -184,7 +195,7 @@ class FailoverStep(Shape):
 
 
 #: What a verb of failover does; ``plan`` shapes carry it.
-PlanKind = Literal["unplanned", "test", "planned", "cancel", "commit", "reverse"]
+PlanKind = Literal["unplanned", "test", "boot-test", "planned", "cancel", "commit", "reverse"]
 
 
 class FailoverPlan(Shape):
@@ -274,6 +285,23 @@ class CommitReport(Shape):
     protected: bool = False
 
 
+class BootReport(Shape):
+    """What a boot test came to."""
+
+    vm: VmId
+    name: str
+    result: BootResult
+    #: What of the machine is other on this host, or is left out.
+    notes: tuple[str, ...] = ()
+
+
+class BootScheduleReport(Shape):
+    """When boot tests of a VM run, and what the last one came to."""
+
+    vm: str
+    boot: BootState | None
+
+
 class TaskReport(Shape):
     """A long-running act, for progress display: poll it until ``done``."""
 
@@ -288,6 +316,8 @@ class TaskReport(Shape):
     committed: CommitReport | None = None
     #: Of a planned failover, likewise.
     planned: PlannedReport | None = None
+    #: Of a boot test, likewise.
+    booted: BootReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""

@@ -17,12 +17,14 @@ from vmreplica.model.policy import ReplicaOffer
 from vmreplica.model.report import FailoverPlan, PeerTest, PointsReport, TaskReport
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import format_size
+from vmreplica.model.verified import Verified
 from vmreplica.peer.book import Peer
 from vmreplica.peer.hashes import Hashes, unpack_hashes
 from vmreplica.peer.identity import Identity, trusting_only
 from vmreplica.peer.line import Line
 from vmreplica.peer.measuring import Greeting, greet, measure
 from vmreplica.peer.planned import PlannedWish, Readiness, ReadinessQuestion, StartedThere, StartWish, Withdrawal
+from vmreplica.peer.proving import RegionSums
 from vmreplica.peer.transport import Answer, Buffer, Connections
 from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, ReverseRequest, RunsHere
 
@@ -182,6 +184,27 @@ class PeerClient:
             return unpack_hashes(answer.body, blocks)
         except ValueError:
             raise _unreadable(answer, self.peer.name) from None
+
+    def keep_still(self, vm: VmId, point: PointId) -> None:
+        """Ask that a point stays as it is for some minutes, while it is compared; again in time, to go on."""
+        self._exchange("PUT", f"/replicas/{vm}/points/{point}/reading")
+
+    def let_go(self, vm: VmId, point: PointId) -> None:
+        """Tell that a point is not being compared any more."""
+        self._exchange("DELETE", f"/replicas/{vm}/points/{point}/reading")
+
+    def sums(  # noqa: PLR0917 - in the order of the request's path
+        self, vm: VmId, point: PointId, target: DiskTarget, key: int, first_block: int, blocks: int
+    ) -> RegionSums:
+        """Ask for the sums of blocks, one per 512 MiB; parameters and time as of ``fingerprint``."""
+        query = f"key={key:x}&first={first_block}&blocks={blocks}"
+        path = f"/replicas/{vm}/points/{point}/sums/{target}?{query}"
+        return self._ask(RegionSums, "GET", path, timeout=max(self._timeout, FINGERPRINT_TIMEOUT))
+
+    def keep_verdict(self, vm: VmId, verified: Verified) -> None:
+        """Ask that what verifying a point came to is kept with it."""
+        body = (verified.model_dump_json().encode(),)
+        self._exchange("PUT", f"/replicas/{vm}/points/{verified.point}/verified", body, "application/json")
 
     def runs_here(self, vm: VmId) -> RunsHere:
         """Ask whether a VM of our relationship runs at the peer, and its epoch there."""

@@ -26,6 +26,8 @@ from vmreplica.peer.identity import Identity
 from vmreplica.peer.listening import BOOK, SEEN, PeerServer, start_server
 from vmreplica.peer.pairing import Invitations, accept
 from vmreplica.peer.planned import PlannedService, add_routes
+from vmreplica.peer.proving import ProvingService
+from vmreplica.peer.proving import add_routes as add_proving
 from vmreplica.peer.service import PeerService
 from vmreplica.peer.wire import MAX_BODY, MAX_JSON, MAX_PAIR, MAX_SINK, PREFIX, PairRequest, ReverseRequest
 
@@ -55,6 +57,7 @@ def make_app(
     *,
     idle_limit: float = IDLE_LIMIT,
     planned: PlannedService | None = None,
+    proving: ProvingService | None = None,
 ) -> web.Application:
     """Make the application that ``start_server`` serves.
 
@@ -66,6 +69,7 @@ def make_app(
         service: what is done for peers.
         idle_limit: seconds without a byte before the sender of a segment is given up.
         planned: what is done in planned failovers; None: such requests are unknown.
+        proving: what is done for the proof of points; None: such requests are unknown.
     """
     app = web.Application(middlewares=[_problems, _authorise(Access(book))])
     app[BOOK] = book
@@ -76,6 +80,8 @@ def make_app(
     _Routes(service, pool, BodySlots(idle_limit)).add_to(app)
     if planned is not None:
         add_routes(app, planned, pool.call, _caller)
+    if proving is not None:
+        add_proving(app, proving, pool.call, pool.read, _caller)
     return app
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from vmreplica.model.ids import CheckpointName, HostId, HostName, NetworkName, PointId, VmId, VmName
+from vmreplica.model.keep import Keep
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
 from vmreplica.model.shape import Shape
 from vmreplica.model.units import KiB, MiB
@@ -79,7 +80,7 @@ class ReverseRequest(Shape):
     #: That of the failover; the old primary must have a lower one.
     epoch: Annotated[int, Field(ge=1)]
     interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
-    keep: Annotated[int, Field(ge=1, le=1000)]
+    keep: Keep
     #: What the VM was started from.
     point: PointId | None = None
     #: Tracks what the VM wrote since that point.

@@ -9,6 +9,7 @@ repeated after a crash.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -39,6 +40,14 @@ from vmreplica.qcow2.patching import Patcher
 from vmreplica.qcow2.rawio import copy_range, punch, pwrite_all
 from vmreplica.qcow2.reader import Image
 from vmreplica.qcow2.space import HostSpace, free_runs
+from vmreplica.qcow2.table_sums import (
+    NONE,
+    SummedTables,
+    read_table_sums,
+    sums_of_tables,
+    table_sum,
+    write_table_sums,
+)
 
 _BLOCK: Final = 4096
 _SECTOR: Final = 512
@@ -48,14 +57,27 @@ _BUFFER: Final = 1 << 20
 _PATCHES: Final = 64
 
 
-def prepare_fold(base: Path, overlay: Path, index: Path, dead: Path, *, size: int, check: Callable[[], None]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Files beside the images of a fold."""
+
+    #: Of the overlay.
+    index: Path
+    #: To be written: what it supersedes in the base, for ``reclaim``.
+    dead: Path
+    #: Of the base's tables as they are; there may be none yet.
+    sums: Path
+    #: To be written: of the base's tables as they will be.
+    new_sums: Path
+
+
+def prepare_fold(base: Path, overlay: Path, beside: Beside, *, size: int, check: Callable[[], None]) -> bytes:
     """Add an overlay's data and new tables to its base's file.
 
     Args:
         base: image without a backing file.
         overlay: image over it.
-        index: of the overlay.
-        dead: file to write which host ranges of the base are superseded, for ``reclaim``.
+        beside: ``dead`` and ``new_sums`` are written.
         size: of the overlay's disk in bytes; not less than that of the base's.
         check: called often; raises what shall stop the work.
 
@@ -63,12 +85,13 @@ def prepare_fold(base: Path, overlay: Path, index: Path, dead: Path, *, size: in
         The header that makes the base equal to the overlay.
 
     Raises:
-        Corrupt: ``image-damaged``, ``index-damaged``, ``index-order``.
-        OSError: also when the file system is full.
+        Corrupt: ``image-damaged``, ``index-damaged``, ``index-order``, ``sums-damaged``.
+        NoSpace, OSError: also when the file system is full.
     """
-    with _opened(base, os.O_RDWR) as fd, _opened(overlay, os.O_RDONLY) as source, dead.open("wb") as gone:
-        fold = _Fold(Image(fd, base), fd, size)
-        with index.open("rb", buffering=_BUFFER) as heads:
+    with _opened(base, os.O_RDWR) as fd, _opened(overlay, os.O_RDONLY) as source, beside.dead.open("wb") as gone:
+        image = Image(fd, base)
+        fold = _Fold(image, fd, size, _summed(image, beside.sums, base))
+        with beside.index.open("rb", buffering=_BUFFER) as heads:
             batches = _Mover(fold, source, overlay, check).batches(heads)
             for number, entries, said in l2_tables(batches, UNALLOCATED):
                 check()
@@ -77,7 +100,16 @@ def prepare_fold(base: Path, overlay: Path, index: Path, dead: Path, *, size: in
         gone.flush()
         os.fsync(gone.fileno())
         os.fsync(fd)
+        write_table_sums(beside.new_sums, fold.tables.sums)
     return header
+
+
+def _summed(image: Image, sums: Path, base: Path) -> SummedTables:
+    """Give the base's tables, each to be checked before anything is made of it; those of before have no sums."""
+    known = read_table_sums(sums)
+    tables = SummedTables(image, known or sums_of_tables(image), str(base))
+    tables.check_rest()
+    return tables
 
 
 def switch(base: Path, header: bytes) -> None:
@@ -134,11 +166,12 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 class _Fold:
     """The new state of a base, built beside the old one. Memory: L1, refcounts (2 bytes per host cluster)."""
 
-    def __init__(self, image: Image, fd: int, size: int) -> None:
-        self.image, self.fd, self._size = image, fd, size
+    def __init__(self, image: Image, fd: int, size: int, tables: SummedTables) -> None:
+        self.image, self.fd, self._size, self.tables = image, fd, size, tables
         self.space = HostSpace(image.refcounts(REFCOUNTS), image.bytes // CLUSTER)
         self._l1 = np.zeros(max(l1_entries_of(size), len(image.l1)), np.uint64)
         self._l1[: len(image.l1)] = image.l1
+        tables.sums.resize(len(self._l1), len(image.refcount_table))
 
     def place(self, lengths: I64, room: "_Room", put: Callable[[int, int, int], None]) -> I64:
         """Find places for frames that stand one after the other; tell their offsets.
@@ -166,7 +199,7 @@ class _Fold:
 
     def merge(self, number: int, entries: U64, said: npt.NDArray[np.bool_], gone: BinaryIO) -> None:
         """Write a new L2 table: the base's, but the overlay's where that says something."""
-        old = self.image.l2(number)
+        old = self.tables.l2(number)
         replaced = old[said & ((old & np.uint64(COMPRESSED)) != 0)]
         starts, ends = described(replaced)
         self.space.count(starts, ends, -1)
@@ -174,12 +207,15 @@ class _Fold:
         merged = np.where(said, entries, old)
         if self._l1[number]:
             self.space.drop_table(int(self._l1[number]) & OFFSET_MASK, 1)
-        self._l1[number] = self._write(merged) | COPIED if merged.any() else 0
+        self._l1[number], self.tables.sums.l2[number] = 0, NONE
+        if merged.any():
+            offset, self.tables.sums.l2[number] = self._write(merged)
+            self._l1[number] = offset | COPIED
 
     def finish(self) -> bytes:
         """Write the L1 table and all counts that changed; give the header that leads to them."""
         self.space.drop_table(self.image.header.l1_offset, self.image.l1_clusters)
-        l1_offset = self._write(self._l1)
+        l1_offset, self.tables.sums.l1 = self._write(self._l1)
         refcount_offset, refcount_clusters = self._write_refcounts()
         os.ftruncate(self.fd, self.space.clusters * CLUSTER)
         return Header(
@@ -190,11 +226,13 @@ class _Fold:
             refcount_clusters=refcount_clusters,
         ).pack()
 
-    def _write(self, table: U64) -> int:
+    def _write(self, table: U64) -> tuple[int, int]:
+        """Write a table; tell its offset and its sum."""
         clusters = table_clusters(len(table))
         offset = self.space.table(clusters)
-        pwrite_all(self.fd, table.astype(BIG64).tobytes().ljust(clusters * CLUSTER, b"\0"), offset)
-        return offset
+        raw = table.astype(BIG64).tobytes().ljust(clusters * CLUSTER, b"\0")
+        pwrite_all(self.fd, raw, offset)
+        return offset, table_sum(raw)
 
     def _write_refcounts(self) -> tuple[int, int]:
         """Move the changed refcount blocks; moving one changes counts, so until none is left over."""
@@ -214,16 +252,21 @@ class _Fold:
                     space.drop_table(int(table[block]), 1)
                 table[block] = space.table(1)
                 moved.add(block)
+        self.tables.sums.resize(0, len(table))
         for block in sorted(moved):
             self._write_block(block, int(table[block]))
-        pwrite_all(self.fd, table.astype(BIG64).tobytes(), offset)
+        raw = table.astype(BIG64).tobytes()
+        pwrite_all(self.fd, raw, offset)
+        self.tables.sums.refcount_table = table_sum(raw)
         return offset, table_clusters(blocks)
 
     def _write_block(self, block: int, offset: int) -> None:
         values = np.zeros(REFCOUNTS, BIG16)
         known = self.space.counts[block * REFCOUNTS : min((block + 1) * REFCOUNTS, self.space.clusters)]
         values[: len(known)] = known
-        pwrite_all(self.fd, values.tobytes(), offset)
+        raw = values.tobytes()
+        pwrite_all(self.fd, raw, offset)
+        self.tables.sums.blocks[block] = table_sum(raw)
 
 
 class _Room:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.units import CLUSTER
@@ -62,8 +63,35 @@ class Image:
                 part[:] = np.frombuffer(raw, BIG16)[: len(part)]
         return counts
 
+    def raw_table(self, offset: int) -> bytes:
+        """Read a table of one cluster as it stands in the file."""
+        return self._raw(offset, 1)
+
+    def raw_l1(self) -> bytes:
+        """Read the L1 table with its padding."""
+        return self._raw(self.header.l1_offset, self.l1_clusters)
+
+    def raw_refcount_table(self) -> bytes:
+        """Read the refcount table."""
+        return self._raw(self.header.refcount_offset, self.header.refcount_clusters)
+
+    def _raw(self, offset: int, clusters: int) -> bytes:
+        if not offset or offset % CLUSTER or offset + clusters * CLUSTER > self.bytes:
+            raise Corrupt("image-damaged", f"{self._path} names a table at {offset}, outside of itself")
+        return pread_exact(self._fd, clusters * CLUSTER, offset, self._path)
+
     def _table(self, offset: int, entries: int) -> U64:
         if not offset or offset % CLUSTER or offset + entries * BIG64.itemsize > self.bytes:
             raise Corrupt("image-damaged", f"{self._path} names a table at {offset}, outside of itself")
         raw = pread_exact(self._fd, entries * BIG64.itemsize, offset, self._path)
         return np.frombuffer(raw, BIG64).astype(np.uint64)
+
+
+def header_digest(path: Path) -> str:
+    """Tell the xxh3-128 (hex) of the header of a folded image: what its manifest has as the digest.
+
+    Raises:
+        Corrupt: ``image-damaged``.
+    """
+    with path.open("rb") as fh:
+        return xxhash.xxh3_128_hexdigest(Header.unpack(fh.read(CLUSTER), str(path)).pack())

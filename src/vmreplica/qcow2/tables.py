@@ -6,8 +6,8 @@ per host cluster of the file.
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from vmreplica.qcow2.layout import (
     Header,
     count_frames,
     l1_entries_of,
+    l2_entries_of,
     l2_tables,
     round_up,
     table_clusters,
@@ -35,6 +36,19 @@ from vmreplica.qcow2.rawio import pwrite_all
 
 #: Longer than any header with its extensions and backing name.
 _HEADER_BYTES: Final = 4096
+_NOTHING: Final = range(0)
+
+
+class _Places(TypedDict):
+    """What of a header is known only when the tables stand."""
+
+    l1_offset: int
+    l1_entries: int
+    refcount_offset: int
+    refcount_clusters: int
+
+
+_UNPLACED: Final = _Places(l1_offset=0, l1_entries=0, refcount_offset=0, refcount_clusters=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +87,69 @@ def write_tables(
     pwrite_all(fd, bytes(_HEADER_BYTES), 0)
     os.ftruncate(fd, data_end)
     tail = _Tail(fd, round_up(data_end))
+    plain = Header(size=size, **_UNPLACED, backing=backing, raw_backing=raw_backing, extended=patched)
+    return _commit(fd, tail, _build(tail, records, plain).pack())
+
+
+class WrongTable(NamedTuple):
+    """A table that is not what the records of its image say."""
+
+    what: Literal["header", "table", "refcounts"]
+    #: Guest bytes that are looked up in it; a length of 0: none.
+    offset: int
+    length: int
+    text: str
+
+
+def wrong_tables(
+    fd: int,
+    *,
+    size: int,
+    data_end: int,
+    records: Iterable[Records],
+    backing: str | None,
+    patched: bool,
+    repair: bool = False,
+) -> list[WrongTable]:
+    """Compare an image's header and tables with what ``write_tables`` would write, one after the other.
+
+    Args:
+        fd: the file, open for reading, and for writing if it is repaired.
+        size: as for ``write_tables``, like all that follow.
+        data_end: likewise.
+        records: likewise.
+        backing: likewise.
+        patched: likewise.
+        repair: write what is right in the place of what is wrong; it is durable when this returns.
+
+    Raises:
+        Corrupt: ``index-order``.
+        OSError: the file cannot be read or written.
+    """
+    tail = _Compared(fd, round_up(data_end), repair=repair)
+    header = _build(tail, records, Header(size=size, **_UNPLACED, backing=backing, extended=patched))
+    tail.compare(header.pack().ljust(CLUSTER, b"\0"), 0, "header", range(size))
+    if repair and tail.wrong:
+        os.fsync(fd)
+    return tail.wrong
+
+
+def _build(tail: "_Tail", records: Iterable[Records], plain: Header) -> Header:
+    """Append all tables; give the header that leads to them."""
+    extended, alone = plain.extended, plain.backing is None
     counts = np.zeros(tail.offset // CLUSTER, np.uint16)
-    batches = _placed(records, counts, keep_zeroes=backing is not None)
-    zero = UNALLOCATED if backing is None else READS_ZERO_BITMAP if patched else READS_ZERO
-    l1 = _write_l2(tail, batches, zero, size=size, extended=patched)
-    l1_offset = tail.append(l1.astype(BIG64).tobytes())
+    batches = _placed(records, counts, keep_zeroes=not alone)
+    zero = UNALLOCATED if alone else READS_ZERO_BITMAP if extended else READS_ZERO
+    l1 = _write_l2(tail, batches, zero, size=plain.size, extended=extended)
+    l1_offset = tail.append(l1.astype(BIG64).tobytes(), range(plain.size))
     refcount_offset, refcount_clusters = _write_refcounts(tail, counts)
-    header = Header(
-        size=size,
+    return replace(
+        plain,
         l1_offset=l1_offset,
         l1_entries=len(l1),
         refcount_offset=refcount_offset,
         refcount_clusters=refcount_clusters,
-        backing=backing,
-        raw_backing=raw_backing,
-        extended=patched,
     )
-    return _commit(fd, tail, header.pack())
 
 
 def _write_l2(
@@ -97,8 +157,10 @@ def _write_l2(
 ) -> npt.NDArray[np.uint64]:
     """Append the second-level tables; give the first-level one, which points to them."""
     l1 = np.zeros(l1_entries_of(size, extended=extended), np.uint64)
+    reach = CLUSTER * l2_entries_of(extended=extended)
     for number, entries, _said in l2_tables(batches, zero, extended=extended):
-        l1[number] = tail.append(entries.astype(BIG64).tobytes()) | COPIED
+        serves = range(number * reach, min((number + 1) * reach, size))
+        l1[number] = tail.append(entries.astype(BIG64).tobytes(), serves) | COPIED
     return l1
 
 
@@ -119,13 +181,41 @@ class _Tail:
         self.offset = offset
         self.hasher = xxhash.xxh3_128()
 
-    def append(self, data: bytes) -> int:
-        """Append a table, padded to a cluster; tell its offset."""
+    def append(self, data: bytes, serves: range = _NOTHING) -> int:
+        """Append a table, padded to a cluster; tell its offset.
+
+        Args:
+            data: of the table.
+            serves: the guest bytes that are looked up in it.
+        """
         data = data.ljust(round_up(len(data)), b"\0")
-        pwrite_all(self._fd, data, self.offset)
+        self._put(data, serves)
         self.hasher.update(data)
         self.offset += len(data)
         return self.offset - len(data)
+
+    def _put(self, data: bytes, _serves: range) -> None:
+        pwrite_all(self._fd, data, self.offset)
+
+
+class _Compared(_Tail):
+    """The end of a file that has its tables: compares instead of appending."""
+
+    def __init__(self, fd: int, offset: int, *, repair: bool) -> None:
+        super().__init__(fd, offset)
+        self._repair = repair
+        self.wrong: list[WrongTable] = []
+
+    def compare(self, data: bytes, offset: int, what: Literal["header", "table", "refcounts"], serves: range) -> None:
+        """Compare what stands at an offset with what should."""
+        if os.pread(self._fd, len(data), offset) == data:
+            return
+        self.wrong.append(WrongTable(what, serves.start, len(serves), f"at byte {offset} of the file"))
+        if self._repair:
+            pwrite_all(self._fd, data, offset)
+
+    def _put(self, data: bytes, serves: range) -> None:
+        self.compare(data, self.offset, "table" if serves else "refcounts", serves)
 
 
 def _placed(records: Iterable[Records], counts: npt.NDArray[np.uint16], *, keep_zeroes: bool) -> Iterator[Batch]:

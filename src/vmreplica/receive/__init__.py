@@ -5,7 +5,8 @@ libvirt or schedules.
 """
 
 from vmreplica.receive.importing import import_export
+from vmreplica.receive.proving import Proving
 from vmreplica.receive.receiver import Receiver
 from vmreplica.receive.seeds import Seeds
 
-__all__ = ["Receiver", "Seeds", "import_export"]
+__all__ = ["Proving", "Receiver", "Seeds", "import_export"]

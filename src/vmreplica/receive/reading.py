@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ _TIME_LIMIT: Final = 120.0
 _POLL_MS: Final = 1000
 #: Bytes read at once; QEMU decompresses the clusters of one read in parallel.
 _PIECE: Final = 4 * MiB
+#: Reads that are under way while the bytes of one are hashed.
+_AHEAD: Final = 2
 #: Bytes that one question for extents covers; the protocol takes less than 4 GiB.
 _ASKED: Final = 1 * GiB
 
@@ -49,14 +52,10 @@ def hash_image(image: Path, *, size: int, key: int, first_block: int, blocks: in
         )
     hashes = np.zeros(blocks, np.uint64)
     begin, end = first_block * BLOCK, min(size, (first_block + blocks) * BLOCK)
-    buffer = memoryview(bytearray(min(_PIECE, max(end - begin, 1))))
     with contextlib.closing(_Reader(image)) as reader:
-        for low, high in reader.data(begin, end):
-            for start in range(low, high, _PIECE):
-                piece = buffer[: min(_PIECE, high - start)]
-                reader.read_into(piece, start)
-                place = (start - begin) // BLOCK
-                hashes[place : place + blocks_of(len(piece))] = hash_blocks(piece, key)
+        for start, piece in reader.pieces(begin, end):
+            place = (start - begin) // BLOCK
+            hashes[place : place + blocks_of(len(piece))] = hash_blocks(piece, key)
     return hashes
 
 
@@ -93,11 +92,36 @@ class _Reader:
                 if low < high and not flags & nbd.STATE_ZERO:
                     yield low // BLOCK * BLOCK, min(-(-high // BLOCK) * BLOCK, end)
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill a buffer with the disk's bytes from an offset on."""
+    def pieces(self, begin: int, end: int) -> Iterator[tuple[int, memoryview]]:
+        """Read what is data in [begin, end): (offset, bytes), in order; they hold until the next ones are asked for.
+
+        The server reads on while the caller works on them.
+        """
+        places = (
+            (start, min(_PIECE, high - start))
+            for low, high in self.data(begin, end)
+            for start in range(low, high, _PIECE)
+        )
+        buffers = [memoryview(bytearray(min(_PIECE, max(end - begin, 1)))) for _ in range(_AHEAD + 1)]
+        under_way: deque[tuple[int, int, memoryview]] = deque()
+        for number, (start, length) in enumerate(places):
+            buffer = buffers[number % len(buffers)][:length]
+            under_way.append((start, self._ask(buffer, start), buffer))
+            if len(under_way) > _AHEAD:
+                yield self._next(under_way)
+        while under_way:
+            yield self._next(under_way)
+
+    def _ask(self, buffer: memoryview, offset: int) -> int:
         with self._errors():
-            target = nbd.Buffer.from_buffer(buffer)
-            self._complete(self._handle.aio_pread(target, offset))
+            # The memory itself, not an nbd.Buffer made of it: that is never freed again (libnbd 1.14).
+            return self._handle.aio_pread(buffer, offset)
+
+    def _next(self, under_way: deque[tuple[int, int, memoryview]]) -> tuple[int, memoryview]:
+        start, cookie, buffer = under_way.popleft()
+        with self._errors():
+            self._complete(cookie)
+        return start, buffer
 
     def _extents(self, offset: int, count: int) -> Sequence[tuple[int, int]]:
         found: list[tuple[int, int]] = []

@@ -145,7 +145,8 @@ class Receiver:
         _take_epoch(replica, opening.epoch)
         _require_receiving(replica)
         _require_no_seeding(replica, opening)
-        replica.update(name=opening.name, interval=opening.interval, keep=opening.keep)
+        rule = opening.app_consistent
+        replica.update(name=opening.name, interval=opening.interval, keep=opening.keep, app_consistent=rule)
         incoming = replica.open_point(opening)
         self._on_opened(opening.vm, opening.point)
         return incoming
@@ -246,18 +247,27 @@ class Receiver:
 
     def _own(self, peer: HostId, vm: VmId) -> Replica:
         """Give the replica of a VM if this host sends it; the same answer for a foreign one as for none."""
-        try:
-            replica = self._repository.replica(vm)
-        except NotFound:
-            replica = None
-        if replica is None or replica.record.owner != peer:
-            raise Refused(
-                "not-your-replica",
-                f"this host holds no replica of {vm} that the calling host sends",
-                hint="if the VM was migrated to the caller: `vmreplica hand-over VM --to PEER` on the replica's host; "
-                "else protect it again: `vmreplica enable VM --to PEER`",
-            )
-        return replica
+        return own_replica(self._repository, peer, vm)
+
+
+def own_replica(repository: Repository, peer: HostId, vm: VmId) -> Replica:
+    """Give the replica of a VM if this host sends it.
+
+    Raises:
+        Refused: ``not-your-replica``; the same for a foreign one as for none.
+    """
+    try:
+        replica = repository.replica(vm)
+    except NotFound:
+        replica = None
+    if replica is None or replica.record.owner != peer:
+        raise Refused(
+            "not-your-replica",
+            f"this host holds no replica of {vm} that the calling host sends",
+            hint="if the VM was migrated to the caller: `vmreplica hand-over VM --to PEER` on the replica's host; "
+            "else protect it again: `vmreplica enable VM --to PEER`",
+        )
+    return replica
 
 
 def _require_base(replica: Replica, point: PointId) -> None:

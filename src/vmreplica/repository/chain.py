@@ -2,7 +2,7 @@
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vmreplica.model.errors import Corrupt
@@ -10,7 +10,7 @@ from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import DiskManifest, DiskSpec, Manifest, PointOpening, PointSummary
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape
 from vmreplica.repository.manifests import read_manifest
-from vmreplica.repository.record import FoldRecord, LandingRecord
+from vmreplica.repository.record import FoldRecord, LandingRecord, MergeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Point:
             stored_bytes=self.stored_bytes,
             holds=holds,
             waits_for=waits_for,
+            quiesce_failure=manifest.quiesce_failure,
+            proofs={disk.target: disk.proof for disk in manifest.disks if disk.proof is not None},
         )
 
 
@@ -73,6 +75,7 @@ def manifest_of(
         disks=disks,
         machine=tuple(file.entry for file in opening.machine),
         machine_remarks=opening.machine_remarks,
+        quiesce_failure=opening.quiesce_failure,
         definition_sha256=hashlib.sha256(opening.definition.encode()).hexdigest(),
         guest_bytes=guest_bytes,
         wire_bytes=wire_bytes,
@@ -86,39 +89,6 @@ def backed_disks(base: Manifest, disks: Sequence[DiskSpec | DiskManifest]) -> fr
     """
     sizes = {disk.target: disk.size for disk in base.disks}
     return frozenset(disk.target for disk in disks if disk.target in sizes and disk.size >= sizes[disk.target])
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The oldest point goes: folded into ``into``, or deleted when nothing stands on it."""
-
-    oldest: Point
-    into: Point | None
-
-
-def next_step(points: Sequence[Point], keep: int, held: Callable[[PointId], bool]) -> Step | None:
-    """Decide what retention does next. A seed is no recovery point: it goes as soon as something stands on it.
-
-    Args:
-        points: oldest first.
-        keep: how many shall stay.
-        held: tells whether a point must stay with everything it stands on.
-
-    Returns:
-        None when there is nothing to do, a hold forbids it, or the base is not here yet.
-    """
-    seeded = len(points) > 1 and points[0].manifest.kind == "seed"
-    if (len(points) <= max(1, keep) and not seeded) or not points[0].here:
-        return None
-    oldest, second = points[0], points[1]
-    chain = [oldest.id]
-    for point in points[1:]:
-        if point.manifest.parent != chain[-1]:
-            break
-        chain.append(point.id)
-    if any(held(point) for point in chain):
-        return None
-    return Step(oldest, second if second.id in chain else None)
 
 
 def waiting_points(points: Sequence[Point]) -> set[PointId]:
@@ -140,12 +110,14 @@ def load_points(layout: Layout, vm: VmId, awaited: Point | None = None) -> tuple
     A base that is awaited counts as one of them unless it has come.
 
     While a fold is past its commit, the older of its points is gone and the other one is readable at every step,
-    though its manifest does not yet describe its files. So is a point whose base is being moved to a device.
+    though its manifest does not yet describe its files. So is a point whose base is being moved to a device, and one
+    that others are merged into.
     """
     fold = read_shape(layout.fold, FoldRecord) if layout.fold.exists() else None
     switching = fold if fold is not None and fold.stage == "commit" else None
     landing = read_shape(layout.landing, LandingRecord) if layout.landing.exists() else None
-    changing = {switching.point if switching else None, landing.point if landing else None}
+    merge = read_shape(layout.merge, MergeRecord) if layout.merge.exists() else None
+    changing = {record.point for record in (switching, landing, merge) if record}
     points: dict[PointId, Point] = {awaited.id: awaited} if awaited else {}
     complaints: list[str] = []
     for directory in sorted(path for path in layout.points.iterdir() if not path.name.startswith(".")):

@@ -21,7 +21,7 @@ from vmreplica.repository.layout import Layout, read_shape, store_errors, write_
 from vmreplica.repository.shelf import Shelf
 
 #: Damage that an image's own cluster has; a newer whole cluster takes its place.
-_SUPERSEDED: Final = frozenset({"data", "patch"})
+_SUPERSEDED: Final = frozenset({"data", "patch", "content"})
 #: Stretches of one disk that are listed one by one.
 _TOLD: Final = 20
 
@@ -58,9 +58,26 @@ class Damages:
     def record(self, point: PointId, damages: Sequence[Damage], now: dt.datetime) -> None:
         """Take note of all that is wrong with a point's own files; nothing ends its quarantine.
 
+        What comparing it with the primary has found stays: no reading of the files tells anything about that.
+
         Raises:
             NoSpace: the store is full; it is known until the agent ends.
         """
+        with self._shelf.lock:
+            compared = tuple(damage for damage in self.own(point) if damage.what == "content")
+            self._record(point, (*damages, *compared), now)
+
+    def differs(self, point: PointId, damages: Sequence[Damage], now: dt.datetime) -> None:
+        """Take note of all that comparing a point with its primary has found, in place of what it found before.
+
+        Raises:
+            NoSpace: the store is full; it is known until the agent ends.
+        """
+        with self._shelf.lock:
+            read = tuple(damage for damage in self.own(point) if damage.what != "content")
+            self._record(point, (*read, *damages), now)
+
+    def _record(self, point: PointId, damages: Sequence[Damage], now: dt.datetime) -> None:
         with self._shelf.lock:
             before = self._known.get(point)
             if not damages:

@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,7 @@ from vmreplica.fsio import fsync_dir
 from vmreplica.model.errors import Corrupt
 from vmreplica.model.ids import PointId
 from vmreplica.repository.layout import read_shape, store_errors, write_shape
-from vmreplica.repository.record import Hold
+from vmreplica.repository.record import Hold, HoldKind
 
 _ID: Final = re.compile(r"[0-9a-f]{16}")
 
@@ -28,7 +29,16 @@ class Holds:
         for path in sorted(directory.glob("[0-9a-f]*.json")):
             self._load(path)
 
-    def add(self, point: PointId, owner: str, reason: str, since: dt.datetime, *, lasting: bool) -> str:
+    def add(
+        self,
+        point: PointId,
+        owner: str,
+        reason: str,
+        since: dt.datetime,
+        *,
+        lasting: bool,
+        kind: HoldKind = "open",
+    ) -> str:
         """Hold a point; tell the hold's id.
 
         Args:
@@ -37,11 +47,12 @@ class Holds:
             reason: why.
             since: aware time.
             lasting: whether the hold survives the process.
+            kind: what must not happen to the point.
 
         Raises:
             NoSpace: the store is full; nothing is held.
         """
-        hold = Hold(id=secrets.token_hex(8), point=point, owner=owner, reason=reason, since=since)
+        hold = Hold(id=secrets.token_hex(8), point=point, owner=owner, reason=reason, since=since, kind=kind)
         if lasting:
             write_shape(self._directory / f"{hold.id}.json", hold)
         self._holds[hold.id] = hold
@@ -56,21 +67,33 @@ class Holds:
             self._holds.pop(hold_id, None)
 
     def covers(self, point: PointId) -> bool:
-        """Tell whether a point is held."""
-        return self._damaged or any(hold.point == point for hold in self._holds.values())
+        """Tell whether a point's files may be open: nobody may change them."""
+        return self._damaged or any(hold.point == point for hold in self._opened())
 
     def any(self) -> bool:
-        """Tell whether anything is held."""
-        return self._damaged or bool(self._holds)
+        """Tell whether any point's files may be open."""
+        return self._damaged or any(True for _ in self._opened())
 
     def reasons(self, point: PointId) -> tuple[str, ...]:
         """Tell who holds a point and why."""
-        return tuple(f"{hold.owner}: {hold.reason}" for hold in self._holds.values() if hold.point == point)
+        return tuple(_told(hold) for hold in self._holds.values() if hold.point == point)
+
+    def opened_by(self, point: PointId) -> tuple[str, ...]:
+        """Tell who has a point's files open and why."""
+        damaged = ("a damaged record: nobody knows",) if self._damaged else ()
+        return (*damaged, *(_told(hold) for hold in self._opened() if hold.point == point))
+
+    def pins(self, point: PointId) -> tuple[Hold, ...]:
+        """List what pins a point."""
+        return tuple(hold for hold in self._holds.values() if hold.point == point and hold.kind == "pin")
 
     def reasons_but(self, hold_id: str) -> tuple[str, ...]:
         """Tell who holds any point and why, one hold left out."""
         damaged = ("a damaged record: nobody knows",) if self._damaged else ()
-        return (*damaged, *(f"{hold.owner}: {hold.reason}" for hold in self._holds.values() if hold.id != hold_id))
+        return (*damaged, *(_told(hold) for hold in self._holds.values() if hold.id != hold_id))
+
+    def _opened(self) -> Iterator[Hold]:
+        return (hold for hold in self._holds.values() if hold.kind == "open")
 
     def _load(self, path: Path) -> None:
         try:
@@ -79,3 +102,7 @@ class Holds:
             self._damaged = True
         else:
             self._holds[hold.id] = hold
+
+
+def _told(hold: Hold) -> str:
+    return f"{hold.owner}: {hold.reason}"

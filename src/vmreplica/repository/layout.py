@@ -34,11 +34,16 @@ class Layout:
         self.holds = root / "holds"
         self.run = root / "run"
         self.fold = root / "fold.json"
+        self.merge = root / "merge.json"
         #: The VM's old disks that were in the store when they became its base.
         self.base = root / "base"
         #: The VM's definition as it was here before its host became the replica.
         self.original = root / "original.xml"
         self.landing = root / "landing.json"
+        #: When each point was read and checked.
+        self.scrub = root / "scrub.json"
+        #: Of works that change points' files in steps.
+        self.journals = (self.fold, root / "merge.json", self.landing)
 
     def point(self, point: PointId) -> Path:
         """The directory of a published point."""
@@ -59,6 +64,14 @@ class Layout:
     def sums(self, point: PointId, target: DiskTarget) -> Path:
         """The sums of the patches of a published disk image; none beside one without patches."""
         return self.points / point / f"{target}.sums"
+
+    def merging(self, point: PointId) -> Path:
+        """Where new images of a point are written while others are merged into them."""
+        return self.points / point / "merging"
+
+    def table_sums(self, point: PointId, target: DiskTarget) -> Path:
+        """The sums of the tables of a folded disk image."""
+        return self.points / point / f"{target}.tsums"
 
     def dead(self, point: PointId, target: DiskTarget) -> Path:
         """What a fold supersedes in the base's image of a disk."""

@@ -97,6 +97,7 @@ def _finish(disk: IncomingDisk, closing: DiskClosing, parent: PointId | None, ch
         file_bytes=tables.file_bytes,
         tables_digest=tables.digest,
         segments=closing.segments,
+        proof=closing.proof,
         summed=True,
     )
 

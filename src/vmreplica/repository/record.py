@@ -6,15 +6,19 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.addresses import AddressingRecord, AddressPlan, InterfaceKey
 from vmreplica.model.adoption import Adoption
+from vmreplica.model.boot import BootRecord
 from vmreplica.model.errors import Problem
 from vmreplica.model.export import AwaitedBase, ExportId
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId, VmName
+from vmreplica.model.keep import Keep
 from vmreplica.model.point import AdoptedBase, BaseDevice, Seeding
 from vmreplica.model.policy import MAX_INTERVAL, MIN_INTERVAL
+from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.seed import SeedDisk
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 
+HoldKind = Literal["open", "pin"]
 HoldId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -43,6 +47,8 @@ class FailoverTestRecord(Shape):
     #: When it is removed by itself.
     until: AwareDatetime | None
     started: bool
+    #: A boot test's copy: nobody looks at it, and after a crash it is removed in any case.
+    boot: bool = False
 
 
 class SeedRecord(Shape):
@@ -72,9 +78,11 @@ class ReplicaRecord(Shape):
     #: The primary: the only host that may send points.
     owner: HostId
     interval: Annotated[int, Field(ge=MIN_INTERVAL, le=MAX_INTERVAL)]
-    keep: Annotated[int, Field(ge=1, le=1000)]
+    keep: Keep
     state: State
     epoch: Annotated[int, Field(ge=0)]
+    #: How often the primary quiesces the guest for a point; nothing is done by it here.
+    app_consistent: AppConsistent = NEVER
     #: Which network of this host stands for which one of the primary.
     network_map: dict[str, str] = Field(default_factory=dict)
     #: What addresses interfaces get after a failover, and how far that is.
@@ -86,6 +94,8 @@ class ReplicaRecord(Shape):
     #: The export that the first copy came in.
     imported: ExportId | None = None
     tests: tuple[FailoverTestRecord, ...] = ()
+    #: The boot tests: when they run, and what came of the last one.
+    boot: BootRecord = BootRecord()
     #: Where the bases of these disks shall stand.
     base_devices: dict[DiskTarget, BaseDevice] = Field(default_factory=dict)
     seed: SeedRecord | None = None
@@ -116,13 +126,18 @@ class AwaitedRecord(Shape):
 
 
 class Hold(Shape):
-    """``holds/<id>.json``: a point that must stay, and with it all points it stands on."""
+    """``holds/<id>.json``: a point that must stay.
+
+    ``open``: somebody reads its files, so nobody changes them or those of any point it stands on. ``pin``: it stays and
+    reads the same, its files and those below it may be merged with others.
+    """
 
     id: HoldId
     point: PointId
     owner: str
     reason: str
     since: AwareDatetime
+    kind: HoldKind = "open"
 
 
 class FoldDisk(Shape):
@@ -159,6 +174,36 @@ class FoldRecord(Shape):
     point: PointId
     stage: Literal["prepare", "commit"]
     disks: tuple[FoldDisk, ...]
+
+
+class MergeDisk(Shape):
+    """One disk of a merge: what its image is afterwards."""
+
+    target: DiskTarget
+    file_bytes: Annotated[int, Field(ge=0)]
+    #: Digest of its tables and header.
+    digest: str
+    #: As in ``DiskManifest``.
+    summed: bool = False
+    #: Whether there is a new file of sums.
+    sums: bool = False
+    #: The new header, hex, of an image that stays as it is otherwise; None: there is a new image.
+    header: str | None = None
+
+
+class MergeRecord(Shape):
+    """``merge.json``: images of points are being merged into that of one, or it is given another parent.
+
+    ``prepare``: nothing is valid yet, it is undone after a crash. ``commit``: all is written and synced, it is
+    rolled forward.
+    """
+
+    point: PointId
+    #: What it stands on afterwards.
+    onto: PointId
+    stage: Literal["prepare", "commit"]
+    #: Whose images change; those that stand alone stay.
+    disks: tuple[MergeDisk, ...] = ()
 
 
 class LandingRecord(Shape):

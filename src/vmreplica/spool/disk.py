@@ -11,6 +11,7 @@ from vmreplica.fsio import publish_bytes
 from vmreplica.model.errors import Conflict, NoSpace
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import DiskClosing, DiskSpec
+from vmreplica.model.verified import Proof
 from vmreplica.qcow2.index import index_entry
 from vmreplica.qcow2.segment import Records, SegmentHead, pack
 from vmreplica.spool.recover import (
@@ -174,15 +175,20 @@ class SpoolDisk:
         """
         return self._staging.read()
 
-    def finish(self) -> DiskClosing:
+    def finish(self, proof: Callable[[], Proof | None] = lambda: None) -> DiskClosing:
         """Say that the disk was read to its end.
+
+        Args:
+            proof: tells, once all hashes are staged, what the whole disk holds.
 
         Raises:
             NoSpace: the file system is full; the same call may follow.
         """
         self._staging.flush()
         state = self._state
-        closing = DiskClosing(target=self.target, segments=state.next_segment, data_end=state.data_offset)
+        closing = DiskClosing(
+            target=self.target, segments=state.next_segment, data_end=state.data_offset, proof=proof()
+        )
         publish_bytes(self._directory / CLOSING, closing.model_dump_json().encode(), durable=False)
         with self._lock:
             state.closing = closing

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vmreplica.fsio import publish_bytes, remove_tree
+from vmreplica.fsio import no_space, publish_bytes, remove_tree
 from vmreplica.model.errors import Conflict, Corrupt, NotFound
 from vmreplica.model.ids import DiskTarget
-from vmreplica.model.point import PointClosing, PointOpening
+from vmreplica.model.point import Consistency, PointClosing, PointOpening
 from vmreplica.spool.disk import SpoolDisk
 from vmreplica.spool.recover import CLOSING
 from vmreplica.spool.room import Room
@@ -70,6 +70,18 @@ class SpoolPoint:
             return self._disks[target]
         except KeyError:
             raise NotFound("disk-unknown", f"{self.opening.name} has no disk {target} at this point") from None
+
+    def settle(self, consistency: Consistency, quiesce_failure: str) -> None:
+        """Say how consistent the point has become; before anything of it is read or sent.
+
+        Raises:
+            NoSpace: the file system is full.
+        """
+        update = {"consistency": consistency, "quiesce_failure": quiesce_failure}
+        opening = self.opening.model_copy(update=update)
+        with no_space(self._directory):
+            publish_bytes(self._directory / OPENING, opening.model_dump_json().encode(), durable=False)
+        self.opening = opening
 
     def finish(self, guest_bytes: int) -> PointClosing:
         """Say that all disks were read; each was finished before.

@@ -1,0 +1,311 @@
+"""Reading a point's files whole and saying what is wrong with them (docs/design/format.md, "Scrub").
+
+No lock is held: points come, are folded, merged and held meanwhile. So what looks wrong is believed only when nothing
+that changes files was at work around it (see ``_State``); otherwise it is looked at again.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vmreplica.fsio import publish_bytes
+from vmreplica.model.damage import Damage, DamageKind
+from vmreplica.model.errors import Corrupt, VmReplicaError
+from vmreplica.model.ids import DiskTarget, PointId
+from vmreplica.model.point import DiskManifest, Manifest
+from vmreplica.qcow2.check_image import Expected, FoldedImage, ImageToCheck, check_image
+from vmreplica.qcow2.checking import Fault, FrameReader, Pace
+from vmreplica.qcow2.shim import shim_digest
+from vmreplica.repository import bases
+from vmreplica.repository.chain import backed_disks
+from vmreplica.repository.layout import FILE_MODE, Layout
+from vmreplica.repository.machine import machine_files
+from vmreplica.repository.manifests import check_manifest, spare_of
+
+#: How often what looks wrong is looked at again while files change.
+_ATTEMPTS: Final = 4
+
+
+class Moved(Exception):
+    """The point's files changed under the eyes of whoever read them: it is to be read anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What scrubbing is done with.
+
+    ``frames`` decompresses, ``pace`` is told what is read and may raise to stop it all. ``reached`` is told, now and
+    then, of the folded image of which disk how many tables are done, and ``begin`` where to go on with it.
+    """
+
+    frames: FrameReader
+    pace: Pace
+    reached: Callable[[DiskTarget, int], None]
+    begin: Callable[[DiskTarget], int]
+    #: Whether tables that an intact index contradicts are written anew.
+    repair: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is wrong with a point: what stays wrong, and what was put right. Remarks say what could not be checked."""
+
+    damages: tuple[Damage, ...]
+    repaired: tuple[Damage, ...]
+    remarks: tuple[str, ...]
+
+
+def scrub_point(layout: Layout, manifest: Manifest, parent: Manifest | None, tools: Tools) -> Found:
+    """Check every byte of a point's own files.
+
+    Args:
+        layout: of the replica.
+        manifest: of the point, as it is listed.
+        parent: that of the point it stands on.
+        tools: to do it with.
+
+    Raises:
+        Moved: its files changed meanwhile.
+    """
+    return _PointScrub(layout, manifest, parent, tools).run()
+
+
+class _State:
+    """What tells whether files of a point may have changed: its manifest, its images, folds and merges that commit."""
+
+    def __init__(self, layout: Layout, manifest: Manifest) -> None:
+        self._layout = layout
+        self._manifest = manifest
+
+    def now(self) -> tuple[object, ...]:
+        """Tell how it is.
+
+        Raises:
+            Moved: the point is gone.
+        """
+        layout, point = self._layout, self._manifest.point
+        try:
+            inodes = tuple(layout.image(point, disk.target).stat().st_ino for disk in self._manifest.disks)
+            return (layout.manifest(point).stat().st_ino, inodes, *(_committing(path) for path in layout.journals))
+        except FileNotFoundError as error:
+            raise Moved from error
+
+
+class _PointScrub:
+    def __init__(self, layout: Layout, manifest: Manifest, parent: Manifest | None, tools: Tools) -> None:
+        self._layout = layout
+        self._manifest = manifest
+        self._backed = backed_disks(parent, manifest.disks) if parent is not None else frozenset()
+        self._tools = tools
+        self._state = _State(layout, manifest)
+        self._remarks: list[str] = []
+
+    def run(self) -> Found:
+        """Do it."""
+        found = [*self._of_manifest(), *self._of_definition(), *self._of_machine()]
+        for disk in self._manifest.disks:
+            found += [
+                Damage(
+                    point=self._manifest.point,
+                    disk=disk.target,
+                    guest_offset=fault.offset,
+                    length=fault.length,
+                    file=self._file_of(disk, fault.what),
+                    what=fault.what,
+                    text=("repaired: " if fault.repaired else "") + fault.text,
+                )
+                for fault in self._of_disk(disk)
+            ]
+        repaired = tuple(damage for damage in found if damage.text.startswith("repaired: "))
+        return Found(tuple(d for d in found if d not in repaired), repaired, tuple(self._remarks))
+
+    # ---- what is not a disk
+
+    def _of_manifest(self) -> Iterator[Damage]:
+        """Check manifest and spare; one is put right from the other."""
+        path = self._layout.manifest(self._manifest.point)
+        spare = spare_of(path)
+        wrong = [file for file in (path, spare) if not _is_manifest(file)]
+        if not self._manifest.digest:
+            self._remarks.append(
+                f"the manifest of point {self._manifest.point} has no digest: it is of an older version"
+            )
+            return
+        self._state.now()
+        if len(wrong) == 1:
+            right = spare if wrong == [path] else path
+            publish_bytes(wrong[0], right.read_bytes(), mode=FILE_MODE)
+        elif not wrong and path.read_bytes() != spare.read_bytes():
+            publish_bytes(spare, path.read_bytes(), mode=FILE_MODE)
+        mark = "repaired: " if len(wrong) == 1 else ""
+        for file in wrong:
+            yield self._damage(file.name, "manifest", f"{mark}it does not have its digest")
+
+    def _of_definition(self) -> Iterator[Damage]:
+        expected = self._manifest.definition_sha256
+        if not expected:
+            self._remarks.append(f"the definition of point {self._manifest.point} has no digest")
+            return
+        path = self._layout.point(self._manifest.point) / "definition.xml"
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            self._state.now()
+            yield self._damage(path.name, "definition", f"it cannot be read: {error.strerror}")
+            return
+        if digest != expected:
+            yield self._damage(path.name, "definition", "it does not have the digest that the manifest tells")
+
+    def _of_machine(self) -> Iterator[Damage]:
+        for entry in self._manifest.machine:
+            alone = self._manifest.model_copy(update={"machine": (entry,)})
+            try:
+                machine_files(self._layout.root, alone)
+            except VmReplicaError as error:
+                self._state.now()
+                yield self._damage(f"{entry.name}.zst", "machine", error.message)
+
+    # ---- disks
+
+    def _of_disk(self, disk: DiskManifest) -> list[Fault]:
+        if disk.device is not None or disk.adopted is not None:
+            return self._settled(lambda: list(self._shim(disk)))
+        index = self._layout.index(self._manifest.point, disk.target)
+        if self._manifest.folded and not index.exists():
+            return self._folded(disk)
+        return self._settled(lambda: list(self._indexed(disk)))
+
+    def _settled(self, run: Callable[[], list[Fault]]) -> list[Fault]:
+        """Believe faults only when nothing changed files meanwhile."""
+        for _attempt in range(_ATTEMPTS):
+            before = self._state.now()
+            try:
+                faults = run()
+            except FileNotFoundError as error:
+                faults = [Fault("data", 0, 0, f"{error.filename} is missing")]
+            if not faults or self._state.now() == before:
+                return faults
+        raise Moved
+
+    def _shim(self, disk: DiskManifest) -> Iterator[Fault]:
+        image = self._layout.image(self._manifest.point, disk.target)
+        try:
+            right = shim_digest(image) == disk.tables_digest
+        except Corrupt:
+            right = False
+        if not right:
+            yield Fault("header", 0, disk.size, "it is not as it was written")
+        where = f"disk {disk.target} of point {self._manifest.point} stands on {_place(disk)}"
+        try:
+            bases.verify_contents(self._layout, [self._manifest.model_copy(update={"disks": (disk,)})])
+            self._remarks.append(f"{where}: only samples of it are known here; `vmreplica verify` compares all of it")
+        except Corrupt as error:
+            yield Fault("base", 0, disk.size, error.message)
+        except VmReplicaError as error:
+            self._remarks.append(f"{where}: not checked: {error.message}")
+
+    def _indexed(self, disk: DiskManifest) -> Iterator[Fault]:
+        layout, manifest, backed = self._layout, self._manifest, disk.target in self._backed
+        point = manifest.point
+        expected = Expected(
+            size=disk.size,
+            file_bytes=disk.file_bytes,
+            digest=disk.tables_digest,
+            segments=disk.segments,
+            summed=disk.summed,
+            backing=f"../{manifest.parent}/{disk.file}" if backed else None,
+        )
+        files = ImageToCheck(
+            layout.image(point, disk.target), layout.index(point, disk.target), layout.sums(point, disk.target)
+        )
+        if not disk.summed:
+            self._remarks.append(
+                f"disk {disk.target} of point {point}: its patches have no sums, it is of an older version"
+            )
+        yield from check_image(files, expected, self._tools.frames, self._tools.pace, repair=self._tools.repair)
+
+    def _folded(self, disk: DiskManifest) -> list[Fault]:
+        """Check a folded image table by table: a fold may go on in between."""
+        found = self._settled(lambda: self._rest(disk))
+        if not disk.summed:
+            self._remarks.append(f"disk {disk.target} of point {self._manifest.point}: its tables have no sums yet")
+        begin = self._tools.begin(disk.target)
+        for number in [number for number in self._numbers(disk) if number >= begin]:
+            found += self._settled(lambda number=number: self._table(disk, number))  # type: ignore[misc]
+            self._tools.reached(disk.target, number + 1)
+        self._tools.reached(disk.target, 0)
+        return found
+
+    def _rest(self, disk: DiskManifest) -> list[Fault]:
+        with self._opened(disk) as image:
+            return list(image.rest())
+
+    def _numbers(self, disk: DiskManifest) -> list[int]:
+        try:
+            with self._opened(disk) as image:
+                return image.numbers()
+        except FileNotFoundError as error:
+            raise Moved from error
+
+    def _table(self, disk: DiskManifest, number: int) -> list[Fault]:
+        with self._opened(disk) as image:
+            return list(image.table(number, self._tools.frames))
+
+    @contextlib.contextmanager
+    def _opened(self, disk: DiskManifest) -> Iterator[FoldedImage]:
+        point = self._manifest.point
+        image = FoldedImage(
+            self._layout.image(point, disk.target),
+            self._layout.table_sums(point, disk.target),
+            size=disk.size,
+            digest=disk.tables_digest if disk.summed else "",
+            pace=self._tools.pace,
+        )
+        try:
+            yield image
+        finally:
+            image.close()
+
+    # ---- helpers
+
+    def _damage(self, file: str, what: DamageKind, text: str) -> Damage:
+        return Damage(point=self._manifest.point, file=file, what=what, text=text)
+
+    def _file_of(self, disk: DiskManifest, what: DamageKind) -> str:
+        suffix = {"index": "index", "sums": "tsums" if self._manifest.folded else "sums"}.get(what)
+        return f"{disk.target}.{suffix}" if suffix else disk.file
+
+
+def cost_of(layout: Layout, point: PointId, manifest: Manifest) -> int:
+    """Tell how many bytes scrubbing a point reads, about."""
+    total = 0
+    for disk in manifest.disks:
+        with contextlib.suppress(OSError):
+            total += layout.image(point, disk.target).stat().st_blocks * 512
+    return total
+
+
+def _committing(path: Path) -> bytes | None:
+    """Tell what a journal says once its work changes files in sight."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return raw if b'"commit"' in raw else None
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        check_manifest(path)
+    except (Corrupt, OSError):
+        return False
+    return True
+
+
+def _place(disk: DiskManifest) -> str:
+    if disk.device is not None:
+        return f"device {disk.device.path}"
+    return f"an old disk of the VM, {disk.adopted.path}" if disk.adopted is not None else "its image"

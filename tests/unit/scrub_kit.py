@@ -1,0 +1,69 @@
+"""Scrubbing by hand: tools without a limit, flipped bits, and what a consumer would have got."""
+
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmreplica.qcow2.checking import FrameReader
+from vmreplica.repository import Replica
+from vmreplica.repository.layout import Layout
+from vmreplica.repository.scrub import Found, Tools, scrub_point
+
+
+def tools(*, threads: int = 1, repair: bool = False) -> Tools:
+    """Tools that read as fast as they can; without repair everything is found that can be."""
+    return Tools(
+        frames=FrameReader(threads),
+        pace=lambda _size: None,
+        reached=lambda _target, _table: None,
+        begin=lambda _target: 0,
+        repair=repair,
+    )
+
+
+def scrub(replica: Replica, point: str, *, threads: int = 1, repair: bool = False) -> Found:
+    """Scrub one point of a replica."""
+    listed = {manifest.point: manifest for manifest in replica.manifests()}
+    manifest = listed[point]
+    parent = listed.get(manifest.parent) if manifest.parent else None
+    return scrub_point(Layout(replica.dir), manifest, parent, tools(threads=threads, repair=repair))
+
+
+@contextmanager
+def flipped(path: Path, offset: int, bit: int) -> Iterator[None]:
+    """Have one bit of a file wrong while the block lasts."""
+    with path.open("r+b") as fh:
+        fh.seek(offset)
+        right = fh.read(1)
+        fh.seek(offset)
+        fh.write(bytes([right[0] ^ 1 << bit]))
+    try:
+        yield
+    finally:
+        if path.exists():
+            with path.open("r+b") as fh:
+                fh.seek(offset)
+                fh.write(right)
+
+
+def some_offsets(low: int, high: int, count: int, seed: int) -> list[int]:
+    """Some places in [low, high), the first and last among them."""
+    source = random.Random(seed)
+    return sorted({low, high - 1, *(source.randrange(low, high) for _ in range(count))})
+
+
+def reads(image: Path) -> bytes | None:
+    """What a consumer gets of a disk through QEMU; None: an error."""
+    raw = image.with_name(".consumer.raw")
+    run = subprocess.run(
+        ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", str(image), str(raw)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    try:
+        return raw.read_bytes() if run.returncode == 0 else None
+    finally:
+        raw.unlink(missing_ok=True)
