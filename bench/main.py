@@ -16,6 +16,7 @@ from bench.measures import (
     idle_cycle,
     initial,
     memory,
+    merge,
     planned_downtime,
     resync_1pct,
     reverse,
@@ -40,6 +41,7 @@ MEASURES: Final = {
     "failover": Entry(failover.run),
     "planned_downtime": Entry(planned_downtime.run, quick=False),
     "reverse": Entry(reverse.run),
+    "merge": Entry(merge.run),
     "memory": Entry(memory.run, quick=False),
 }
 

@@ -22,8 +22,8 @@ from vmreplica.qcow2.sums import UNKNOWN, block_sums
 _LONG: Final = 256 * KiB
 #: Written at once, and in memory, at most.
 _PIECE: Final = 4 * MiB
-#: Of the frames that are made here, as of those of the base.
-_LEVEL: Final = 3
+#: Of the frames that are made here, as of those that a primary sends.
+_LEVEL: Final = 1
 
 
 class Pool:
@@ -40,6 +40,25 @@ class Pool:
         self._fd = fd
         self._wrote = wrote
         self._buffer = memoryview(bytearray(_PIECE))
+
+    def expect(self, layer: I16, place: I64, length: I64, blocks: Blocks) -> None:
+        """Let the kernel read what is needed soon: the images are read in turns, which looks random to it.
+
+        Args:
+            layer: of frames.
+            place: of frames.
+            length: of frames; between those of one image is not much else.
+            blocks: of patches; between them are holes.
+        """
+        for number in np.unique(layer).tolist():
+            own = np.flatnonzero(layer == number)
+            start, end = int(place[own[0]]), int(place[own[-1]] + length[own[-1]])
+            self._expect(number, start, end - start)
+        for number, start, _target, size in block_runs(blocks, blocks.place):
+            self._expect(number, start, size)
+
+    def _expect(self, layer: int, start: int, size: int) -> None:
+        os.posix_fadvise(self._images[layer][0], start, size, os.POSIX_FADV_WILLNEED)
 
     def frame(self, layer: int, place: int, length: int) -> bytes:
         """Read one frame."""
@@ -60,7 +79,6 @@ class Pool:
             Corrupt: ``image-damaged``: an image ends before a frame.
             OSError: also when the file system is full.
         """
-        self._read_ahead(layer, place, length)
         filled, begin = 0, to
         for number, start, run in _runs(layer, place, length):
             if filled + run > len(self._buffer) or run >= _LONG:
@@ -118,13 +136,6 @@ class Pool:
             cluster[target : target + size] = data
         (frame,) = frames.encode(memoryview(cluster), _LEVEL)
         return frame
-
-    def _read_ahead(self, layer: I16, place: I64, length: I64) -> None:
-        """Let the kernel read all that is needed at once: the images are read in turns, which looks random to it."""
-        for number in np.unique(layer[layer >= 0]).tolist():
-            own = np.flatnonzero(layer == number)
-            start, end = int(place[own[0]]), int(place[own[-1]] + length[own[-1]])
-            os.posix_fadvise(self._images[number][0], start, end - start, os.POSIX_FADV_WILLNEED)
 
     def _fetch(self, number: int, start: int, made: Sequence[bytes], view: memoryview) -> None:
         if number < 0:
