@@ -186,6 +186,7 @@ class Agent(FailoverVerbs, Hosts):
             seed_tools=seed_tools(self.config),
             tasks=self._tasks,
             journal=self._journal,
+            config=self.config.replica,
         )
 
     def start(self) -> None:

@@ -10,6 +10,7 @@ from vmreplica.agent.meter import Meter
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
 from vmreplica.model.report import BootReport, CommitReport, CycleReport, PlannedReport, TaskReport
+from vmreplica.model.scrubbing import ScrubReport
 
 _KEPT: Final = 200
 
@@ -29,6 +30,8 @@ class Task:
         self.planned: PlannedReport | None = None
         #: What a boot test came to.
         self.booted: BootReport | None = None
+        #: What a scrub came to.
+        self.scrubbed: ScrubReport | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._then: list[Callable[[VmReplicaError | None], None]] = []
@@ -72,6 +75,7 @@ class Task:
             committed=self.committed,
             planned=self.planned,
             booted=self.booted,
+            scrubbed=self.scrubbed,
             error=error.message if error else None,
             error_code=error.code if error else None,
             hint=error.hint if error else "",

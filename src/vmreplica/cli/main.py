@@ -22,6 +22,7 @@ from vmreplica.cli import (
     peers,
     protect,
     reverse,
+    scrub,
     service,
     start,
 )
@@ -79,6 +80,7 @@ def make_app() -> typer.Typer:
         failover,
         boot_test,
         reverse,
+        scrub,
         commit,
         handover,
         start,

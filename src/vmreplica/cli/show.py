@@ -12,6 +12,7 @@ from vmreplica.cli.consistency import app_consistent_text, consistency_cell, con
 from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
+from vmreplica.cli.show_scrub import point_remark, scrub_pairs
 from vmreplica.model.health import Level
 from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
@@ -67,7 +68,7 @@ def points_view(report: PointsReport) -> RenderableType:
             format_size(point.wire_bytes),
             format_size(point.stored_bytes),
             verdict_text(point.boot_test),
-            "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
+            point_remark(point),
         )
     return Group(table, *consistency_notes(report.points))
 
@@ -179,7 +180,7 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     if relation.stands_on:
         pairs.append(("stands on", _standing(relation)))
     pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
-    pairs += boot_pairs(relation.boot)
+    pairs += [*boot_pairs(relation.boot), *scrub_pairs(relation.scrub)]
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:
