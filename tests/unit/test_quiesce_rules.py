@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from point_kit import make_summary
 
+from vmreplica.agent.doctor.judge_vm import judge_freezing
 from vmreplica.failover.plan import resolve
+from vmreplica.hypervisor.quiesce import FreezeLook
 from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import LATEST, LATEST_APP
 from vmreplica.model.quiesce import (
@@ -97,3 +99,19 @@ def test_the_newest_application_consistent_point_is_found_by_what_it_is() -> Non
     with pytest.raises(NotFound, match="db has no application-consistent") as refused:
         resolve("db", points[:1], LATEST_APP)
     assert refused.value.code == "no-application-point"
+
+
+@pytest.mark.parametrize(
+    ("look", "code", "text"),
+    [
+        (FreezeLook(missing=("guest-fsfreeze-freeze",), frozen=False, hook=None), "guest-cannot-freeze", "fsfreeze-fr"),
+        (FreezeLook(missing=(), frozen=True, hook=None), "guest-frozen", "says so"),
+        (FreezeLook(missing=(), frozen=False, hook=False), "freeze-hook-absent", "/etc/qemu/fsfreeze-hook"),
+        (FreezeLook(missing=(), frozen=False, hook=None), "guest-agent-ok", "does not tell"),
+        (FreezeLook(missing=(), frozen=False, hook=True), "guest-agent-ok", "there is a hook"),
+    ],
+)
+def test_a_guest_s_ability_to_freeze_is_judged(look: FreezeLook, code: str, text: str) -> None:
+    (judged,) = judge_freezing("web", look)
+    assert judged.code == code
+    assert text in judged.text

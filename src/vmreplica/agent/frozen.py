@@ -169,10 +169,17 @@ class Freeze:
         Raises:
             VmReplicaError: it is not known to be thawed.
         """
-        return self._guest.thaw()
+        try:
+            return self._guest.thaw()
+        except VmReplicaError:
+            self.overdue = True
+            self._hurry.set()
+            raise
 
     def settle(self) -> bool:
         """Tell whether the guest confirms that it is thawed; else it is thawed in the background until it does."""
+        if self._hurry.is_set():
+            return self._over.is_set()
         try:
             frozen = self._guest.frozen()
         except VmReplicaError as error:
