@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from job_kit import points, reasons, wait_healthy, wait_reason
-from quiesce_kit import ask_agent, database_said, put_liar, put_real, quiesce_now, run_inside
+from job_kit import NewGuest, points, reasons, wait_healthy, wait_reason
+from quiesce_kit import agent_answers, ask_agent, database_said, put_liar, put_real, quiesce_now, run_inside
 
 from vmreplica.lab import Guest, GuestSpec, Lab
 from vmreplica.lab.waiting import until
@@ -18,7 +18,7 @@ _LAUNCHER = Path(__file__).with_name("crashing_agent.py")
 
 @pytest.fixture(scope="module")
 def booted(session_lab: Lab) -> Iterator[Guest]:
-    guest = session_lab.host("a").add_guest(GuestSpec(name="ledger", agent=True, database=True, interval_ms=2000))
+    guest = session_lab.host("a").add_guest(GuestSpec(name="ledger", agent=True, database="sqlite", interval_ms=2000))
     guest.wait_for("database: is new")
     assert quiesce_now(session_lab.host("a"), guest.name)["quiescence"]["failure"] is None
     yield guest
@@ -190,3 +190,24 @@ def _start_trapped(lab: Lab, trap: str) -> None:
     sent = a.layout.dir / "sent"
     sent.write_text("")
     a.start_agent(["env", f"VMREPLICA_TRAP={trap}", f"VMREPLICA_SENT={sent}", sys.executable, str(_LAUNCHER)])
+
+
+@pytest.mark.slow
+def test_postgresql_in_a_debian_guest_is_whole_after_its_primary_was_lost(lab: Lab, new_guest: NewGuest) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    guest = new_guest(a, agent=True, database="postgresql", memory=512)
+    guest.wait_for("database: is new", timeout=600)
+    assert until(lambda: agent_answers(guest), 120)
+    went = quiesce_now(a, guest.name)["quiescence"]
+    assert (went["failure"], went["file_systems"]) == (None, 1)
+    chosen = points(b, guest.name)[-1]
+    quiesce_now(a, guest.name, "off")
+    guest.stop()
+
+    report = b.ask("failover", guest.name, "--point", "latest-app", "--yes")
+    assert report["plan"]["point"] == chosen["point"]
+    assert report["plan"]["newer_points"] >= 1
+    said = b.watch_console(guest.name, "database: integrity .*\n", timeout=600)
+    integrity, newest, file, stopped = database_said(said)
+    assert integrity == "ok"
+    assert newest == file == stopped
