@@ -17,9 +17,11 @@ from vmreplica.model.boot import (
     BootResult,
     BootSchedule,
     BootSign,
+    BootSkip,
     BootVerdict,
     after,
     boot_facts,
+    interrupted,
     next_boot,
     parse_sign,
 )
@@ -95,6 +97,22 @@ def test_failures_in_a_row_are_counted_until_one_comes_to_life(history: list[Boo
     assert (facts is None) == (not history)
     if facts is not None:
         assert (facts.period, facts.age, bool(facts.text)) == (None, 5.0, tail > 0)
+
+
+moments = st.none() | st.integers(0, 3).map(lambda hour: SINCE + dt.timedelta(hours=hour))
+
+
+@given(attempted=moments, tested=moments, skipped=moments)
+def test_an_attempt_that_came_to_nothing_is_known_as_one_that_was_interrupted(
+    attempted: dt.datetime | None, tested: dt.datetime | None, skipped: dt.datetime | None
+) -> None:
+    record = BootRecord(
+        attempted=attempted,
+        last=BootResult(point=POINT, started=tested, verdict="alive", sign="x") if tested else None,
+        skipped=BootSkip(at=skipped, why="x") if skipped else None,
+    )
+    newest = max(filter(None, (tested, skipped)), default=None)
+    assert interrupted(record) is (attempted is not None and (newest is None or newest < attempted))
 
 
 def test_a_test_of_before_its_schedule_does_not_make_the_next_one_overdue() -> None:

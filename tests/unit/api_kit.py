@@ -104,11 +104,8 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
-        self.starts = SmallStarts(self._asked)
-        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
-        self.boots = SmallBoots(self, self._asked)
-        self.entered = threading.Event()
-        self.go_on = threading.Event()
+        self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
+        self.entered, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
     def status(self, vm: str | None) -> StatusReport:
@@ -136,7 +133,7 @@ class SmallAgent(KeepsFailovers):
     def points(self, vm: str) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
-        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=self.listed)
+        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
 
     def enable(
         self,

@@ -3,7 +3,7 @@
 import datetime as dt
 import random
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +65,17 @@ class Primary:
         sizes: bytes of each disk.
         each: clusters per segment.
         patches: send patches of clusters of which only some blocks changed.
+        spacing: seconds between points.
     """
 
-    def __init__(self, sizes: Mapping[str, int] | None = None, *, each: int = 8, patches: bool = False) -> None:
+    def __init__(
+        self, sizes: Mapping[str, int] | None = None, *, each: int = 8, patches: bool = False, spacing: int = 1
+    ) -> None:
         self.sizes = dict(sizes or {"vda": SIZE})
         self.disks: dict[str, Disk] = {target: {} for target in self.sizes}
         self.each = each
         self.patches = patches
+        self.spacing = spacing
         #: What each published point's disks must read as.
         self.expected: dict[str, dict[str, bytes]] = {}
         self.latest: str | None = None
@@ -80,7 +84,7 @@ class Primary:
     def opening(self, *, whole: bool = False, epoch: int = 0, keep: int = 3, checkpoint: bool = True) -> PointOpening:
         """The opening of the next point."""
         self.count += 1
-        instant = START + dt.timedelta(seconds=self.count)
+        instant = START + dt.timedelta(seconds=self.count * self.spacing)
         point = f"{instant:%Y%m%dT%H%M%SZ}-{self.count:08x}"
         parent = None if whole else self.latest
         return make_opening(
@@ -205,10 +209,10 @@ def read_image(path: Path, scratch: Path | None = None) -> bytes:
         raw.unlink()
 
 
-def check_all(replica: Replica, primary: Primary) -> list[str]:
-    """Every listed point is sound and reads as it must; tell their ids, oldest first."""
+def check_all(replica: Replica, primary: Primary, only: Collection[str] = ()) -> list[str]:
+    """Every listed point, or only these, is sound and reads as it must; tell the ids of all, oldest first."""
     listed = [summary.point for summary in reversed(replica.points())]
-    for point in listed:
+    for point in only or listed:
         for disk in replica.point(point).disks:
             image = replica.image(point, disk.target)
             run = subprocess.run(["qemu-img", "check", "-f", "qcow2", str(image)], capture_output=True, check=False)

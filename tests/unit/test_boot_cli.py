@@ -4,10 +4,11 @@ import datetime as dt
 from pathlib import Path
 
 import pytest
-from api_kit import SmallAgent, relation, summary
+from api_kit import SmallAgent, relation
 from boot_kit import POINT, result
 from cli_kit import Program
 
+from vmreplica.cli.show_boot import verdict_text
 from vmreplica.model.boot import BootRecord, BootSchedule, BootSkip, boot_state
 from vmreplica.model.health import Facts, Level, judge
 from vmreplica.model.proof import BootFacts
@@ -29,7 +30,7 @@ def test_a_test_is_planned_and_the_point_of_the_plan_is_booted(program: Program,
 
 def test_a_guest_without_life_makes_the_exit_code_11(program: Program, agent: SmallAgent) -> None:
     agent.boots.result = result(
-        verdict="silent", seconds=None, took=301, picture=False, told="the console said \x1b[2J"
+        verdict="silent", seconds=None, limit=301, picture=False, told="the console said \x1b[2J"
     )
     ran = program("boot-test", "web")
     assert ran.code == 11
@@ -100,7 +101,7 @@ def test_a_picture_is_written_once(program: Program, tmp_path: Path) -> None:
 
 
 def test_status_and_points_show_what_came_of_boot_tests(program: Program, agent: SmallAgent) -> None:
-    failed = result(verdict="silent", seconds=None, took=300, told="the serial console said nothing")
+    failed = result(verdict="silent", seconds=None, limit=300, told="the serial console said nothing")
     schedule = BootSchedule(every=86400, at="03:00", since=failed.started)
     record = BootRecord(
         schedule=schedule, last=failed, failures=1, attempted=failed.started,
@@ -110,8 +111,7 @@ def test_status_and_points_show_what_came_of_boot_tests(program: Program, agent:
     shown = program("status", "web").out
     for text in ("showed no sign of life within 5m", "said nothing", "2.0 GiB are available", "every 1d at 03:00"):
         assert text in shown
-    agent.listed = (summary(POINT).model_copy(update={"boot_test": result()}),)
-    assert "alive 12s" in program("points", "web").out
+    assert [verdict_text(shown) for shown in (None, result(), failed)] == ["", "alive 12s", "silent"]
 
 
 def test_health_takes_a_second_failure_in_a_row_for_critical_and_a_missing_one_for_overdue() -> None:

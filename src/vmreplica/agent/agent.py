@@ -79,7 +79,12 @@ class Agent(FailoverVerbs, Hosts):
         self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(paths.store, min_free=limits.min_free, base_devices=config.replica.base_devices)
+        repository = Repository(
+            paths.store,
+            min_free=limits.min_free,
+            base_devices=config.replica.base_devices,
+            merge_limit=config.replica.merge_limit,
+        )
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
         stages = make_stages(config, self._hypervisor, self._journal)

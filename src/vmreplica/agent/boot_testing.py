@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -28,6 +29,7 @@ from vmreplica.model.boot import (
     BootWish,
     after,
     boot_state,
+    interrupted,
     next_boot,
 )
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
@@ -101,6 +103,7 @@ class BootTesting:
         journal: history.
         find: gives the replica of a VM, by name or UUID, or says that there is none.
         tasks: of this agent.
+        started: is told of each copy that was started.
         before: observer of steps; tests kill the agent there.
     """
 
@@ -113,6 +116,7 @@ class BootTesting:
         *,
         find: Callable[[str], Replica],
         tasks: Tasks,
+        started: Callable[[Replica, VmId], None] = lambda _replica, _vm: None,
         before: StepHook = no_hook,
     ) -> None:
         self._repository = repository
@@ -121,6 +125,7 @@ class BootTesting:
         self._find = find
         self._before = before
         self._tasks = tasks
+        self._started = started
         self._journal = journal
         #: Of the three below, and of changes to records.
         self._lock = threading.Lock()
@@ -149,12 +154,19 @@ class BootTesting:
             self._thread.join()
 
     def recover(self, replica: Replica) -> None:
-        """At the agent's start, before copies are removed: take note of a test that a crash ended.
+        """At the agent's start: take note of a test that a crash ended, or of what it had come to already.
 
         Raises:
             NoSpace: the store is full.
         """
-        if any(test.boot for test in replica.record.tests):
+        record = replica.record.boot
+        if record.attempted is None or not interrupted(record):
+            return
+        kept = (point.boot_test for point in replica.points())
+        known = next((test for test in kept if test is not None and test.started >= record.attempted), None)
+        if known is not None:
+            replica.update(boot=after(record, known))
+        else:
             text = f"the agent ended while a boot test of {replica.record.name} ran"
             self._missed(replica, Conflict("boot-test-ended", text, kind="transient"))
 
@@ -301,7 +313,10 @@ class BootTesting:
 
     def _tested(self, job: _Job) -> BootReport:
         replica = job.replica
-        test = BootTest(replica, self._hypervisor, self._tests, job.wish, watch=job, before=self._before)
+        started = partial(self._started, replica)
+        test = BootTest(
+            replica, self._hypervisor, self._tests, job.wish, watch=job, started=started, before=self._before
+        )
         result = test.run(job.plan)
         with self._lock:
             replica.update(boot=after(replica.record.boot, result))

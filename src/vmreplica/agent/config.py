@@ -116,6 +116,10 @@ class ReplicaSection(_Section):
         "path by itself: `/dev/vg/*`; their content is lost",
     )
 
+    merge_limit: Size = Field(
+        0, description="bytes per second that merging recovery points may write to the store; 0: no limit"
+    )
+
     @field_validator("seed_dirs")
     @classmethod
     def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -84,11 +84,13 @@ class ReplicaSide:
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
-        #: Boot tests, asked for or by schedule.
-        self.boots = BootTesting(repository, hypervisor, self._tests, journal, find=self.get, tasks=tasks)
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free, journal)
         self._addressing = Addressing(repository, hypervisor)
+        #: Boot tests, asked for or by schedule.
+        self.boots = BootTesting(
+            repository, hypervisor, self._tests, journal, find=self.get, tasks=tasks, started=self._addressing.add_test
+        )
         self._failing_over = threading.Lock()
         self._upkeep = Upkeep(repository, self._tests, journal)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")

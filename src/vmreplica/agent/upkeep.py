@@ -11,7 +11,8 @@ from vmreplica.agent.journal import Journal
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.ids import VmId
-from vmreplica.repository import Repository
+from vmreplica.model.units import format_size
+from vmreplica.repository import Done, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -40,8 +41,10 @@ class Upkeep:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the fold it is at."""
+        """End; a merge or fold that is under way is given up, or finished at the next start."""
         self._due.put(None)
+        for replica in self._repository.replicas():
+            replica.interrupt()
         self._thread.join()
 
     def put(self, vm: VmId) -> None:
@@ -71,13 +74,21 @@ class Upkeep:
 
     def _keep_chain(self, vm: VmId) -> None:
         try:
-            folded = self._repository.replica(vm).apply_retention()
+            replica = self._repository.replica(vm)
+            replica.apply_retention()
         except VmReplicaError as error:
             _log.warning("old points stay", vm=vm, why=error.message)
         except Exception:  # noqa: BLE001 - upkeep of one VM must not end that of the others
             _log.exception("upkeep failed", vm=vm)
         else:
-            if folded:
-                text = f"{folded} old points were folded into the base"
-                self._journal.event(vm, "retention", "points-folded", text, points=folded)
-                _log.info("folded old points into the base", vm=vm, points=folded)
+            self._tell(vm, replica.retained)
+
+    def _tell(self, vm: VmId, done: Done) -> None:
+        if done.gone:
+            text = f"{done.gone} points that no rule keeps went, which freed {format_size(max(0, done.freed))}"
+            self._journal.event(vm, "retention", "points-merged", text, points=done.gone, freed=done.freed)
+            _log.info("points went", vm=vm, points=done.gone, freed=done.freed)
+        elif done.merged:
+            text = f"images were merged {done.merged} times so that chains stay short"
+            self._journal.event(vm, "merge", "chain-shortened", text, merges=done.merged, freed=done.freed)
+            _log.info("chains were made shorter", vm=vm, merges=done.merged, freed=done.freed)

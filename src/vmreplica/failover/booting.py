@@ -6,7 +6,7 @@ of the agent, removes it. What it came to is kept with the point before the copy
 
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -14,13 +14,14 @@ import structlog
 
 from vmreplica.failover.plan import StepHook, no_hook, plan_test
 from vmreplica.failover.signs import Sign, shown, signs_of
+from vmreplica.failover.sound import require_sound
 from vmreplica.failover.tests import FailoverTests, console_of
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.life import Life
 from vmreplica.hypervisor.picture import to_png
 from vmreplica.model.boot import BootResult, BootVerdict, BootWish
 from vmreplica.model.errors import Conflict, NoSpace, NotFound, Unreachable, VmReplicaError
-from vmreplica.model.ids import PointId
+from vmreplica.model.ids import PointId, VmId
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import FailoverPlan, FailoverStep, FailoverTest
 from vmreplica.model.units import MiB, format_duration, format_size
@@ -68,12 +69,15 @@ class _Outcome:
 def plan_boot(
     record: ReplicaRecord, points: Sequence[PointSummary], point: PointId | None, wish: BootWish, *, leads_out: bool
 ) -> FailoverPlan:
-    """Plan a boot test: that of a test failover, and what follows.
+    """Plan a boot test: that of a test failover, and what follows. Without a point the newest sound one is booted.
 
     Raises:
         Conflict, NotFound: see ``plan.plan_test``.
+        Corrupt: ``point-damaged``: that is known already.
     """
-    plan = plan_test(record, points, point, network=wish.network, leads_out=leads_out)
+    sound = [known for known in points if not known.damaged] if point is None else points
+    plan = plan_test(record, sound or points, point, network=wish.network, leads_out=leads_out)
+    require_sound(record.name, points, plan.point, even_damaged=False)
     limit = format_duration(wish.limit)
     steps = (
         FailoverStep(name="wait", text=f"wait at most {limit} for {wish.sign.described()}"),
@@ -124,6 +128,7 @@ class BootTest:
         tests: the test failovers here.
         wish: how.
         watch: who looks on.
+        started: is told the id of the copy that was started.
         before: observer of steps; tests kill the agent there.
     """
 
@@ -135,6 +140,7 @@ class BootTest:
         wish: BootWish,
         *,
         watch: Watch,
+        started: Callable[[VmId], None] = lambda _vm: None,
         before: StepHook = no_hook,
     ) -> None:
         self._replica = replica
@@ -142,6 +148,7 @@ class BootTest:
         self._tests = tests
         self._wish = wish
         self._watch = watch
+        self._told_started = started
         self._before = before
         self._began = time.monotonic()
         self._started = dt.datetime.now(dt.UTC)
@@ -190,6 +197,7 @@ class BootTest:
             _log.warning("a boot test's copy stays for now", name=test.name, code=error.code, why=error.message)
 
     def _watched(self, test: FailoverTest) -> BootResult:
+        self._told_started(test.vm)
         life = self._hypervisor.life(test.vm)
         record = next((known for known in self._replica.record.tests if known.vm == test.vm), None)
         if record is None:
@@ -223,8 +231,8 @@ class BootTest:
         began = time.monotonic()
         waited_for = self._wish.sign.described()
         trouble: VmReplicaError | None = None
+        self._watch.phase(f"waiting at most {format_duration(self._wish.limit)} for {waited_for}")
         while True:
-            self._watch.phase(f"waiting for {waited_for}, {format_duration(time.monotonic() - began)}")
             self._watch.wait(_LOOK)
             if all(known.vm != test.vm for known in self._replica.record.tests):
                 raise GivenWay("it was taken back")
@@ -255,6 +263,7 @@ class BootTest:
             verdict=outcome.verdict,
             sign=outcome.sign,
             seconds=outcome.seconds,
+            limit=self._wish.limit,
             took=time.monotonic() - self._began,
             network=self._wish.network,
             picture=picture is not None,

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 import libvirt
 import libvirt_qemu
+from defusedxml.ElementTree import fromstring
 
 from vmreplica.hypervisor.connection import Connection
 from vmreplica.hypervisor.picture import MAX_PICTURE
@@ -89,21 +90,31 @@ class Life:
         """
 
         def take(raw: libvirt.virConnect) -> bytes:
-            stream = raw.newStream()
-            raw.lookupByUUIDString(self._vm).screenshot(stream, 0)
+            domain, stream = raw.lookupByUUIDString(self._vm), raw.newStream()
+            if not _has_display(domain.XMLDesc()):
+                return b""
+            domain.screenshot(stream, 0)
             taken = bytearray()
             stream.recvAll(_collect, taken)  # which aborts the stream when it fails
             stream.finish()
             return bytes(taken)
 
         try:
-            return self._connection.call(f"take a screenshot of {self._vm}", take, repeatable=True)
+            taken = self._connection.call(f"take a screenshot of {self._vm}", take, repeatable=True)
         except _TooLargeError as error:
             raise HypervisorError("no-picture", "its screen is too large for a picture") from error
+        if not taken:
+            raise HypervisorError("no-picture", "it has no display")
+        return taken
 
 
 class _TooLargeError(Exception):
     """A picture is larger than any screen."""
+
+
+def _has_display(definition: str) -> bool:
+    models = [model.get("type") for model in fromstring(definition, forbid_dtd=True).iterfind("devices/video/model")]
+    return any(model != "none" for model in models)
 
 
 def _collect(_stream: libvirt.virStream, data: bytes, taken: bytearray) -> int:

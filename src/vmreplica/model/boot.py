@@ -123,7 +123,9 @@ class BootResult(Shape):
     sign: Annotated[str, StringConstraints(max_length=1100)]
     #: Seconds from the start to the sign of life.
     seconds: float | None = None
-    #: Seconds of the whole test, so far as it is about the guest.
+    #: Seconds that the guest had.
+    limit: int = DEFAULT_LIMIT
+    #: Seconds from the beginning of the test to its verdict.
     took: float = 0.0
     network: NetworkName | None = None
     #: Whether there is a screenshot.
@@ -141,7 +143,7 @@ class BootResult(Shape):
         if self.verdict == "alive":
             return f"came to life after {self.seconds or 0.0:.1f} s ({self.sign})"
         if self.verdict == "silent":
-            return f"showed no sign of life within {format_duration(self.took)}: {self.sign}"
+            return f"showed no sign of life within {format_duration(self.limit)}: {self.sign}"
         if self.verdict == "off":
             return f"went off by itself after {self.took:.1f} s"
         return "could not be started here"
@@ -175,6 +177,13 @@ class BootState(Shape):
     #: When the next one is due.
     due: AwareDatetime | None
     skipped: BootSkip | None
+
+
+def interrupted(record: BootRecord) -> bool:
+    """Tell whether the last attempt has come to nothing that was written down: the agent ended on the way."""
+    known = [record.last.started] if record.last is not None else []
+    known += [record.skipped.at] if record.skipped is not None else []
+    return record.attempted is not None and all(moment < record.attempted for moment in known)
 
 
 def after(record: BootRecord, result: BootResult) -> BootRecord:
@@ -216,7 +225,7 @@ def _time_of_day(earliest: dt.datetime, at: str, zone: dt.tzinfo) -> dt.datetime
 
 def boot_state(record: BootRecord, zone: dt.tzinfo) -> BootState | None:
     """Describe it for reports; None: nobody has asked for any test yet."""
-    if record.schedule is None and record.last is None:
+    if record.schedule is None and record.last is None and record.skipped is None:
         return None
     return BootState(
         schedule=record.schedule,

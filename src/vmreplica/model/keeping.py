@@ -46,6 +46,9 @@ class Verdict(Shape):
     #: It stays for longer than until a few more points have come: a period that is over, a pin, a hold. Merging waits
     #: for such a point, for what it writes for another one is written again soon.
     lasting: bool = False
+    #: For about how many seconds it will stay, while points go on coming as they did: the longer, the better a place to
+    #: merge others into.
+    lasts: float = 0.0
 
 
 @dataclass(slots=True)
@@ -54,18 +57,22 @@ class _Tally:
 
     reasons: list[str] = field(default_factory=list)
     lasting: bool = False
+    lasts: float = 0.0
     #: Space does not take it away.
     firm: bool = False
     #: Why it goes although rules want it.
     against: str = ""
 
 
-#: What a period of the calendar is, by rule: a key that sorts and is shown, from a local time.
-_PERIODS: Final[dict[str, tuple[str, Callable[[dt.datetime], str]]]] = {
-    "hourly": ("hour", lambda local: f"{local:%Y-%m-%d %H:00}"),
-    "daily": ("day", lambda local: f"{local:%Y-%m-%d}"),
-    "weekly": ("week", lambda local: f"{local:%G-W%V}"),
-    "monthly": ("month", lambda local: f"{local:%Y-%m}"),
+#: Seconds that stand for no end.
+_FOR_EVER: Final = 1e9
+#: What a period of the calendar is, by rule: its name, about so many seconds, a key that sorts and is shown, from a
+#: local time.
+_PERIODS: Final[dict[str, tuple[str, float, Callable[[dt.datetime], str]]]] = {
+    "hourly": ("hour", 3600.0, lambda local: f"{local:%Y-%m-%d %H:00}"),
+    "daily": ("day", 86400.0, lambda local: f"{local:%Y-%m-%d}"),
+    "weekly": ("week", 7 * 86400.0, lambda local: f"{local:%G-W%V}"),
+    "monthly": ("month", 30 * 86400.0, lambda local: f"{local:%Y-%m}"),
 }
 _NO_RULE: Final = "no rule keeps it"
 _SEED: Final = "a copy to begin with is no recovery point"
@@ -104,23 +111,34 @@ def _stand_firm(tallies: dict[PointId, _Tally], points: Sequence[PointFacts], ne
     _speak(tallies[newest.id], "newest", firm=True)
     for point in points:
         for reason in point.pins:
-            _speak(tallies[point.id], f"pinned: {reason}", firm=True, lasting=True)
+            _speak(tallies[point.id], f"pinned: {reason}", firm=True, lasting=True, lasts=_FOR_EVER)
         for reason in point.holds:
-            _speak(tallies[point.id], f"held: {reason}", firm=True, lasting=True)
+            _speak(tallies[point.id], f"held: {reason}", firm=True, lasting=True, lasts=_FOR_EVER)
 
 
 def _judge_recent(
     tallies: dict[PointId, _Tally], newest_first: Sequence[PointFacts], keep: Keep, now: dt.datetime
 ) -> None:
     if keep.last is not None:
+        spacing = _spacing(newest_first[: keep.last])
         for rank, point in enumerate(newest_first[: keep.last], 1):
-            _speak(tallies[point.id], f"last {rank} of {keep.last}")
+            left = keep.last - rank + 1
+            _speak(tallies[point.id], f"last {rank} of {keep.last}", lasts=left * spacing)
     if keep.within is not None and newest_first:
         # From the newest, not from now: when the primary is dead nothing newer comes, and what is there is needed.
         since = min(now, newest_first[0].instant) - dt.timedelta(seconds=keep.within)
         for point in newest_first:
             if point.instant >= since:
-                _speak(tallies[point.id], f"within {format_duration(keep.within)}")
+                lasts = (point.instant - since).total_seconds()
+                _speak(tallies[point.id], f"within {format_duration(keep.within)}", lasts=lasts)
+
+
+def _spacing(newest_first: Sequence[PointFacts]) -> float:
+    """Tell how many seconds are between two points on average."""
+    if not newest_first:
+        return 0.0
+    span = (newest_first[0].instant - newest_first[-1].instant).total_seconds()
+    return span / max(1, len(newest_first) - 1)
 
 
 def _judge_periods(
@@ -128,18 +146,19 @@ def _judge_periods(
 ) -> None:
     if count == 0:
         return
-    word, _key = _PERIODS[rule]
+    word, seconds, _key = _PERIODS[rule]
     for nth, (period, point) in enumerate(_newest_of_each(newest_first, rule, zone)):
         if nth == count:
             return
         # Of the period that is not over yet another point will be the newest.
-        _speak(tallies[point.id], f"{word} {period}", lasting=nth > 0)
+        lasts = (count - nth) * seconds if nth else 0.0
+        _speak(tallies[point.id], f"{word} {period}", lasting=nth > 0, lasts=lasts)
 
 
 def _newest_of_each(
     newest_first: Sequence[PointFacts], rule: str, zone: dt.tzinfo | None
 ) -> Iterator[tuple[str, PointFacts]]:
-    _word, key = _PERIODS[rule]
+    _word, _seconds, key = _PERIODS[rule]
     seen = None
     for point in newest_first:
         local = point.instant.astimezone(zone)
@@ -169,10 +188,11 @@ def _judge_space(tallies: dict[PointId, _Tally], oldest_first: Sequence[PointFac
         total -= freed.stored_bytes
 
 
-def _speak(tally: _Tally, reason: str, *, firm: bool = False, lasting: bool = False) -> None:
+def _speak(tally: _Tally, reason: str, *, firm: bool = False, lasting: bool = False, lasts: float = 0.0) -> None:
     tally.reasons.append(reason)
     tally.firm |= firm
     tally.lasting |= lasting
+    tally.lasts = max(tally.lasts, lasts)
 
 
 def _verdict(tally: _Tally, point: PointFacts) -> Verdict:
@@ -180,4 +200,4 @@ def _verdict(tally: _Tally, point: PointFacts) -> Verdict:
         return Verdict(keep=False, reasons=(tally.against,))
     if not tally.reasons:
         return Verdict(keep=False, reasons=(_SEED if point.kind == "seed" else _NO_RULE,))
-    return Verdict(keep=True, reasons=tuple(tally.reasons), lasting=tally.lasting)
+    return Verdict(keep=True, reasons=tuple(tally.reasons), lasting=tally.lasting, lasts=tally.lasts)

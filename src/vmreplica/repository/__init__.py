@@ -8,11 +8,13 @@ after a crash, and a point that is listed is readable.
 from vmreplica.model.adoption import AdoptedDisk, Adoption
 from vmreplica.repository.record import FailoverRecord, FailoverTestRecord, Hold, ReplicaRecord, SeedRecord
 from vmreplica.repository.replica import Replica
+from vmreplica.repository.retention import Done
 from vmreplica.repository.store import Repository
 
 __all__ = [
     "AdoptedDisk",
     "Adoption",
+    "Done",
     "FailoverRecord",
     "FailoverTestRecord",
     "Hold",

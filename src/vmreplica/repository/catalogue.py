@@ -100,7 +100,11 @@ class Catalogue:
         """Say which points the rules keep, and why."""
         with self._memory:
             facts = facts_of(self._shelf.all(), self._holds)
-            return judge_points(facts, self._record.keep, now=self._clock(), zone=None)
+            verdicts = judge_points(facts, self._record.keep, now=self._clock(), zone=None)
+            for point in self.damages.kept():
+                reasons = ("newest that is not damaged", *(verdicts[point].reasons if verdicts[point].keep else ()))
+                verdicts[point] = verdicts[point].model_copy(update={"keep": True, "reasons": reasons})
+            return verdicts
 
     def _published(self, point: PointId) -> Point:
         return self._shelf.require(point, self.record.name)

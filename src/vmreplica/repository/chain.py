@@ -2,7 +2,7 @@
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vmreplica.model.errors import Corrupt
@@ -10,7 +10,7 @@ from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import DiskManifest, DiskSpec, Manifest, PointOpening, PointSummary
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape
 from vmreplica.repository.manifests import read_manifest
-from vmreplica.repository.record import FoldRecord, LandingRecord
+from vmreplica.repository.record import FoldRecord, LandingRecord, MergeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,40 +91,6 @@ def backed_disks(base: Manifest, disks: Sequence[DiskSpec | DiskManifest]) -> fr
     return frozenset(disk.target for disk in disks if disk.target in sizes and disk.size >= sizes[disk.target])
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The oldest point goes: folded into ``into``, or deleted when nothing stands on it."""
-
-    oldest: Point
-    into: Point | None
-
-
-def next_step(
-    points: Sequence[Point], stays: Callable[[PointId], bool], held: Callable[[PointId], bool]
-) -> Step | None:
-    """Decide what retention does next: the oldest goes, unless it shall stay.
-
-    Args:
-        points: oldest first.
-        stays: tells whether the rules want a point to stay.
-        held: tells whether a point's files must stay as they are, with those of everything it stands on.
-
-    Returns:
-        None when there is nothing to do, a hold forbids it, or the base is not here yet.
-    """
-    if len(points) < 2 or stays(points[0].id) or not points[0].here:  # noqa: PLR2004 - the newest is never dropped
-        return None
-    oldest, second = points[0], points[1]
-    chain = [oldest.id]
-    for point in points[1:]:
-        if point.manifest.parent != chain[-1]:
-            break
-        chain.append(point.id)
-    if any(held(point) for point in chain):
-        return None
-    return Step(oldest, second if second.id in chain else None)
-
-
 def waiting_points(points: Sequence[Point]) -> set[PointId]:
     """Tell which points stand on a base that is not here, itself included.
 
@@ -144,12 +110,14 @@ def load_points(layout: Layout, vm: VmId, awaited: Point | None = None) -> tuple
     A base that is awaited counts as one of them unless it has come.
 
     While a fold is past its commit, the older of its points is gone and the other one is readable at every step,
-    though its manifest does not yet describe its files. So is a point whose base is being moved to a device.
+    though its manifest does not yet describe its files. So is a point whose base is being moved to a device, and one
+    that others are merged into.
     """
     fold = read_shape(layout.fold, FoldRecord) if layout.fold.exists() else None
     switching = fold if fold is not None and fold.stage == "commit" else None
     landing = read_shape(layout.landing, LandingRecord) if layout.landing.exists() else None
-    changing = {switching.point if switching else None, landing.point if landing else None}
+    merge = read_shape(layout.merge, MergeRecord) if layout.merge.exists() else None
+    changing = {record.point for record in (switching, landing, merge) if record}
     points: dict[PointId, Point] = {awaited.id: awaited} if awaited else {}
     complaints: list[str] = []
     for directory in sorted(path for path in layout.points.iterdir() if not path.name.startswith(".")):

@@ -147,7 +147,7 @@ def remove_folded(layout: Layout, live: Mapping[DiskTarget, str]) -> int:
                 if path not in kept:
                     freed += _remove(path)
             fsync_dir(directory)
-        for record in (layout.fold, layout.landing):
+        for record in (layout.fold, layout.merge, layout.landing):
             record.unlink(missing_ok=True)
         fsync_dir(layout.root)
     return freed

@@ -13,6 +13,7 @@ a crash or an error undoes it. From ``commit`` on it is rolled forward, and each
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,12 +29,12 @@ from vmreplica.qcow2.fold import Beside, prepare_fold, reclaim, switch, undo
 from vmreplica.qcow2.frames import MAX_FRAME
 from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import REFCOUNTS
+from vmreplica.qcow2.merge import stands_alone
 from vmreplica.qcow2.reader import header_digest
 from vmreplica.qcow2.reparent import tables_digest
 from vmreplica.qcow2.shim import is_shim
 from vmreplica.qcow2.table_sums import carry_table_sums
 from vmreplica.repository.bases import check_base, on_base, put_shim, require_room, writable_base
-from vmreplica.repository.chain import backed_disks
 from vmreplica.repository.layout import Layout, allocated_bytes, read_shape, store_errors, write_shape
 from vmreplica.repository.manifests import read_manifest, write_manifest
 from vmreplica.repository.record import FoldDisk, FoldRecord
@@ -45,18 +46,38 @@ _SLACK: Final = 16 * MiB
 
 
 class FoldStopped(Exception):
-    """A fold was asked to stop: nothing has changed, or it waits past its commit to be rolled forward later."""
+    """Work on images was asked to stop: nothing has changed, or it waits past its commit to be rolled forward later."""
 
 
-def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[], bool], before: StepHook) -> Manifest:
-    """Fold ``base`` into ``point``, its child.
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """What goes with all work on images: when to stop, how fast to go, who watches."""
+
+    #: Asked often; once true the work is undone, finished quickly, or left for later.
+    stopped: Callable[[], bool] = lambda: False
+    #: Told how many bytes were written; waits as long as the limit wants.
+    pace: Callable[[int], None] = lambda _count: None
+    #: Observer of steps.
+    before: StepHook = lambda _step: None
+
+    def check(self) -> None:
+        """Go on, unless it shall stop.
+
+        Raises:
+            FoldStopped: it shall.
+        """
+        if self.stopped():
+            raise FoldStopped
+
+
+def fold(layout: Layout, base: Manifest, point: Manifest, guide: Guidance) -> Manifest:
+    """Fold ``base`` into ``point``, its only child.
 
     Args:
         layout: of the replica.
-        base: the oldest point.
+        base: the lowest point.
         point: the one that stands on it.
-        stopped: asked often; once true the fold is undone, finished quickly, or left for ``recover_fold``.
-        before: observer of steps.
+        guide: when to stop and how fast to go.
 
     Returns:
         The new manifest of ``point``.
@@ -66,7 +87,7 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[
         NoSpace: nothing has changed.
         Corrupt: an image or index is damaged; nothing has changed.
     """
-    shared = _shared(base, point)
+    shared = _shared(layout, point)
     _require_room(layout, base, point, shared)
     sizes = {target: layout.image(base.point, target).stat().st_size for target in shared}
     record = FoldRecord(
@@ -88,13 +109,13 @@ def fold(layout: Layout, base: Manifest, point: Manifest, *, stopped: Callable[[
     write_shape(layout.fold, record)
     try:
         with store_errors(layout.fold):
-            record = _prepare(layout, record, point, check=lambda: _check(stopped), before=before)
-        before("commit")
+            record = _prepare(layout, record, point, guide)
+        guide.before("commit")
         write_shape(layout.fold, record)
     except Exception:
         _undo(layout, record)
         raise
-    return _roll_forward(layout, record, stopped=stopped, pause=stopped, before=before)
+    return _roll_forward(layout, record, stopped=guide.stopped, pause=guide.stopped, before=guide.before)
 
 
 def recover_fold(layout: Layout, *, pause: Callable[[], bool], held: Callable[[], bool] = lambda: True) -> None:
@@ -130,9 +151,9 @@ def _check(stopped: Callable[[], bool]) -> None:
         raise FoldStopped
 
 
-def _shared(base: Manifest, point: Manifest) -> list[DiskTarget]:
-    backed = backed_disks(base, point.disks)
-    return [disk.target for disk in point.disks if disk.target in backed]
+def _shared(layout: Layout, point: Manifest) -> list[DiskTarget]:
+    """List the disks that stand on those of the base; only the images tell: parents change when points are merged."""
+    return [disk.target for disk in point.disks if not stands_alone(layout.image(point.point, disk.target))]
 
 
 def _require_room(layout: Layout, base: Manifest, point: Manifest, shared: list[DiskTarget]) -> None:
@@ -153,14 +174,12 @@ def _patches(index: Path) -> int:
         return sum(head.patch_count for head, _records in read_heads(fh))
 
 
-def _prepare(
-    layout: Layout, record: FoldRecord, point: Manifest, *, check: Callable[[], None], before: StepHook
-) -> FoldRecord:
+def _prepare(layout: Layout, record: FoldRecord, point: Manifest, guide: Guidance) -> FoldRecord:
     base = {disk.target: disk for disk in read_manifest(layout.manifest(record.base)).disks}
     sizes = {disk.target: disk.size for disk in point.disks}
     disks = []
     for disk in record.disks:
-        before(f"prepare {disk.target}")
+        guide.before(f"prepare {disk.target}")
         index = layout.index(record.point, disk.target)
         if disk.outside:
             check_base(layout, base[disk.target], disk, sizes[disk.target])
@@ -175,7 +194,7 @@ def _prepare(
                 layout.image(record.point, disk.target),
                 Beside(index=index, dead=layout.dead(record.base, disk.target), sums=sums, new_sums=new_sums),
                 size=sizes[disk.target],
-                check=check,
+                check=_paced(layout.image(record.base, disk.target), guide),
             )
             changes = {"header": header.hex(), "digest": xxhash.xxh3_128_hexdigest(header)}
         else:
@@ -183,6 +202,19 @@ def _prepare(
             changes = {"digest": header_digest(layout.image(record.base, disk.target))}
         disks.append(disk.model_copy(update=changes))
     return record.model_copy(update={"stage": "commit", "disks": tuple(disks)})
+
+
+def _paced(image: Path, guide: Guidance) -> Callable[[], None]:
+    """Make the check of a fold into an image: it stops, or waits as long as what the image grew by wants."""
+    known = allocated_bytes(image)
+
+    def check() -> None:
+        nonlocal known
+        guide.check()
+        grown, known = allocated_bytes(image) - known, allocated_bytes(image)
+        guide.pace(max(0, grown))
+
+    return check
 
 
 def _require_right_tables(layout: Layout, point: PointId, disk: DiskManifest) -> None:

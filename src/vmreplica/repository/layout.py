@@ -34,6 +34,7 @@ class Layout:
         self.holds = root / "holds"
         self.run = root / "run"
         self.fold = root / "fold.json"
+        self.merge = root / "merge.json"
         #: The VM's old disks that were in the store when they became its base.
         self.base = root / "base"
         #: The VM's definition as it was here before its host became the replica.
@@ -63,6 +64,10 @@ class Layout:
     def sums(self, point: PointId, target: DiskTarget) -> Path:
         """The sums of the patches of a published disk image; none beside one without patches."""
         return self.points / point / f"{target}.sums"
+
+    def merging(self, point: PointId) -> Path:
+        """Where new images of a point are written while others are merged into them."""
+        return self.points / point / "merging"
 
     def table_sums(self, point: PointId, target: DiskTarget) -> Path:
         """The sums of the tables of a folded disk image."""

@@ -176,6 +176,36 @@ class FoldRecord(Shape):
     disks: tuple[FoldDisk, ...]
 
 
+class MergeDisk(Shape):
+    """One disk of a merge: what its image is afterwards."""
+
+    target: DiskTarget
+    file_bytes: Annotated[int, Field(ge=0)]
+    #: Digest of its tables and header.
+    digest: str
+    #: As in ``DiskManifest``.
+    summed: bool = False
+    #: Whether there is a new file of sums.
+    sums: bool = False
+    #: The new header, hex, of an image that stays as it is otherwise; None: there is a new image.
+    header: str | None = None
+
+
+class MergeRecord(Shape):
+    """``merge.json``: images of points are being merged into that of one, or it is given another parent.
+
+    ``prepare``: nothing is valid yet, it is undone after a crash. ``commit``: all is written and synced, it is
+    rolled forward.
+    """
+
+    point: PointId
+    #: What it stands on afterwards.
+    onto: PointId
+    stage: Literal["prepare", "commit"]
+    #: Whose images change; those that stand alone stay.
+    disks: tuple[MergeDisk, ...] = ()
+
+
 class LandingRecord(Shape):
     """``landing.json``: the base of a disk is being moved from its image file to its device.
 

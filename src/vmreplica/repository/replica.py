@@ -2,27 +2,30 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vmreplica.fsio import free_bytes, remove_tree
-from vmreplica.model.errors import NoSpace, NotFound, VmReplicaError
+from vmreplica.model.errors import NotFound
 from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
+from vmreplica.model.merging import MergePlan
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position, Seeding
 from vmreplica.model.states import Event, State, transition
-from vmreplica.repository import adopting, folding, landing
+from vmreplica.repository import adopting
 from vmreplica.repository.awaiting import Awaiting, Shared
 from vmreplica.repository.catalogue import Catalogue, Clock
-from vmreplica.repository.chain import Point, Step, load_points, measured, next_step
+from vmreplica.repository.chain import Point, load_points, measured
+from vmreplica.repository.chores import Chores
 from vmreplica.repository.committing import Committing
 from vmreplica.repository.complaints import complaints_of
+from vmreplica.repository.folding import StepHook
 from vmreplica.repository.inbox import Inbox, all_held, check_opening
 from vmreplica.repository.incoming import Incoming
 from vmreplica.repository.layout import Layout, remove_leftovers, store_errors, write_shape
 from vmreplica.repository.record import HoldKind, ReplicaRecord, seeding_of
-from vmreplica.repository.retention import take
+from vmreplica.repository.retention import Done
 
 
 class Replica(Catalogue):
@@ -35,14 +38,18 @@ class Replica(Catalogue):
         root: ``<store>/<vm>``; has a record.
         min_free: bytes that receiving leaves free on the store.
         clock: gives aware time.
+        merge_limit: bytes per second that merging images may write; 0: no limit.
     """
 
-    def __init__(self, root: Path, *, min_free: int, clock: Clock) -> None:
+    def __init__(self, root: Path, *, min_free: int, clock: Clock, merge_limit: int = 0) -> None:
         super().__init__(Layout(root), clock)
         self._min_free = min_free
         self._receiving = threading.Lock()
-        self._folding = threading.Lock()
-        self._stop_fold = threading.Event()
+        #: Retention, merging, moving bases.
+        self._chores = Chores(
+            self._layout, self._shelf, self._holds, self.damages, self, min_free=min_free, rate=merge_limit or None
+        )
+        self._folding, self._stop_fold = self._chores.lock, self._chores.stop
         self._inbox = Inbox(self._layout, min_free)
         #: A base that travels in an export, until it is imported.
         shared = Shared(self._receiving, self._folding, self._shelf, self._inbox)
@@ -50,13 +57,9 @@ class Replica(Catalogue):
         #: Giving all points up for the disks of a VM that was started from one.
         self.committing = Committing(self._layout, shared, self._holds, self)
         self._complaints: list[str] = []
-        #: Why the last attempt to fold points failed.
-        self._stuck: VmReplicaError | None = None
         #: How reading existing copies gets on, told by whoever reads them.
         self.seeding = Seeding(phase="waiting to read the existing copy")
-        #: Called with the name of each step of a fold; for tests that end the agent there.
-        self.before_fold_step: folding.StepHook = lambda _step: None
-        self._reload()
+        self.reload()
 
     # ---- record
 
@@ -104,7 +107,7 @@ class Replica(Catalogue):
             seeding = seeding_of(record, self.seeding)
         free = free_bytes(self.dir)
         room, manifests = (free, self._min_free), self._shelf.manifests()
-        complaints = complaints_of(self._layout, record, manifests, known, self._stuck, room=room)
+        complaints = complaints_of(self._layout, record, manifests, known, self._chores.stuck, room=room)
         return Position(
             vm=record.vm,
             state=str(record.state),
@@ -215,11 +218,12 @@ class Replica(Catalogue):
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
         """Let no fold run or begin in the block; one that was interrupted is settled, as far as that need not wait."""
-        self._stop_fold.set()
-        with self._folding:
-            self._stop_fold.clear()
-            self._settle(pause=lambda: True)
+        with self._chores.still():
             yield
+
+    def interrupt(self) -> None:
+        """Let what is done with images stop at the next chance, and nothing begin; for the end of the process."""
+        self._stop_fold.set()
 
     def release(self, hold_id: str) -> None:
         """Release a hold; one that is gone already is no error."""
@@ -241,29 +245,25 @@ class Replica(Catalogue):
             NoSpace: there is no room to fold; all points stay.
             Corrupt: a file is damaged; the points stay.
         """
-        try:
-            done = self._retain()
-        except VmReplicaError as error:
-            self._stuck = error
-            raise
-        self._stuck = None
-        return done
+        return self._chores.run(land=self.awaiting.base is None).gone
 
-    def _retain(self) -> int:
-        done = 0
-        with self._folding:
-            self._settle(pause=self._stop_fold.is_set)
-            try:
-                while not self._stop_fold.is_set() and (step := self._next_step()) is not None:
-                    take(self._layout, self._shelf, step, stopped=self._stop_fold.is_set, before=self.before_fold_step)
-                    done += 1
-            except folding.FoldStopped:
-                return done
-            except NoSpace:
-                self._land()  # moving a base away makes room
-                raise
-            self._land()
-        return done
+    @property
+    def retained(self) -> Done:
+        """What the last run of retention did."""
+        return self._chores.done
+
+    @property
+    def before_fold_step(self) -> StepHook:
+        """Called with the name of each step of retention; for tests that end the agent there."""
+        return self._chores.before
+
+    @before_fold_step.setter
+    def before_fold_step(self, hook: StepHook) -> None:
+        self._chores.before = hook
+
+    def merge_plan(self) -> MergePlan:
+        """Tell what retention will do with the images of the points, and what waits; changes nothing."""
+        return self._chores.plan()
 
     def recover(self) -> None:
         """Finish what a crash interrupted: folds, deletions, the point under construction. Called once, at start.
@@ -273,23 +273,15 @@ class Replica(Catalogue):
         """
         with self._receiving, self._folding, store_errors(self.dir):
             remove_leftovers(self.dir)
-            self._settle(pause=lambda: True)
-            self._reload()
+            self._chores.settle(pause=lambda: True)
+            self.reload()
             self.awaiting.recover()
-            self._reload()
+            self.reload()
             self._inbox.recover(latest.id if (latest := self._shelf.latest()) is not None else None)
         self._end_waiting()
 
-    def retire(self) -> None:
-        """Stop using the files: no segment is being written, no fold runs and none will begin."""
-        self._stop_fold.set()
-        with self._receiving, self._folding, self._memory:
-            self._inbox.retire()
-            self.awaiting.retire()
-
-    # ---- helpers: points
-
-    def _reload(self) -> None:
+    def reload(self) -> None:
+        """Read all points again."""
         awaited = self.awaiting.point()
         # What is folded, or being folded, is of no point.
         points, complaints = ([], []) if self._record.live else load_points(self._layout, self._record.vm, awaited)
@@ -297,6 +289,13 @@ class Replica(Catalogue):
             self._shelf.set(points)
             self._complaints = complaints
         self.damages.load()
+
+    def retire(self) -> None:
+        """Stop using the files: no segment is being written, no fold runs and none will begin."""
+        self._stop_fold.set()
+        with self._receiving, self._folding, self._memory:
+            self._inbox.retire()
+            self.awaiting.retire()
 
     # ---- helpers: receiving
 
@@ -316,26 +315,3 @@ class Replica(Catalogue):
         self.update(imported=export)
         if self._record.state is State.WAITING:
             self.move(Event.PUBLISHED)
-
-    # ---- helpers: retention
-
-    def _next_step(self) -> Step | None:
-        with self._memory:  # a fold that waits comes first
-            points = [] if self._layout.fold.exists() else self._shelf.all()
-            verdicts = self.verdicts()
-            return next_step(points, lambda point: verdicts[point].keep, self._holds.covers)
-
-    def _land(self) -> None:
-        """Move bases to their devices, as far as nobody holds a point; the folding lock is held."""
-        if self.awaiting.base is not None:
-            return
-        stopped, before, bases = self._stop_fold.is_set, self.before_fold_step, self._record.base_devices
-        for manifest in landing.land_all(
-            self._layout, self._shelf.manifests, bases, self._holds.covers, stopped=stopped, before=before
-        ):
-            self._shelf.put(manifest.point, manifest)
-
-    def _settle(self, pause: Callable[[], bool]) -> None:
-        """Finish or undo what failed half-way, as far as it need not wait; the folding lock is held."""
-        if not self._record.live and landing.settle(self._layout, pause=pause, held=self._holds.any):
-            self._reload()

@@ -59,6 +59,15 @@ class Shelf:
             raise NotFound("point-unknown", f"{name} has no point {point}", hint=f"vmreplica points {name}")
         return found
 
+    def get(self, point: PointId) -> Point:
+        """Give one that is known to be here."""
+        (found,) = (known for known in self.all() if known.id == point)
+        return found
+
+    def stored_bytes(self) -> dict[PointId, int]:
+        """Tell the space that each takes."""
+        return {point.id: point.stored_bytes for point in self.all()}
+
     def latest(self) -> Point | None:
         """Give the newest."""
         with self.lock:

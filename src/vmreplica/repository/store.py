@@ -39,17 +39,25 @@ class Repository:
         store: the directory; made when missing.
         min_free: bytes that receiving leaves free on its file system.
         base_devices: patterns of the devices that may hold bases.
+        merge_limit: bytes per second that merging images may write, of each VM; 0: no limit.
         clock: gives aware time.
     """
 
     def __init__(
-        self, store: Path, *, min_free: int = 0, base_devices: Sequence[str] = (), clock: Clock = _now
+        self,
+        store: Path,
+        *,
+        min_free: int = 0,
+        base_devices: Sequence[str] = (),
+        merge_limit: int = 0,
+        clock: Clock = _now,
     ) -> None:
         self.store = store
         self.min_free = min_free
         #: Why a directory of the store is no replica that can be used.
         self.damaged: dict[str, VmReplicaError] = {}
         self._base_devices = tuple(base_devices)
+        self._merge_limit = merge_limit
         self._clock = clock
         self._lock = threading.RLock()
         #: Called with the name of each step of an adoption; for tests that end the agent there.
@@ -222,7 +230,7 @@ class Repository:
         self._replicas[begun.vm] = self._make(begun)
 
     def _load_one(self, directory: Path) -> Replica:
-        return Replica(directory, min_free=self.min_free, clock=self._clock)
+        return Replica(directory, min_free=self.min_free, clock=self._clock, merge_limit=self._merge_limit)
 
     def _create(self, vm: VmId, owner: HostId, offer: ReplicaOffer) -> Replica:
         if vm in self.damaged:
