@@ -139,7 +139,7 @@ def test_an_agent_that_hangs_in_the_freeze_delays_a_point_and_thaws_when_it_wake
 @pytest.mark.slow
 def test_an_agent_that_hangs_in_the_thaw_is_waited_for_in_the_background(lab: Lab, ledger: Guest) -> None:
     a = lab.host("a")
-    run_inside(ledger, "echo 25 > /tmp/hook.thaw")
+    run_inside(ledger, "echo 30 > /tmp/hook.thaw")
     try:
         cycle = quiesce_now(a, ledger.name)
         assert (cycle["outcome"], cycle["quiescence"]["code"]) == ("published", "guest-agent-silent")

@@ -95,6 +95,9 @@ def test_the_newest_application_consistent_point_is_found_by_what_it_is() -> Non
     ]
     assert resolve("db", points, LATEST_APP) == "20261122T110200Z-00000002"
     assert resolve("db", points, LATEST) is None
+    rotten = [points[0], points[1].model_copy(update={"damaged": ("vda",)}), points[2]]
+    assert resolve("db", rotten, LATEST_APP) == "20261122T110100Z-00000001", "the newest that is whole"
+    assert resolve("db", rotten[:2], LATEST_APP) == "20261122T110200Z-00000002"
     assert resolve("db", points, "20261122T110100Z-00000001") == "20261122T110100Z-00000001"
     with pytest.raises(NotFound, match="db has no application-consistent") as refused:
         resolve("db", points[:1], LATEST_APP)
