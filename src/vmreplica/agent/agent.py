@@ -25,6 +25,7 @@ from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
+from vmreplica.agent.proof_verbs import ProofVerbs
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
 from vmreplica.agent.replica import ReplicaSide
@@ -34,7 +35,9 @@ from vmreplica.agent.schedule import long_slots
 from vmreplica.agent.swap import Swap
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.verbs import FailoverVerbs
+from vmreplica.agent.verifying import Verifying
 from vmreplica.hypervisor import Hypervisor
+from vmreplica.hypervisor.autostart import Autostart
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
@@ -60,7 +63,7 @@ from vmreplica.repository import Replica, Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(FailoverVerbs, Hosts):
+class Agent(FailoverVerbs, ProofVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -94,22 +97,8 @@ class Agent(FailoverVerbs, Hosts):
         self._adopting = Adopting(
             repository, stages, self._runner, fences.fence, self.identity.host_id, journal=self._journal
         )
-        self._reversing = Reversing(
-            replicas=self._replicas,
-            hypervisor=self._hypervisor,
-            runner=self._runner,
-            book=self.book,
-            tasks=self._tasks,
-        )
-        self._primaries = PrimarySide(
-            stages=stages,
-            runner=self._runner,
-            clients=self._clients,
-            book=self.book,
-            tasks=self._tasks,
-            bandwidth=bandwidth,
-            autostart=fences.autostart,
-        )
+        self._reversing = self._make_reversing()
+        self._primaries = self._make_primaries(stages, bandwidth, fences.autostart)
         self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
         self.starts = self._fences.starts
         self._doctor = self._make_doctor(repository)
@@ -118,6 +107,7 @@ class Agent(FailoverVerbs, Hosts):
         self.receiver = self._make_receiver(repository)
         #: What peers ask for the proof of the points held here.
         self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
+        self._verifying = self._make_verifying(stages)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -134,6 +124,31 @@ class Agent(FailoverVerbs, Hosts):
             on_published=published,
             seeds=self._replicas.seeder,
             reverse=self._adopting.accept,
+        )
+
+    def _make_verifying(self, stages: Stages) -> Verifying:
+        return Verifying(
+            stages=stages, runner=self._runner, clients=self._clients, tasks=self._tasks, journal=self._journal
+        )
+
+    def _make_reversing(self) -> Reversing:
+        return Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
+
+    def _make_primaries(self, stages: Stages, bandwidth: Bandwidth, autostart: Autostart) -> PrimarySide:
+        return PrimarySide(
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            bandwidth=bandwidth,
+            autostart=autostart,
         )
 
     def _make_runner(self, stages: Stages, bandwidth: Bandwidth, guard: Guard) -> Runner:
@@ -186,6 +201,7 @@ class Agent(FailoverVerbs, Hosts):
             seed_tools=seed_tools(self.config),
             tasks=self._tasks,
             journal=self._journal,
+            config=self.config.replica,
         )
 
     def start(self) -> None:
@@ -204,6 +220,7 @@ class Agent(FailoverVerbs, Hosts):
         self._doctor.stop()
         self._fences.stop()
         self.planned.stop_work()
+        self._verifying.stop()
         self._runner.stop()
         self._quiescer.stop()
         self._replicas.stop()

@@ -25,6 +25,10 @@ def _duration(value: Any) -> Any:
     return parse_duration(value) if isinstance(value, str) else value
 
 
+def _duration_or_off(value: Any) -> Any:
+    return 0 if value == "off" else _duration(value)
+
+
 def _limit(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
     return parse_limit(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
@@ -36,6 +40,7 @@ def _host_name() -> str:
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Duration = Annotated[int, BeforeValidator(_duration), Field(ge=0)]
+OptionalDuration = Annotated[int, BeforeValidator(_duration_or_off), Field(ge=0)]
 Rates = Annotated[Limit, BeforeValidator(_limit)]
 AbsolutePath = Annotated[Path, Field(description="an absolute path")]
 
@@ -115,6 +120,12 @@ class ReplicaSection(_Section):
         description="patterns of block devices that may hold the bases of replicas (`--base-device`), each part of the "
         "path by itself: `/dev/vg/*`; their content is lost",
     )
+    scrub: OptionalDuration = Field(
+        7 * 86400,
+        description="within this time every recovery point held here is read and checked: `7d`; `off`: only by "
+        "`vmreplica scrub`",
+    )
+    scrub_limit: Size = Field(32 * MiB, description="bytes per second that this may read: `32M`; 0: no limit")
 
     merge_limit: Size = Field(
         0, description="bytes per second that merging recovery points may write to the store; 0: no limit"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import begin_due
 from vmreplica.agent.tasks import Task
+from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName, VmId, VmName
 from vmreplica.model.point import PointKind, Position
@@ -173,6 +174,7 @@ def _facts(rel: Relationship, state: State, age: float | None, quiesce: QuiesceF
         runs_stale=rel.runs_stale,
         start_waits=rel.start_waits,
         quiesce=quiesce,
+        verify=verify_facts(rel.position.latest if rel.position else None, dt.datetime.now(dt.UTC)),
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from vmreplica.agent.boot_testing import local_zone
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
+from vmreplica.agent.scrubbing import Scrubbing
+from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.boot import boot_facts, boot_state
 from vmreplica.model.health import Facts, judge
 from vmreplica.model.ids import HostName
@@ -16,7 +18,7 @@ from vmreplica.repository import Replica, ReplicaRecord
 
 
 def describe_replica(
-    replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest], commits: Commits
+    replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest], commits: Commits, scrubbing: Scrubbing
 ) -> RelationshipReport:
     """Report a relationship from its replica.
 
@@ -25,6 +27,7 @@ def describe_replica(
         peer: the primary's name, when it is still paired.
         tests: its test failovers.
         commits: those of this host.
+        scrubbing: likewise.
     """
     record, position = replica.record, replica.position()
     points = [point for point in replica.points() if point.bootable]
@@ -42,6 +45,8 @@ def describe_replica(
         awaited=awaited,
         complaints=tuple(complaints),
         boot=boot_facts(record.boot, now),
+        verify=verify_facts(latest, now),
+        scrub=scrubbing.facts(replica, now),
     )
     return RelationshipReport(
         vm=record.vm,
@@ -59,6 +64,7 @@ def describe_replica(
         points=len(points),
         tests=tuple(tests),
         boot=boot_state(record.boot, local_zone()),
+        scrub=scrubbing.state(replica),
         progress=commits.progress(record.vm) or seed_progress(position, prefix=""),
     )
 

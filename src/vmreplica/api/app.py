@@ -27,7 +27,9 @@ from vmreplica.api.requests import (
     LimitRequest,
     PlannedRequest,
 )
+from vmreplica.api.scrubs import Scrubs
 from vmreplica.api.starts import Starts
+from vmreplica.api.verifies import Verifies
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointChoice, VmName
 from vmreplica.model.networks import NetworksChange
@@ -49,7 +51,8 @@ def make_app(agent: AgentFacade) -> web.Application:
     calls = Calls()
     starts = Starts(agent, calls, _vm, _VM)
     app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes(), *starts.routes()])
-    app.add_routes(Boots(agent, calls, _vm, _point).routes(_VM))
+    app.add_routes(Verifies(agent, calls, _vm).routes(_VM))
+    app.add_routes([*Boots(agent, calls, _vm, _point).routes(_VM), *Scrubs(agent, calls, _vm).routes(_VM)])
 
     async def close(_app: web.Application) -> None:
         starts.close()
@@ -165,12 +168,12 @@ class _Vms:
         return answer(await self._run(partial(self._agent.sync, _vm(request))), status=202)
 
     async def _plan(self, request: web.Request) -> web.Response:
-        vm, point = _vm(request), _point(request)
-        return answer(await self._run(partial(self._agent.plan_failover, vm, point)))
+        vm, point, anyway = _vm(request), _point(request), request.query.get("even_damaged") == "true"
+        return answer(await self._run(partial(self._agent.plan_failover, vm, point, even_damaged=anyway)))
 
     async def _failover(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, FailoverRequest)
-        return answer(await self._run(partial(self._agent.failover, vm, body.point)))
+        return answer(await self._run(partial(self._agent.failover, vm, body.point, even_damaged=body.even_damaged)))
 
     async def _commit_plan(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.plan_commit, _vm(request))))
@@ -190,11 +193,12 @@ class _Vms:
 
     async def _test_plan(self, request: web.Request) -> web.Response:
         vm, point, network = _vm(request), _point(request), request.query.get("network")
-        return answer(await self._run(partial(self._agent.plan_test, vm, point, network)))
+        anyway = request.query.get("even_damaged") == "true"
+        return answer(await self._run(partial(self._agent.plan_test, vm, point, network, even_damaged=anyway)))
 
     async def _test(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, FailoverTestRequest)
-        call = partial(self._agent.test_failover, vm, point=body.point, network=body.network, seconds=body.seconds)
+        call = partial(self._agent.test_failover, vm, **body.model_dump())
         return answer(await self._run(call), status=201)
 
     async def _cancel_plan(self, request: web.Request) -> web.Response:

@@ -58,6 +58,13 @@ class BootTestsFacade(Protocol):
         """Give the screenshot of a point's last boot test, a PNG; default: of the last one of all."""
 
 
+class ScrubsFacade(Protocol):
+    """Reading recovery points and checking them, on the replica."""
+
+    def begin(self, vm: str, point: str | None) -> TaskReport:
+        """Check all points of a VM, or one, now; the task is the work."""
+
+
 class AgentFacade(Protocol):
     """The agent as seen by its local API; ``vm`` is a domain's name or UUID. Errors are VmReplicaError."""
 
@@ -105,6 +112,10 @@ class AgentFacade(Protocol):
     def boots(self) -> BootTestsFacade:
         """Boot tests."""
 
+    @property
+    def scrubs(self) -> ScrubsFacade:
+        """Scrub."""
+
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""
 
@@ -124,10 +135,16 @@ class AgentFacade(Protocol):
     def task(self, task_id: str, /) -> TaskReport:
         """Tell how a long act is doing."""
 
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
+    def verify(self, vm: str, *, point: str | None, repair: bool, rate: int | None) -> TaskReport:
+        """Compare a point (default: the newest) at the replica with what its primary, this host, knows of it."""
+
+    def cancel_verify(self, vm: str) -> None:
+        """End a verification."""
+
+    def plan_failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Tell what a failover to a point (default: the newest) would do and lose; changes nothing."""
 
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
+    def failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
 
     def plan_commit(self, vm: str) -> FailoverPlan:
@@ -142,10 +159,12 @@ class AgentFacade(Protocol):
     def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
         """Move a VM to its replica, or go on with that, asked on either side."""
 
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+    def plan_test(self, vm: str, point: str | None, network: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test_failover(
+        self, vm: str, *, point: str | None, network: str | None, seconds: int | None, even_damaged: bool = False
+    ) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM, isolated unless a network is named."""
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:

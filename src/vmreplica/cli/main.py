@@ -22,8 +22,10 @@ from vmreplica.cli import (
     peers,
     protect,
     reverse,
+    scrub,
     service,
     start,
+    verify,
 )
 from vmreplica.cli.output import show_document
 
@@ -78,7 +80,9 @@ def make_app() -> typer.Typer:
         doctor,
         failover,
         boot_test,
+        verify,
         reverse,
+        scrub,
         commit,
         handover,
         start,

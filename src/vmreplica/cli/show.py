@@ -12,6 +12,8 @@ from vmreplica.cli.consistency import app_consistent_text, consistency_cell, con
 from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
+from vmreplica.cli.show_scrub import point_remark, scrub_pairs
+from vmreplica.cli.show_verify import verified_cell, verified_pairs
 from vmreplica.model.health import Level
 from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
@@ -29,6 +31,10 @@ from vmreplica.model.units import format_duration, format_size
 
 _COLOURS: Final = {Level.NORMAL: "green", Level.WARNING: "yellow", Level.CRITICAL: "bold red"}
 _STATUS_COLUMNS: Final = ("VM", "role", "peer", "state", "health", "newest point", "points", "last cycle", "next")
+
+_POINT_COLUMNS: Final = (
+    "point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "boot test", "verified", "held by",
+)  # fmt: skip
 
 
 def status_view(report: StatusReport) -> RenderableType:
@@ -53,9 +59,7 @@ def points_view(report: PointsReport) -> RenderableType:
     """Show recovery points, newest first."""
     if not report.points:
         return Text(f"{printable(report.name)}: no recovery point yet.")
-    table = _table(
-        ("point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "boot test", "held by")
-    )
+    table = _table(_POINT_COLUMNS)
     for point in report.points:
         table.add_row(
             point.point,
@@ -67,7 +71,8 @@ def points_view(report: PointsReport) -> RenderableType:
             format_size(point.wire_bytes),
             format_size(point.stored_bytes),
             verdict_text(point.boot_test),
-            "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
+            verified_cell(point.verified),
+            point_remark(point),
         )
     return Group(table, *consistency_notes(report.points))
 
@@ -179,7 +184,8 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     if relation.stands_on:
         pairs.append(("stands on", _standing(relation)))
     pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
-    pairs += boot_pairs(relation.boot)
+    pairs += verified_pairs(relation.latest.verified if relation.latest else None)
+    pairs += [*boot_pairs(relation.boot), *scrub_pairs(relation.scrub)]
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:

@@ -14,8 +14,10 @@ from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
+from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
+from vmreplica.model.verified import VerifyReport
 
 
 class Progress(Shape):
@@ -123,6 +125,8 @@ class RelationshipReport(Shape):
     stands_on: int = 0
     #: How often a point is application-consistent.
     app_consistent: AppConsistent = NEVER
+    #: Scrub of its points, on the replica.
+    scrub: ScrubState | None = None
 
 
 class StatusReport(Shape):
@@ -318,6 +322,10 @@ class TaskReport(Shape):
     planned: PlannedReport | None = None
     #: Of a boot test, likewise.
     booted: BootReport | None = None
+    #: Of a verification, likewise.
+    verified: VerifyReport | None = None
+    #: Of a scrub, likewise.
+    scrubbed: ScrubReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""
