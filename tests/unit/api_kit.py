@@ -11,6 +11,7 @@ from boot_kit import SmallBoots
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
+from record_kit import SmallRecords
 from scrub_kit import SmallScrubs, anyway
 from start_kit import SmallStarts
 from verify_kit import VerifiesPoints
@@ -99,6 +100,8 @@ class SmallAgent(KeepsFailovers, VerifiesPoints):
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
+        self.records = SmallRecords(self._asked, lambda vm: self._known(vm).vm, (cycle(), cycle("failed")))
+        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
         self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.scrubs = SmallScrubs(self._asked)
@@ -324,12 +327,6 @@ class SmallAgent(KeepsFailovers, VerifiesPoints):
             store_free_bytes=1 << 40,
             findings=("its clock is 0.25 s behind",),
         )
-
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List one good cycle and a bad one."""
-        self._asked("history", vm, limit)
-        self._known(vm)
-        return (cycle(), cycle("failed"))[:limit]
 
     def _asked(self, *what: object) -> None:
         self.asked.append(what)

@@ -1,7 +1,7 @@
 """Tables and sentences for people, from report shapes. Pure but for the local time zone."""
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -14,12 +14,12 @@ from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
 from vmreplica.cli.show_scrub import point_remark, scrub_pairs
 from vmreplica.cli.show_verify import verified_cell, verified_pairs
+from vmreplica.cli.tables import make_table as _table
 from vmreplica.model.health import Level
 from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
     CycleReport,
     FailoverTest,
-    HistoryReport,
     PeerReport,
     PeersReport,
     PeerTest,
@@ -75,26 +75,6 @@ def points_view(report: PointsReport) -> RenderableType:
             point_remark(point),
         )
     return Group(table, *consistency_notes(report.points))
-
-
-def history_view(report: HistoryReport) -> RenderableType:
-    """Show the last cycles, newest first."""
-    if not report.cycles:
-        return Text(f"{printable(report.vm)}: no cycle has run yet.")
-    table = _table(("started", "kind", "why", "outcome", "time", "guest", "sent", "point or error"))
-    for cycle in report.cycles:
-        outcome = Text(cycle.outcome, style="green" if cycle.outcome == "published" else "yellow")
-        table.add_row(
-            f"{cycle.started.astimezone():%Y-%m-%d %H:%M:%S}",
-            cycle.kind,
-            printable(cycle.reason),
-            outcome,
-            format_duration(cycle.seconds),
-            format_size(cycle.guest_bytes),
-            format_size(cycle.wire_bytes),
-            printable(cycle.error or cycle.point or ""),
-        )
-    return table
 
 
 def peers_view(report: PeersReport) -> RenderableType:
@@ -258,14 +238,6 @@ def _due(relation: RelationshipReport, now: dt.datetime) -> str:
 def clock_text(instant: dt.datetime) -> str:
     """Say an instant in the time of this terminal."""
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
-
-
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        # On a narrow terminal everything may be folded but what is copied into the next command.
-        table.add_column(column, overflow="fold", no_wrap=column == "point")
-    return table
 
 
 def _pairs(pairs: Iterable[tuple[str, str | Text]]) -> Table:
