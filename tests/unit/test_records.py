@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_kit import NOW, OLD, SmallAgent, ailing, cycle, serving, summary
+from api_kit import NOW, OLD, SmallAgent, ailing, cycle, relation, serving, summary
 from cli_kit import Program
+from point_kit import VM as VM_ID
+from prometheus_client.parser import text_string_to_metric_families
 
 from vmreplica.agent.acts import Acts
 from vmreplica.agent.journal import Journal
@@ -24,6 +26,7 @@ from vmreplica.cli.client import AgentClient
 from vmreplica.model.errors import BadRequest, Conflict, NotFound
 from vmreplica.model.events import JournalEvent, RecordsQuery
 from vmreplica.model.moments import parse_since
+from vmreplica.model.report import Waiting
 from vmreplica.model.telling import HealthTestReport, TellingResult
 
 pytestmark = pytest.mark.points
@@ -314,3 +317,33 @@ def test_the_check_for_monitoring_is_one_line_and_an_exit_code(program: Program,
     agent.relations.clear()
     assert program("status", "--check").out.startswith("VMREPLICA OK - 0 relationships are well")
     assert Program(program.socket.with_name("none"))("status", "--check").code == 3
+
+
+# ---- metrics
+
+
+def test_metrics_count_runs_waiting_reasons_events_and_show_measures(tmp_path: Path) -> None:
+    agent = SmallAgent()
+    agent.relations["web"] = relation("web", measures={"boot_test_failures": 2.0, "store_free_bytes": 5e9})
+    agent.relations["db"] = ailing().model_copy(update={"name": "db"})
+    run = cycle().model_copy(update={"waiting": Waiting(queue=3.0, limit=0.5)})
+    for report in (run, run, cycle("failed")):
+        agent.records.totals.add(VM_ID, report)
+    agent.records.totals.count(event(1, "x", "merge"))
+    with serving(agent, tmp_path / "agent.sock"):
+        text = client(tmp_path).get("/v1/metrics").decode()
+    samples: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            shown = {key: value for key, value in sample.labels.items() if key not in {"vm", "role", "peer"}}
+            samples[f"{sample.name} {sorted(shown.values())}"] = sample.value
+    assert samples["vmreplica_runs_total ['delta', 'published', 'sent', 'web']"] == 2
+    assert samples["vmreplica_runs_total ['delta', 'failed', 'sent', 'web']"] == 1
+    assert samples["vmreplica_run_wire_bytes_total ['sent', 'web']"] == 3 * (2 << 20)
+    assert samples["vmreplica_run_seconds_total ['sent', 'web']"] == 4.5
+    assert samples["vmreplica_run_waiting_seconds_total ['queue', 'sent', 'web']"] == 6
+    assert samples["vmreplica_run_guest_bytes_total ['received', 'web']"] == 0
+    assert samples["vmreplica_health_reason ['critical', 'db', 'rpo-exceeded']"] == 1
+    assert samples["vmreplica_boot_test_failures ['web']"] == 2
+    assert samples["vmreplica_store_free_bytes []"] == 5e9
+    assert samples["vmreplica_events_total ['info', 'merge']"] == 1
