@@ -11,8 +11,10 @@ from boot_kit import SmallBoots
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
+from record_kit import SmallRecords
 from scrub_kit import SmallScrubs, anyway
 from start_kit import SmallStarts
+from verify_kit import VerifiesPoints
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
@@ -57,15 +59,8 @@ def cycle(outcome: str = "published") -> CycleReport:
 
 def summary(point: str) -> PointSummary:
     """A point of one disk."""
-    return make_summary(
-        point,
-        {"vda": 1 << 30},
-        instant=NOW - dt.timedelta(minutes=5),
-        published=NOW,
-        guest_bytes=1 << 30,
-        wire_bytes=1 << 28,
-        stored_bytes=1 << 28,
-    )
+    sizes = {"guest_bytes": 1 << 30, "wire_bytes": 1 << 28, "stored_bytes": 1 << 28}
+    return make_summary(point, {"vda": 1 << 30}, instant=NOW - dt.timedelta(minutes=5), published=NOW, **sizes)
 
 
 def relation(name: str, **changes: object) -> RelationshipReport:
@@ -91,7 +86,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent(KeepsFailovers):
+class SmallAgent(KeepsFailovers, VerifiesPoints):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -105,6 +100,8 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
+        self.records = SmallRecords(self._asked, lambda vm: self._known(vm).vm, (cycle(), cycle("failed")))
+        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
         self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.scrubs = SmallScrubs(self._asked)
@@ -330,12 +327,6 @@ class SmallAgent(KeepsFailovers):
             store_free_bytes=1 << 40,
             findings=("its clock is 0.25 s behind",),
         )
-
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List one good cycle and a bad one."""
-        self._asked("history", vm, limit)
-        self._known(vm)
-        return (cycle(), cycle("failed"))[:limit]
 
     def _asked(self, *what: object) -> None:
         self.asked.append(what)

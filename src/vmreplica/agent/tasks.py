@@ -11,6 +11,7 @@ from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
 from vmreplica.model.report import BootReport, CommitReport, CycleReport, PlannedReport, TaskReport
 from vmreplica.model.scrubbing import ScrubReport
+from vmreplica.model.verified import VerifyReport
 
 _KEPT: Final = 200
 
@@ -30,6 +31,8 @@ class Task:
         self.planned: PlannedReport | None = None
         #: What a boot test came to.
         self.booted: BootReport | None = None
+        #: What a verification came to.
+        self.verified: VerifyReport | None = None
         #: What a scrub came to.
         self.scrubbed: ScrubReport | None = None
         self._done = threading.Event()
@@ -56,6 +59,10 @@ class Task:
             error = self._error
         tell(error)
 
+    def wait(self, timeout: float) -> bool:
+        """Wait until it has ended, at most so many seconds; tell whether it has."""
+        return self._done.wait(timeout)
+
     def raise_error(self) -> None:
         """Fail as it failed, if it did."""
         if self._error is not None:
@@ -75,6 +82,7 @@ class Task:
             committed=self.committed,
             planned=self.planned,
             booted=self.booted,
+            verified=self.verified,
             scrubbed=self.scrubbed,
             error=error.message if error else None,
             error_code=error.code if error else None,

@@ -111,6 +111,15 @@ class BootTestRequest(Shape):
     wish: BootWish = BootWish()
 
 
+class VerifyRequest(Shape):
+    """Compare a point with what the primary knows; without a point the newest one."""
+
+    point: PointId | None = None
+    repair: bool = False
+    #: Guest bytes that the replica shall read per second; None: as fast as it can.
+    rate: Annotated[int, Field(ge=1 << 16)] | None = None
+
+
 class BootScheduleRequest(Shape):
     """Set when that is done by itself."""
 

@@ -21,10 +21,12 @@ from vmreplica.cli import (
     networks,
     peers,
     protect,
+    records,
     reverse,
     scrub,
     service,
     start,
+    verify,
 )
 from vmreplica.cli.output import show_document
 
@@ -76,9 +78,11 @@ def make_app() -> typer.Typer:
         limits,
         exports,
         look,
+        records,
         doctor,
         failover,
         boot_test,
+        verify,
         reverse,
         scrub,
         commit,
