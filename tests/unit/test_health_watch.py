@@ -177,3 +177,9 @@ def test_measures_have_what_is_known_only() -> None:
         "store_free_bytes": 3,
         "store_min_free_bytes": 1,
     }
+
+
+def test_the_primary_passes_on_what_its_replica_says_of_the_worth_of_its_points() -> None:
+    told = judge(facts(space=SpaceFacts(place="/s", free=4, min_free=5))).reasons
+    health = judge(facts(told=told))
+    assert (health.level, health.reasons) == (Level.CRITICAL, told)
