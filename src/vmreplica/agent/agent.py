@@ -8,10 +8,10 @@ from typing import Final
 import structlog
 
 from vmreplica import __version__
-from vmreplica.agent.acts import Acts
+from vmreplica.agent.acts import Acts, note_import
 from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
-from vmreplica.agent.building import make_dir, make_stages, seed_tools
+from vmreplica.agent.building import make_dir, make_repository, make_stages, seed_tools
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
 from vmreplica.agent.doctor.doctor import Doctor
@@ -20,34 +20,37 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.fence_side import FenceParts, FenceSide
 from vmreplica.agent.guard import Guard
+from vmreplica.agent.health_watch import HealthWatch
 from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
+from vmreplica.agent.point_verbs import PointVerbs
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.proof_verbs import ProofVerbs
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
+from vmreplica.agent.records import Records
+from vmreplica.agent.relations import Relations
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
+from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.swap import Swap
-from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.agent.tasks import Tasks
+from vmreplica.agent.telling import Telling
 from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.agent.verifying import Verifying
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.autostart import Autostart
-from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
 from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
-    CycleReport,
     DoctorReport,
-    PointsReport,
     RelationshipReport,
     StatusReport,
     TaskReport,
@@ -58,12 +61,12 @@ from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.receive import Proving, Receiver
-from vmreplica.repository import Replica, Repository
+from vmreplica.repository import Repository
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(FailoverVerbs, ProofVerbs, Hosts):
+class Agent(Relations, FailoverVerbs, ProofVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -82,12 +85,8 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(
-            paths.store,
-            min_free=limits.min_free,
-            base_devices=config.replica.base_devices,
-            merge_limit=config.replica.merge_limit,
-        )
+        self._space = SpaceWatch(paths.store, limits.min_free, self._journal)
+        repository = make_repository(config)
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
         stages = make_stages(config, self._hypervisor, self._journal)
@@ -105,9 +104,24 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
         self.receiver = self._make_receiver(repository)
+        telling = Telling(config.health, self._journal)
+        self._health = HealthWatch(partial(self.status, None), self._journal, telling, self._space)
+        self.records = Records(self._journal, self._resolve, self._health.test)
         #: What peers ask for the proof of the points held here.
         self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
         self._verifying = self._make_verifying(stages)
+        #: Single points: pins, exports, mounts.
+        self.single = self._make_single()
+
+    def _make_single(self) -> PointVerbs:
+        return PointVerbs(
+            find=self.held_or_elsewhere,
+            tidy=self._replicas.look_after,
+            tasks=self._tasks,
+            acts=self._acts,
+            runtime_dir=self.config.agent.runtime_dir,
+            state_dir=self.config.agent.state_dir,
+        )
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -201,6 +215,7 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
             seed_tools=seed_tools(self.config),
             tasks=self._tasks,
             journal=self._journal,
+            space=self._space,
             config=self.config.replica,
         )
 
@@ -208,17 +223,21 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         """Finish what a crash interrupted, then begin to work."""
         # A guest that stands still comes before everything.
         self._quiescer.start()
+        self.single.recover()
         self._replicas.start()
         self._adopting.recover()
         self._doctor.start()
         self._runner.start()
         self._fences.start()
         self.planned.start_work()
+        self._health.start()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
+        self._health.stop()
         self._doctor.stop()
         self._fences.stop()
+        self.single.stop()
         self.planned.stop_work()
         self._verifying.stop()
         self._runner.stop()
@@ -242,23 +261,12 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
             host_id=self.identity.host_id,
             version=__version__,
             now=dt.datetime.now(dt.UTC),
-            relationships=tuple(sorted(rows, key=lambda row: (row.name, row.role))),
+            relationships=tuple(self.single.noted(row) for row in sorted(rows, key=lambda row: (row.name, row.role))),
         )
 
     def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
         """Look for trouble, on this host or with one VM."""
         return self._doctor.host() if vm is None else self._doctor.vm(vm, self._held(vm), trial=trial)
-
-    def points(self, vm: str) -> PointsReport:
-        """List recovery points, held here or on the VM's replica."""
-        replica = self._held(vm)
-        if replica is not None:
-            return self._replicas.points(replica)
-        rel = self._primaries.find(vm)
-        if rel is None:
-            self._explain_missing(vm)
-            raise NotFound("not-protected", f"{vm} is not protected on this host", hint=f"vmreplica enable {vm}")
-        return self._clients.to(rel.policy.replica).points(rel.vm)
 
     def enable(
         self,
@@ -299,7 +307,7 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         """Take in the first copy of a VM that travelled in a directory."""
         task = self._tasks.start(f"import of {directory}")
         self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
-        task.then(partial(self._imported, directory, task))
+        task.then(partial(note_import, self._journal, directory, task))
         return task.report()
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
@@ -341,50 +349,3 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         """Run a cycle now."""
         self._require_primary(vm)
         return self._primaries.sync(vm).report()
-
-    def task(self, task_id: str, /) -> TaskReport:
-        """Tell how a long act is doing."""
-        return self._tasks.get(task_id).report()
-
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List the last cycles of a VM, newest first."""
-        self._require_primary(vm)
-        return self._journal.history(self._hypervisor.find(vm).vm, limit)
-
-    # ---- helpers
-
-    def _imported(self, directory: str, task: Task, error: VmReplicaError | None) -> None:
-        report = task.imported
-        if error is not None:
-            self._journal.event(
-                None, "import", error.code, f"import of {directory} failed: {error.message}", severity="warning"
-            )
-        elif report is not None:
-            self._journal.event(report.vm, "import", "imported", f"the first copy was imported from {directory}")
-
-    def _held(self, vm: str) -> Replica | None:
-        """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
-        return self._replicas.find(vm) if self._primaries.find(vm) is None else None
-
-    def _require_primary(self, vm: str) -> None:
-        """Refuse what only the primary of a VM can do, when this is its replica.
-
-        Raises:
-            NotFound: ``not-protected``.
-        """
-        replica = self._held(vm)
-        if replica is not None:
-            raise self._replicas.copy_only(replica)
-
-    def _explain_missing(self, vm: str) -> None:
-        """Raise the most telling error for a VM that has no relationship here.
-
-        Raises:
-            NotFound: ``vm-unknown``, or ``not-protected`` when the VM exists.
-        """
-        brief = self._hypervisor.find(vm)
-        raise NotFound(
-            "not-protected",
-            f"{brief.name} is not protected on this host",
-            hint=f"vmreplica enable {brief.name} --to PEER",
-        )

@@ -20,10 +20,11 @@ from vmreplica.agent.importing import Imports
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.networks import change_networks, networks_report
 from vmreplica.agent.planning import plan_copy, plan_start
-from vmreplica.agent.replica_report import describe_replica
+from vmreplica.agent.replica_report import Beside, describe_replica
 from vmreplica.agent.scrubbing import Scrubbing
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
+from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
@@ -41,7 +42,6 @@ from vmreplica.model.report import (
     CancelReport,
     FailoverPlan,
     FailoverReport,
-    PointsReport,
     RelationshipReport,
     StartedTest,
 )
@@ -66,6 +66,7 @@ class ReplicaSide:
         seed_tools: for reading existing copies.
         tasks: of this agent.
         journal: history.
+        space: watches the room of the store.
         config: section ``[replica]``.
     """
 
@@ -79,6 +80,7 @@ class ReplicaSide:
         seed_tools: SeedTools,
         tasks: Tasks,
         journal: Journal,
+        space: SpaceWatch,
         config: ReplicaSection,
     ) -> None:
         self._repository = repository
@@ -95,6 +97,7 @@ class ReplicaSide:
         )
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free, journal)
+        self._beside = Beside(self.commits, self.scrubbing, space)
         self._addressing = Addressing(repository, hypervisor)
         #: Boot tests, asked for or by schedule.
         self.boots = BootTesting(
@@ -172,10 +175,6 @@ class ReplicaSide:
                 hint="`vmreplica status` lists what it holds; a failover is started on the replica's host",
             )
         return replica
-
-    def points(self, replica: Replica) -> PointsReport:
-        """List a replica's points, newest first."""
-        return PointsReport(vm=replica.record.vm, name=replica.record.name, points=tuple(replica.points()))
 
     def plan(self, vm: str, point: PointChoice | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
@@ -331,6 +330,8 @@ class ReplicaSide:
                 f"{record.name} was failed over and is defined here, on the files of its replica",
                 hint=f"to give it up for good: virsh destroy {record.name}; virsh undefine {record.name}",
             )
+        if delete_copy:
+            replica.require_unread()
         self.seeder.cancel(record.vm)
         if delete_copy:
             self.commits.give_up(replica)
@@ -345,7 +346,7 @@ class ReplicaSide:
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
         peer = self.peer_name(replica.record.owner)
-        return describe_replica(replica, peer, self._tests.reports(replica), self.commits, self.scrubbing)
+        return describe_replica(replica, peer, self._tests.reports(replica), self._beside)
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""
@@ -369,14 +370,11 @@ class ReplicaSide:
     def ask_primary(self, replica: Replica) -> PrimaryAnswer:
         """Ask the host that sent a VM's points whether the VM runs there; takes a second at most."""
         record = replica.record
-        asked = self._asking.submit(self._runs_there, record.owner, record.vm)
+        asked = self._asking.submit(lambda: self._clients.to(record.owner).runs_here(record.vm).runs)
         try:
             return "runs" if asked.result(timeout=_ASK_LIMIT) else "stopped"
         except (VmReplicaError, FutureTimeoutError):
             return "silent"
-
-    def _runs_there(self, owner: HostId, vm: VmId) -> bool:
-        return self._clients.to(owner).runs_here(vm).runs
 
     def _warm_up(self) -> None:
         try:

@@ -1,21 +1,24 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol
 
 from vmreplica.model.boot import BootState, BootWish
-from vmreplica.model.ids import VmId
+from vmreplica.model.events import EventsReport, RecordsQuery
+from vmreplica.model.ids import PointId, VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange, NetworksReport
+from vmreplica.model.point import PointSummary
 from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
-    CycleReport,
     DoctorReport,
     FailoverPlan,
     FailoverReport,
+    HistoryReport,
     Invitation,
     PeerReport,
     PeerTest,
@@ -27,6 +30,9 @@ from vmreplica.model.report import (
 )
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.start import AutostartReport, StartAnswer, StartQuestion, StartReport
+from vmreplica.model.taking import PointExportReport, PointExportWish, PointMount
+from vmreplica.model.telling import HealthTestReport
+from vmreplica.model.totals import VmTotals
 
 
 class StartsFacade(Protocol):
@@ -40,6 +46,33 @@ class StartsFacade(Protocol):
 
     def set_autostart(self, vm: str, *, on: bool) -> AutostartReport:
         """Say whether a protected VM is started with its host."""
+
+
+class TotalsFacade(Protocol):
+    """Sums, for metrics."""
+
+    def of(self, vm: VmId, side: str) -> VmTotals:
+        """Tell the sums of a VM's runs on one side: ``sent`` or ``received``."""
+
+    def events(self) -> Counter[tuple[str, str]]:
+        """Tell how many events there were, by kind and severity."""
+
+
+class RecordsFacade(Protocol):
+    """What happened, and who is told of it."""
+
+    def history(self, vm: str, query: RecordsQuery) -> HistoryReport:
+        """List a VM's runs and what else happened to it, each newest first."""
+
+    def events(self, vm: str | None, query: RecordsQuery, after: int | None) -> EventsReport:
+        """List events, oldest first: the newest or, with ``after``, those that follow."""
+
+    @property
+    def totals(self) -> TotalsFacade:
+        """What all runs and events since the agent's start add up to."""
+
+    def health_test(self) -> HealthTestReport:
+        """Tell whoever is told of changes of health, as a test."""
 
 
 class BootTestsFacade(Protocol):
@@ -56,6 +89,29 @@ class BootTestsFacade(Protocol):
 
     def picture(self, vm: str, point: str | None) -> bytes:
         """Give the screenshot of a point's last boot test, a PNG; default: of the last one of all."""
+
+
+class SinglePointsFacade(Protocol):
+    """Pins, exports and mounts; ``point`` is an id, ``latest`` or ``latest-app``."""
+
+    def pin(self, vm: str, point: str, reason: str) -> PointSummary:
+        """Keep a point whatever the rules say."""
+
+    def unpin(self, vm: str, point: str) -> PointSummary:
+        """Leave a point to the rules again."""
+
+    def plan_export(self, vm: str, point: str, wish: PointExportWish) -> PointExportReport:
+        """Tell what an export would write."""
+
+    def export(self, vm: str, point: str, wish: PointExportWish) -> TaskReport:
+        """Write a point's disks into files; the task is the writing."""
+
+    def mount(self, vm: str, point: str, *, seconds: int, even_damaged: bool) -> PointMount:
+        """Make a point's disks readable over NBD."""
+
+    def unmount(self, vm: str, point: str | None) -> tuple[PointId, ...]:
+        """End the mount of a point, or all mounts of a VM."""
+        ...
 
 
 class ScrubsFacade(Protocol):
@@ -109,6 +165,10 @@ class AgentFacade(Protocol):
         """Starts of protected VMs."""
 
     @property
+    def single(self) -> SinglePointsFacade:
+        """Single points: pins, exports, mounts."""
+
+    @property
     def boots(self) -> BootTestsFacade:
         """Boot tests."""
 
@@ -134,6 +194,9 @@ class AgentFacade(Protocol):
 
     def task(self, task_id: str, /) -> TaskReport:
         """Tell how a long act is doing."""
+
+    def cancel_task(self, task_id: str, /) -> TaskReport:
+        """Stop a long act that can be stopped."""
 
     def verify(self, vm: str, *, point: str | None, repair: bool, rate: int | None) -> TaskReport:
         """Compare a point (default: the newest) at the replica with what its primary, this host, knows of it."""
@@ -203,5 +266,6 @@ class AgentFacade(Protocol):
     def test_peer(self, name: str) -> PeerTest:
         """Measure the connection to a paired host."""
 
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List the last cycles of a VM, newest first."""
+    @property
+    def records(self) -> RecordsFacade:
+        """What happened, and who is told of it."""

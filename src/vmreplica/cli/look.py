@@ -1,4 +1,4 @@
-"""Commands that only look: status, points, history."""
+"""The command that only looks: status."""
 
 import sys
 import time
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from vmreplica.cli.client import AgentClient, vm_path
+from vmreplica.cli.client import AgentClient
 from vmreplica.cli.commands import add_command
-from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument
+from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath
 from vmreplica.cli.output import console, error_text, read_report, show, show_answer
 
 if TYPE_CHECKING:
@@ -29,55 +29,33 @@ def register(app: typer.Typer) -> None:
         "Show how replication is doing: state, health, age of the newest recovery point.",
         "vmreplica status",
         "vmreplica status web --watch",
+        "vmreplica status --check",
         "vmreplica status --json | jq -r '.relationships[] | [.name, .health.level, .point_age] | @tsv'",
     )
-    add_command(app, points, "List the recovery points of a VM, newest first.", "vmreplica points web")
-    add_command(app, history, "List the last replication cycles of a VM.", "vmreplica history web --limit 5")
 
 
 def status(
     vm: OptionalVm = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Print one line for monitoring; exit code 0 well, 1 warning, 2 critical, 3 unknown."
+        ),
+    ] = False,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Show status."""
     client = AgentClient(socket)
-    if watch:
+    if check:
+        _check(client, vm)
+    elif watch:
         _watch(client, vm, as_json=as_json)
     elif as_json:
         show_answer(client.get("/v1/status", vm=vm))
     else:
         show(_status(client, vm))
-
-
-def points(vm: VmArgument, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
-    """List recovery points."""
-    answer = AgentClient(socket).get(vm_path(vm, "points"))
-    if as_json:
-        show_answer(answer)
-        return
-    from vmreplica.cli.show import points_view  # noqa: PLC0415 - slow to import
-    from vmreplica.model.report import PointsReport  # noqa: PLC0415 - slow to import
-
-    show(points_view(read_report(PointsReport, answer)))
-
-
-def history(
-    vm: VmArgument,
-    limit: Annotated[int, typer.Option(metavar="N", help="How many, from 1 to 1000.")] = 20,
-    as_json: AsJson = False,
-    socket: SocketPath = DEFAULT_SOCKET,
-) -> None:
-    """List cycles."""
-    answer = AgentClient(socket).get(vm_path(vm, "history"), limit=str(limit))
-    if as_json:
-        show_answer(answer)
-        return
-    from vmreplica.cli.show import history_view  # noqa: PLC0415 - slow to import
-    from vmreplica.model.report import HistoryReport  # noqa: PLC0415 - slow to import
-
-    show(history_view(read_report(HistoryReport, answer)))
 
 
 def _status(client: AgentClient, vm: str | None) -> "RenderableType":
@@ -87,6 +65,14 @@ def _status(client: AgentClient, vm: str | None) -> "RenderableType":
 
     report = read_report(StatusReport, answer)
     return status_view(report) if vm is None else relation_view(report)
+
+
+def _check(client: AgentClient, vm: str | None) -> None:
+    from vmreplica.cli.check import check  # noqa: PLC0415 - slow to import
+
+    line, code = check(client, vm)
+    typer.echo(line)
+    raise typer.Exit(code)
 
 
 def _watch(client: AgentClient, vm: str | None, *, as_json: bool) -> None:

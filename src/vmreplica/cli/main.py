@@ -20,7 +20,9 @@ from vmreplica.cli import (
     look,
     networks,
     peers,
+    points,
     protect,
+    records,
     reverse,
     scrub,
     service,
@@ -77,6 +79,7 @@ def make_app() -> typer.Typer:
         limits,
         exports,
         look,
+        records,
         doctor,
         failover,
         boot_test,
@@ -88,6 +91,7 @@ def make_app() -> typer.Typer:
         start,
     ):
         commands.register(root)
+    root.add_typer(points.make_app(), name="points")
     root.add_typer(peers.make_app(), name="peer")
     service.register(root)
     return root

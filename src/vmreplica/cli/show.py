@@ -1,7 +1,7 @@
 """Tables and sentences for people, from report shapes. Pure but for the local time zone."""
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -14,12 +14,12 @@ from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
 from vmreplica.cli.show_scrub import point_remark, scrub_pairs
 from vmreplica.cli.show_verify import verified_cell, verified_pairs
+from vmreplica.cli.tables import make_table as _table
 from vmreplica.model.health import Level
 from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
     CycleReport,
     FailoverTest,
-    HistoryReport,
     PeerReport,
     PeersReport,
     PeerTest,
@@ -51,7 +51,7 @@ def relation_view(report: StatusReport) -> RenderableType:
     """Show one VM's relationships in detail."""
     parts: list[RenderableType] = []
     for relation in report.relationships:
-        parts += [_pairs(_details(relation, report.now)), *_remarks((relation,)), Text("")]
+        parts += [pairs_view(_details(relation, report.now)), *_remarks((relation,)), Text("")]
     return Group(*parts[:-1])
 
 
@@ -75,26 +75,6 @@ def points_view(report: PointsReport) -> RenderableType:
             point_remark(point),
         )
     return Group(table, *consistency_notes(report.points))
-
-
-def history_view(report: HistoryReport) -> RenderableType:
-    """Show the last cycles, newest first."""
-    if not report.cycles:
-        return Text(f"{printable(report.vm)}: no cycle has run yet.")
-    table = _table(("started", "kind", "why", "outcome", "time", "guest", "sent", "point or error"))
-    for cycle in report.cycles:
-        outcome = Text(cycle.outcome, style="green" if cycle.outcome == "published" else "yellow")
-        table.add_row(
-            f"{cycle.started.astimezone():%Y-%m-%d %H:%M:%S}",
-            cycle.kind,
-            printable(cycle.reason),
-            outcome,
-            format_duration(cycle.seconds),
-            format_size(cycle.guest_bytes),
-            format_size(cycle.wire_bytes),
-            printable(cycle.error or cycle.point or ""),
-        )
-    return table
 
 
 def peers_view(report: PeersReport) -> RenderableType:
@@ -131,7 +111,7 @@ def test_view(test: PeerTest) -> RenderableType:
         ("free in its store", format_size(test.store_free_bytes)),
     ]
     findings = [Text(f"! {printable(finding)}", style="yellow") for finding in test.findings]
-    return Group(_pairs(pairs), *findings)
+    return Group(pairs_view(pairs), *findings)
 
 
 def cycle_text(vm: str, cycle: CycleReport) -> str:
@@ -184,6 +164,7 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     if relation.stands_on:
         pairs.append(("stands on", _standing(relation)))
     pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
+    pairs += [("mounted", f"point {mount.point} until {clock_text(mount.until)}") for mount in relation.mounts]
     pairs += verified_pairs(relation.latest.verified if relation.latest else None)
     pairs += [*boot_pairs(relation.boot), *scrub_pairs(relation.scrub)]
     if relation.progress:
@@ -260,15 +241,8 @@ def clock_text(instant: dt.datetime) -> str:
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        # On a narrow terminal everything may be folded but what is copied into the next command.
-        table.add_column(column, overflow="fold", no_wrap=column == "point")
-    return table
-
-
-def _pairs(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+def pairs_view(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+    """Show names with their values."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -165,9 +165,10 @@ def resolve(name: str, points: Sequence[PointSummary], choice: PointChoice | Non
         NotFound: no point is application-consistent (``no-application-point``).
     """
     if choice == LATEST_APP:
-        for point in points:
-            if point.bootable and point.consistency == "application":
-                return point.point
+        fitting = [point for point in points if point.bootable and point.consistency == "application"]
+        # A damaged one only when there is no other: then it is refused, or meant.
+        for point in sorted(fitting, key=lambda point: bool(point.damaged)):
+            return point.point
         raise NotFound(
             "no-application-point",
             f"{name} has no application-consistent recovery point here",
