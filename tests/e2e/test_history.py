@@ -44,6 +44,7 @@ def test_acts_runs_and_changes_of_health_are_known_on_both_sides_and_told(lab: L
     try:
         hear(a, heard)
         vm = new_blank(a)
+        vm.write("vda", "0", "1M", 7)
         enable(a, vm.name)
         a.ask("pause", vm.name)
         wait_reason(a, vm.name, "paused")
