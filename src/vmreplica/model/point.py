@@ -128,6 +128,8 @@ class DiskManifest(Shape):
     segments: Annotated[int, Field(ge=0)]
     #: Whether sums were kept from the beginning: of the blocks of patches, of a folded image's tables.
     summed: bool = False
+    #: Whether its image stands alone though there is a parent; None: where the parent's disk is larger, or absent.
+    alone: bool | None = None
     #: The device that holds the content; the image file is then an empty overlay over it.
     device: BaseDevice | None = None
     #: The VM's own old disk that holds the content; the image file is an empty overlay over it as well.
