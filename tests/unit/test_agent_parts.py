@@ -125,3 +125,27 @@ def test_what_sending_waits_for_is_shown_until_the_next_bytes_are_sent() -> None
     assert meter.progress().phase == "exporting to /mnt/usb (waiting: the medium is full)"
     meter.sent(4096)
     assert meter.progress().phase == "exporting to /mnt/usb"
+
+
+def test_a_cycle_tells_how_long_it_waited_for_its_turn_and_for_its_base() -> None:
+    rel = Relationship(vm=VM, name="web", policy=Policy(replica="ab" * 16, interval=10), due=100.0)
+    rel.count_waiting(135.0, NOW)
+    assert (rel.queued_seconds, rel.missed, rel.base_seconds) == (35, 0, 0), "no turn was missed before the first point"
+    latest = make_summary("20261122T100000Z-00000001", {"vda": GiB})
+    rel.position = Position(vm=VM, state="replicating", epoch=0, latest=latest, incoming=None, free_bytes=0)
+    rel.await_base(since=110.0)
+    rel.await_base(since=130.0)
+    rel.count_waiting(135.0, NOW)
+    assert (rel.queued_seconds, rel.missed, rel.base_seconds) == (35, 3, 25)
+    rel.await_base(since=None)
+    rel.count_waiting(90.0, NOW)
+    assert (rel.queued_seconds, rel.missed, rel.base_seconds) == (0, 0, 0)
+
+
+def test_time_that_several_connections_are_held_up_at_once_counts_once() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    for since, until in ((0.0, 1.0), (0.5, 1.0), (0.5, 1.5), (3.0, 4.0)):
+        now[0] = until
+        meter.held(since)
+    assert meter.held_seconds() == pytest.approx(2.5)

@@ -148,6 +148,7 @@ def test_a_vm_that_is_dissolved_and_comes_back_is_judged_by_what_was_told_last(h
         ({"space": SpaceFacts(place="/s", free=10, min_free=5, full_in=3 * DAY)}, Level.WARNING, "space-low"),
         ({"space": SpaceFacts(place="/s", free=10, min_free=5, full_in=5 * HOUR)}, Level.CRITICAL, "space-low"),
         ({"space": SpaceFacts(place="/s", free=4, min_free=5, full_in=0)}, Level.CRITICAL, "space-out"),
+        ({"missed_in_a_row": 1}, Level.NORMAL, None),
         ({"missed_in_a_row": 2}, Level.WARNING, "cycles-missed"),
         ({"state": State.RESYNC}, Level.WARNING, "resync-needed"),
     ],

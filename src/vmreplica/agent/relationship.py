@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass, field
 
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.schedule import begin_due
+from vmreplica.agent.schedule import begin_due, missed_turns
 from vmreplica.agent.tasks import Task
 from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.health import Facts, judge, measures_of
@@ -28,6 +28,7 @@ class Relationship:
     policy: Policy
     due: float
     failures: int = 0
+    #: Turns that passed before the running cycle, or the last one, began.
     missed: int = 0
     position: Position | None = None
     last: CycleReport | None = None
@@ -85,7 +86,10 @@ class Relationship:
 
     def count_waiting(self, clock: float, now: dt.datetime) -> None:
         """At the begin of a cycle, tell how long it waited for that."""
-        self.queued_seconds = max(0.0, clock - self.due_at(clock, now))
+        due = self.due_at(clock, now)
+        self.queued_seconds = max(0.0, clock - due)
+        begun = self.position is not None and self.position.latest is not None
+        self.missed = missed_turns(due, clock, float(self.policy.interval)) if begun else 0
         self.base_seconds = 0.0 if self.base_awaited is None else clock - self.base_awaited
 
     def await_base(self, *, since: float | None) -> None:
@@ -168,7 +172,7 @@ def _facts(rel: Relationship, state: State, age: float | None, quiesce: QuiesceF
         last_error_code=rel.last.error_code if rel.last and failed else None,
         last_error_hint=rel.last.hint if rel.last and failed else "",
         last_duration=rel.last.seconds if rel.last and rel.last.kind == "delta" else None,
-        missed_in_a_row=int(rel.queued_seconds // rel.policy.interval),
+        missed_in_a_row=rel.missed,
         awaited=rel.position is not None and rel.position.awaited is not None,
         complaints=rel.position.complaints if rel.position else (),
         told=rel.position.reasons if rel.position and not rel.fenced else (),

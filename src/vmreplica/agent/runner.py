@@ -25,7 +25,7 @@ from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.lost_policy import put_policy_back
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.relationship import Relationship
-from vmreplica.agent.schedule import Turn, may_go_long, missed_turns, next_due, next_wake, pick, retry_due
+from vmreplica.agent.schedule import Turn, may_go_long, next_due, next_wake, pick, retry_due
 from vmreplica.agent.swap import ASK_AGAIN, NOT_SWAPPED, OLD_PRIMARY_AWAY, Swap
 from vmreplica.agent.tasks import Task
 from vmreplica.agent.turns import borrowed
@@ -338,7 +338,7 @@ class Runner:
             rel.failures += 1
             rel.due = retry_due(now, rel.failures, interval, random.random())  # noqa: S311 - spreads retries
             return
-        rel.failures, rel.missed = 0, missed_turns(started, now, interval)
+        rel.failures = 0
         rel.due = next_due(started, now, interval)
         if outcome.published is not None and rel.position is not None:
             points = min(rel.position.points + 1, rel.policy.keep.most(rel.policy.interval))

@@ -80,9 +80,9 @@ def next_due(started: float, now: float, interval: float) -> float:
     return max(now, started + interval)
 
 
-def missed_turns(started: float, now: float, interval: float) -> int:
-    """Count the turns that passed by while a cycle ran."""
-    return max(0, int((now - started) // interval))
+def missed_turns(due: float, now: float, interval: float) -> int:
+    """Count the turns that passed by since one was due."""
+    return max(0, int((now - due) // interval))
 
 
 def retry_due(now: float, failures: int, interval: float, jitter: float) -> float:

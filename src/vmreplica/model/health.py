@@ -65,6 +65,8 @@ class Facts:
 
 
 _LATE, _VERY_LATE = 2.0, 4.0
+#: Turns; one is missed now and then.
+_MISSED = 2
 #: How many periods may pass: scrub is spread over its period, so there is always a point whose turn is about now.
 _OVERDUE, _BOOT_OVERDUE = 1.25, 2.0
 #: Seconds until the store is full.
@@ -221,9 +223,9 @@ def _of_pace(facts: Facts) -> list[Reason]:
 
 def _of_turns(facts: Facts) -> list[Reason]:
     reasons = []
-    if facts.missed_in_a_row and facts.state in {State.REPLICATING, State.RESYNC}:
-        turns = "a turn was" if facts.missed_in_a_row == 1 else f"{facts.missed_in_a_row} turns were"
-        reasons.append(_reason("cycles-missed", Level.WARNING, f"{turns} missed before the last cycle ended"))
+    if facts.missed_in_a_row >= _MISSED and facts.state in {State.REPLICATING, State.RESYNC}:
+        text = f"{facts.missed_in_a_row} turns passed before the last cycle began, while others had theirs"
+        reasons.append(_reason("cycles-missed", Level.WARNING, text))
     if facts.state is State.RESYNC:
         text = "its disks are compared as a whole: changes since the last point could not be told"
         reasons.append(_reason("resync-needed", Level.WARNING, text))

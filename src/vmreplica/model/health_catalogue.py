@@ -60,7 +60,7 @@ CATALOGUE: Final[dict[str, Entry]] = {
     ),
     "cycles-missed": Entry(
         "warning",
-        "the last cycle began later than it should: its turn was missed, once or more",
+        "the last cycle began late: two turns or more passed while others had theirs",
         "use a longer --every, or let more cycles run at once: concurrent_cycles in [limits] of the configuration",
     ),
     "resync-needed": Entry(
