@@ -21,6 +21,7 @@ from bench.measures import (
     planned_downtime,
     resync_1pct,
     reverse,
+    verify_read,
 )
 
 RESULT: Final = Path("build/bench.json")
@@ -44,6 +45,7 @@ MEASURES: Final = {
     "planned_downtime": Entry(planned_downtime.run, quick=False),
     "reverse": Entry(reverse.run),
     "merge": Entry(merge.run),
+    "verify_read": Entry(verify_read.run),
     "memory": Entry(memory.run, quick=False),
 }
 

@@ -172,7 +172,7 @@ class ReplicaSide:
             raise NotFound(
                 "replica-unknown",
                 f"this host holds no replica of {vm}",
-                hint="`vmreplica status` lists what it holds; a failover is started on the replica's host",
+                hint="`vmreplica status` lists what it holds, and which host holds what it protects: ask there",
             )
         return replica
 

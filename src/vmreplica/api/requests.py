@@ -123,7 +123,7 @@ class FailoverTestRequest(Shape):
 class BootTestRequest(Shape):
     """Boot a copy, isolated, until it shows a sign of life; without a point from the newest one."""
 
-    point: PointId | None = None
+    point: PointChoice | None = None
     wish: BootWish = BootWish()
 
 

@@ -21,7 +21,7 @@ from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 from vmreplica.model.taking import PointExportReport, PointMount
-from vmreplica.model.verified import VerifyReport
+from vmreplica.model.verified import Verified, VerifyReport
 
 
 class Progress(Shape):
@@ -129,6 +129,8 @@ class RelationshipReport(Shape):
     measures: dict[str, float] = Field(default_factory=dict)
     #: Boot tests, on the replica; None: none was asked for yet.
     boot: BootState | None = None
+    #: What verifying came to last, of the newest point that was verified.
+    verified: Verified | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
     stands_on: int = 0
     #: How often a point is application-consistent.

@@ -120,6 +120,7 @@ class Replica(Catalogue):
             complaints=complaints,
             seeding=seeding,
             repairs=self.damages.wanted(),
+            verified=next((point.verified for point in points if point.verified), None),
         )
 
     def finish_adoption(self) -> None:
