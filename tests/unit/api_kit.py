@@ -104,7 +104,6 @@ class SmallAgent(KeepsFailovers, CancelsTasks, VerifiesPoints):
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
         self.records = SmallRecords(self._asked, lambda vm: self._known(vm).vm, (cycle(), cycle("failed")))
-        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
         self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
         self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
         self.single, self.verdicts = SmallSingle(self, self._asked), dict[str, Verdict]()
