@@ -17,9 +17,11 @@ from bench.measures import (
     idle_cycle,
     initial,
     memory,
+    merge,
     planned_downtime,
     resync_1pct,
     reverse,
+    verify_read,
 )
 
 RESULT: Final = Path("build/bench.json")
@@ -42,6 +44,8 @@ MEASURES: Final = {
     "freeze": Entry(freeze.run),
     "planned_downtime": Entry(planned_downtime.run, quick=False),
     "reverse": Entry(reverse.run),
+    "merge": Entry(merge.run),
+    "verify_read": Entry(verify_read.run),
     "memory": Entry(memory.run, quick=False),
 }
 

@@ -60,6 +60,7 @@ def describe_replica(
         point_age=facts.point_age,
         points=len(points),
         tests=tuple(tests),
+        verified=position.verified,
         boot=boot_state(record.boot, local_zone()),
         scrub=beside.scrubbing.state(replica),
         progress=beside.commits.progress(record.vm) or seed_progress(position, prefix=""),
@@ -78,7 +79,7 @@ def _facts(
         complaints=_complaints(record, position, beside.commits),
         space=beside.space.facts(),
         boot=boot_facts(record.boot, now),
-        verify=verify_facts(latest, now),
+        verify=verify_facts(position, now),
         scrub=beside.scrubbing.facts(replica, now),
     )
 

@@ -30,7 +30,7 @@ Seed = Annotated[
     ),
 ]
 Every = Annotated[str, typer.Option(metavar="INTERVAL", help="How old the newest recovery point may be: 5s to 24h.")]
-ExcludedDisks = Annotated[
+Excluded = Annotated[
     list[str] | None,
     typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
 ]
@@ -76,7 +76,7 @@ def enable(
     *,
     to: Annotated[str, typer.Option("--to", metavar="PEER", help="The paired host that gets the copy.")],
     every: Every = "5m",
-    exclude_disk: ExcludedDisks = None,
+    exclude_disk: Excluded = None,
     keep: KeepOption = None,
     base_device: BaseDevices = None,
     seed: Seed = None,

@@ -250,3 +250,5 @@ class Position(Shape):
     complaints: tuple[str, ...] = ()
     #: What the newest point reads wrong, because files rotted: the next point shall bring it whole.
     repairs: Repairs = ()
+    #: What verifying came to last, of the newest point that was verified.
+    verified: Verified | None = None

@@ -120,6 +120,7 @@ class Replica(Catalogue):
             complaints=complaints,
             seeding=seeding,
             repairs=self.damages.wanted(),
+            verified=next((point.verified for point in points if point.verified), None),
         )
 
     def finish_adoption(self) -> None:
@@ -214,6 +215,27 @@ class Replica(Catalogue):
         """
         with self.still(), self._memory:
             return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting, kind=kind)
+
+    def pin(self, point: PointId, reason: str) -> None:
+        """Keep a point whatever the rules say, for this reason from now on.
+
+        Raises:
+            NotFound: ``point-unknown``.
+            NoSpace: the store is full; nothing changed.
+        """
+        with self.still(), self._memory:
+            former = self._holds.pins(self._published(point).id)
+            self._holds.add(point, "pin", reason, self._clock(), lasting=True, kind="pin")
+            for pin in former:
+                self._holds.remove(pin.id)
+
+    def unpin(self, point: PointId) -> bool:
+        """Leave a point to the rules again; tells whether it was pinned."""
+        with self._memory:
+            pins = self._holds.pins(point)
+            for pin in pins:
+                self._holds.remove(pin.id)
+        return bool(pins)
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
