@@ -1,6 +1,10 @@
 """Merging points in the middle: every kept point reads right at every instant, whatever stops it."""
 
 import datetime as dt
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,6 +95,20 @@ def test_a_crash_at_any_step_of_a_merge_costs_no_point(step: str, tmp_path: Path
     again.apply_retention()
     assert check_all(again, primary) == [listed[0], listed[4], listed[5]]
     assert not again.position().complaints
+
+
+@pytest.mark.parametrize("step", ["merge vdb", "switch image vdb", "merge manifest"])
+def test_a_process_that_is_killed_in_a_merge_costs_no_point(step: str, tmp_path: Path) -> None:
+    _replica, primary = pinned(tmp_path, 6, 0, 4)
+    listed = sorted(primary.expected)
+    program = [sys.executable, str(Path(__file__).with_name("merge_killed.py")), str(tmp_path), THE_VM, step]
+    paths = os.pathsep.join(sys.path)
+    ran = subprocess.run(program, env={**os.environ, "PYTHONPATH": paths}, timeout=60, check=False)
+    assert ran.returncode == -signal.SIGKILL
+    again = open_repository(tmp_path).replica(THE_VM)
+    assert check_all(again, primary) == listed
+    again.apply_retention()
+    assert check_all(again, primary) == [listed[0], listed[4], listed[5]]
 
 
 @pytest.mark.parametrize("step", ["reparent", "place vda", "merge manifest", "merge end"])
