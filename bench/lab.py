@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.backup import disks
 from bench.hosts import PathLike, sent_bytes, virsh
-from vmreplica.lab import GuestSpec, Lab
+from vmreplica.lab import Guest, GuestSpec, Lab
 from vmreplica.lab import Host as LabHost
 
 GiB = 1 << 30
@@ -70,6 +70,12 @@ class BenchLab:
     primary: BenchHost
     replica: BenchHost
     lab: Lab
+
+    def add_database(self, name: str) -> Guest:
+        """Start a guest on the primary in which a database is at work, with its agent."""
+        guest = self.primary.lab_host.add_guest(GuestSpec(name=name, idle=True, agent=True, database="sqlite"))
+        guest.wait_for("database: is new")
+        return guest
 
     def add_guest(self, name: str, *, content: Path | None = None) -> Path:
         """Start an idle guest on the primary; with content, as its second disk ``vdb``, a copy of that image.

@@ -13,6 +13,7 @@ from bench.lab import BenchLab, two_hosts
 from bench.measures import (
     delta_random_4k,
     failover,
+    freeze,
     idle_cycle,
     initial,
     memory,
@@ -38,6 +39,7 @@ MEASURES: Final = {
     "delta_random_4k": Entry(delta_random_4k.run, quick=False),
     "resync_1pct": Entry(resync_1pct.run),
     "failover": Entry(failover.run),
+    "freeze": Entry(freeze.run),
     "planned_downtime": Entry(planned_downtime.run, quick=False),
     "reverse": Entry(reverse.run),
     "memory": Entry(memory.run, quick=False),

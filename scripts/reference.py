@@ -2,6 +2,7 @@
 """Write docs/reference from the code; ``--check`` only tells whether it is current."""
 
 import ast
+import datetime as dt
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,10 +16,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from vmreplica.agent.config import Config
+from vmreplica.agent.totals import Totals
+from vmreplica.api.metrics import families
 from vmreplica.cli.main import make_app
 from vmreplica.model import errors
 from vmreplica.model.findings import CATALOGUE, GROUPS
+from vmreplica.model.health_catalogue import CATALOGUE as health_catalogue  # noqa: N811 - there are two
 from vmreplica.model.rates import NO_LIMIT, Limit, format_limit
+from vmreplica.model.report import StatusReport
 from vmreplica.model.units import MiB, format_size
 
 _FIELD: Final = re.compile(r"\{(\w+)\}")
@@ -47,6 +52,18 @@ _FINDINGS_INTRO: Final = (
     "code 11; a `warning` will do so when something else happens, too; an `info` is good to know. What is in order has "
     "the severity `ok` and the code of its group, such as `peers-ok`. Names in capitals stand for what was found.\n"
 )
+_HEALTH_INTRO: Final = (
+    "Why the health of a VM is not `normal`: shown by `vmreplica status`, written into the journal with each change "
+    "(`vmreplica events --kind health`), and told to the hook and the webhook, as "
+    "[monitoring](../howto/monitoring.md) describes. The worst level of all reasons is the level of the VM. `VM` "
+    "stands for its name. When the last cycle failed, the reason has the code of its [error](errors.md), and is a "
+    "`warning`.\n"
+)
+_METRICS_INTRO: Final = (
+    "What `GET /v1/metrics` on the agent's socket answers, in the text format of Prometheus; "
+    "[monitoring](../howto/monitoring.md) tells how to scrape it. `vm` is the UUID, `name` the VM's name, `peer` the "
+    "other host's. Counters begin at 0 with each start of the agent; what is not known has no sample.\n"
+)
 _FAMILIES: Final = {family.__name__: family for family in errors.VmReplicaError.__subclasses__()}
 #: Errors that tell more than their family; the wire and the exit code know the family only.
 _MEMBERS: Final = {member.__name__: name for name, family in _FAMILIES.items() for member in family.__subclasses__()}
@@ -60,6 +77,8 @@ def main() -> int:
         "configuration.md": configuration_page(),
         "errors.md": errors_page(SOURCES),
         "findings.md": findings_page(),
+        "health.md": health_page(),
+        "metrics.md": metrics_page(),
     }
     stale = [name for name, text in pages.items() if not _is(REFERENCE / name, text)]
     for name in stale:
@@ -162,10 +181,16 @@ def _default(item: FieldInfo) -> str:
     if item.default is PydanticUndefined:
         return "none, required"
     value = item.default
+    if value is None or value == NO_LIMIT:
+        return '`"none"`' if value else "none"
     if isinstance(value, Limit):
-        return '`"none"`' if value == NO_LIMIT else f'`"{", ".join(format_limit(value))}"`'
+        return f'`"{", ".join(format_limit(value))}"`'
     if isinstance(value, int) and not isinstance(value, bool) and value >= MiB:
         return f"`{format_size(value).replace('.0', '').replace(' ', '')}`"
+    return _plain(value)
+
+
+def _plain(value: object) -> str:
     if isinstance(value, tuple):
         return f"`[{', '.join(repr(part) for part in value)}]`"
     return f"`{value}`" if isinstance(value, int) else f'`"{value}"`'
@@ -186,6 +211,31 @@ def findings_page() -> str:
         if rows:
             parts += [f"## {group}\n", _table(("code", "severity", "meaning", "what to do"), rows)]
     return "\n".join(parts)
+
+
+def health_page() -> str:
+    """Render every reason that health can give."""
+    rows = [(f"`{code}`", entry.levels, entry.meaning, entry.remedy) for code, entry in health_catalogue.items()]
+    return "\n".join(("# Health\n", _NOTE, _HEALTH_INTRO, _table(("code", "level", "meaning", "what to do"), rows)))
+
+
+# Metrics
+
+
+def metrics_page() -> str:
+    """Render every metric with its labels."""
+    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    empty = StatusReport(host="host", host_id="0" * 32, version="0", now=now, relationships=())
+    rows = [
+        (
+            f"`{family.name}{'_total' if family.type == 'counter' else ''}`",
+            family.type,
+            ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ())),
+            family.documentation,
+        )
+        for family in families(empty, Totals())
+    ]
+    return "\n".join(("# Metrics\n", _NOTE, _METRICS_INTRO, _table(("metric", "type", "labels", "meaning"), rows)))
 
 
 def _remedy(template: str) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from job_kit import NewBlank, enable, points, reasons, refusal, wait_healthy, wait_reason
-from quiesce_kit import ask_agent, database_said, put_liar, put_real, quiesce_now, run_inside
+from job_kit import NewGuest, points, reasons, wait_healthy, wait_reason
+from quiesce_kit import agent_answers, ask_agent, database_said, put_liar, put_real, quiesce_now, run_inside
 
 from vmreplica.lab import Guest, GuestSpec, Lab
 from vmreplica.lab.waiting import until
@@ -18,8 +18,9 @@ _LAUNCHER = Path(__file__).with_name("crashing_agent.py")
 
 @pytest.fixture(scope="module")
 def booted(session_lab: Lab) -> Iterator[Guest]:
-    guest = session_lab.host("a").add_guest(GuestSpec(name="ledger", agent=True, database=True, interval_ms=2000))
+    guest = session_lab.host("a").add_guest(GuestSpec(name="ledger", agent=True, database="sqlite", interval_ms=2000))
     guest.wait_for("database: is new")
+    assert quiesce_now(session_lab.host("a"), guest.name)["quiescence"]["failure"] is None
     yield guest
     session_lab.host("a").vmreplica("disable", guest.name, "--delete-copy", "--yes", check=False)
     guest.remove()
@@ -27,8 +28,8 @@ def booted(session_lab: Lab) -> Iterator[Guest]:
 
 @pytest.fixture
 def ledger(lab: Lab, booted: Guest) -> Iterator[Guest]:
-    """A guest with a database, protected, with an application-consistent point."""
-    assert quiesce_now(lab.host("a"), booted.name)["quiescence"]["failure"] is None
+    """A guest with its agent and a database, protected, which has been quiesced before."""
+    assert lab.host("a").up
     yield booted
     assert until(lambda: ask_agent(booted, "guest-fsfreeze-status") == "thawed", 60)
 
@@ -51,10 +52,11 @@ def test_a_database_is_whole_and_where_the_hook_stopped_it_after_a_failover_to_t
     lab: Lab, ledger: Guest
 ) -> None:
     a, b = lab.host("a"), lab.host("b")
+    went = quiesce_now(a, ledger.name)["quiescence"]
+    assert (went["failure"], went["file_systems"]) == (None, 1)
     chosen = points(b, ledger.name)[-1]
     assert chosen["consistency"] == "application"
-    quiesce_now(a, ledger.name, "off")
-    a.ask("sync", ledger.name)
+    assert quiesce_now(a, ledger.name, "off")["quiescence"] is None
     assert points(b, ledger.name)[-1]["consistency"] == "crash"
 
     plan = b.ask("failover", ledger.name, "--test", "--point", "latest-app", "--dry-run")
@@ -67,28 +69,27 @@ def test_a_database_is_whole_and_where_the_hook_stopped_it_after_a_failover_to_t
     b.ask("failover", ledger.name, "--test", "--cancel")
 
 
-@pytest.mark.parametrize("refused", [("failover", "--dry-run"), ("failover", "--test", "--dry-run")])
-def test_latest_app_is_refused_where_no_point_is_application_consistent(
-    lab: Lab, new_blank: NewBlank, refused: tuple[str, ...]
+#: How the agent lies, and what is said of it.
+_LIES = [
+    ("freezes-nothing", "nothing-frozen"),
+    ("refuses", "guest-agent-refused"),
+    ("thawed-before", "freeze-did-not-hold"),
+]
+_MORE_LIES = [
+    ("counts-nonsense", "guest-agent-refused"),
+    ("talks-nonsense", "guest-agent-refused"),
+    ("frozen-by-others", "frozen-by-others"),
+]
+
+
+@pytest.mark.parametrize("lies", [_LIES, pytest.param(_MORE_LIES, marks=pytest.mark.slow)], ids=["some", "more"])
+def test_an_agent_that_lies_or_refuses_costs_the_consistency_and_never_the_point(
+    lab: Lab, ledger: Guest, lies: list[tuple[str, str]]
 ) -> None:
-    vm = new_blank(lab.host("a"))
-    enable(lab.host("a"), vm.name, every="24h")
-    code, error = refusal(lab.host("b"), refused[0], vm.name, *refused[1:], "--point", "latest-app")
-    assert (code, error["code"]) == (3, "no-application-point")
-
-
-def test_an_agent_that_lies_or_refuses_costs_the_consistency_and_never_the_point(lab: Lab, ledger: Guest) -> None:
     a = lab.host("a")
     put_liar(ledger)
     try:
-        for how, code in (
-            ("freezes-nothing", "nothing-frozen"),
-            ("refuses", "guest-agent-refused"),
-            ("counts-nonsense", "guest-agent-refused"),
-            ("talks-nonsense", "guest-agent-refused"),
-            ("frozen-by-others", "frozen-by-others"),
-            ("thawed-before", "freeze-did-not-hold"),
-        ):
+        for how, code in lies:
             ask_agent(ledger, "lab-be", **{"as": how})
             cycle = quiesce_now(a, ledger.name)
             assert (cycle["outcome"], cycle["quiescence"]["code"]) == ("published", code), how
@@ -120,14 +121,14 @@ def test_a_guest_that_stays_frozen_is_critical_until_it_is_thawed(lab: Lab, ledg
         put_real(ledger)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_seconds")
 def test_an_agent_that_hangs_in_the_freeze_delays_a_point_and_thaws_when_it_wakes_up(lab: Lab, ledger: Guest) -> None:
     a = lab.host("a")
-    run_inside(ledger, "echo 14 > /tmp/hook.freeze")
+    run_inside(ledger, "echo 12 > /tmp/hook.freeze")
     try:
         cycle = quiesce_now(a, ledger.name)
         assert (cycle["outcome"], cycle["quiescence"]["code"]) == ("published", "guest-agent-silent")
-        assert _journal_of_frozen(lab) == [f"{ledger.uuid}.json"]
         assert until(lambda: _journal_of_frozen(lab) == [], 60), "thawed after it had frozen late"
         assert ask_agent(ledger, "guest-fsfreeze-status") == "thawed"
     finally:
@@ -138,7 +139,7 @@ def test_an_agent_that_hangs_in_the_freeze_delays_a_point_and_thaws_when_it_wake
 @pytest.mark.slow
 def test_an_agent_that_hangs_in_the_thaw_is_waited_for_in_the_background(lab: Lab, ledger: Guest) -> None:
     a = lab.host("a")
-    run_inside(ledger, "echo 25 > /tmp/hook.thaw")
+    run_inside(ledger, "echo 30 > /tmp/hook.thaw")
     try:
         cycle = quiesce_now(a, ledger.name)
         assert (cycle["outcome"], cycle["quiescence"]["code"]) == ("published", "guest-agent-silent")
@@ -164,6 +165,7 @@ def test_a_guest_frozen_by_an_agent_that_was_killed_is_thawed_by_the_next_one(la
     assert quiesce_now(a, ledger.name)["quiescence"]["failure"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_seconds")
 def test_a_guest_is_thawed_in_time_while_the_backup_job_does_not_begin(lab: Lab, ledger: Guest) -> None:
     a = lab.host("a")
@@ -188,3 +190,24 @@ def _start_trapped(lab: Lab, trap: str) -> None:
     sent = a.layout.dir / "sent"
     sent.write_text("")
     a.start_agent(["env", f"VMREPLICA_TRAP={trap}", f"VMREPLICA_SENT={sent}", sys.executable, str(_LAUNCHER)])
+
+
+@pytest.mark.slow
+def test_postgresql_in_a_debian_guest_is_whole_after_its_primary_was_lost(lab: Lab, new_guest: NewGuest) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    guest = new_guest(a, agent=True, database="postgresql", memory=512)
+    guest.wait_for("database: is new", timeout=600)
+    assert until(lambda: agent_answers(guest), 120)
+    went = quiesce_now(a, guest.name)["quiescence"]
+    assert (went["failure"], went["file_systems"]) == (None, 1)
+    chosen = points(b, guest.name)[-1]
+    quiesce_now(a, guest.name, "off")
+    guest.stop()
+
+    report = b.ask("failover", guest.name, "--point", "latest-app", "--yes")
+    assert report["plan"]["point"] == chosen["point"]
+    assert report["plan"]["newer_points"] >= 1
+    said = b.watch_console(guest.name, "database: integrity .*\n", timeout=600)
+    integrity, newest, file, stopped = database_said(said)
+    assert integrity == "ok"
+    assert newest == file == stopped

@@ -11,7 +11,10 @@ from boot_kit import SmallBoots
 from commit_kit import KeepsFailovers
 from point_kit import VM as VM_ID
 from point_kit import make_summary
+from record_kit import SmallRecords
+from scrub_kit import SmallScrubs, anyway
 from start_kit import SmallStarts
+from verify_kit import VerifiesPoints
 
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
@@ -56,15 +59,8 @@ def cycle(outcome: str = "published") -> CycleReport:
 
 def summary(point: str) -> PointSummary:
     """A point of one disk."""
-    return make_summary(
-        point,
-        {"vda": 1 << 30},
-        instant=NOW - dt.timedelta(minutes=5),
-        published=NOW,
-        guest_bytes=1 << 30,
-        wire_bytes=1 << 28,
-        stored_bytes=1 << 28,
-    )
+    sizes = {"guest_bytes": 1 << 30, "wire_bytes": 1 << 28, "stored_bytes": 1 << 28}
+    return make_summary(point, {"vda": 1 << 30}, instant=NOW - dt.timedelta(minutes=5), published=NOW, **sizes)
 
 
 def relation(name: str, **changes: object) -> RelationshipReport:
@@ -90,7 +86,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent(KeepsFailovers):
+class SmallAgent(KeepsFailovers, VerifiesPoints):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -104,8 +100,11 @@ class SmallAgent(KeepsFailovers):
             TaskReport(id="t1", what="initial replication of web", done=False, progress=_half()),
             TaskReport(id="t1", what="initial replication of web", done=True, result=cycle()),
         ]
+        self.records = SmallRecords(self._asked, lambda vm: self._known(vm).vm, (cycle(), cycle("failed")))
+        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
         self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
         self.entered, self.go_on = threading.Event(), threading.Event()
+        self.scrubs = SmallScrubs(self._asked)
         self.go_on.set()
 
     def status(self, vm: str | None) -> StatusReport:
@@ -207,9 +206,9 @@ class SmallAgent(KeepsFailovers):
         self._asked("task", task_id)
         return self.progress.pop(0) if len(self.progress) > 1 else self.progress[0]
 
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
+    def plan_failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Plan."""
-        self._asked("plan_failover", vm, point)
+        self._asked("plan_failover", vm, point, *anyway(even_damaged=even_damaged))
         return self._plan(vm, point)
 
     def _plan(self, vm: str, point: str | None) -> FailoverPlan:
@@ -226,31 +225,22 @@ class SmallAgent(KeepsFailovers):
             after=("here: web runs",),
         )
 
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
+    def failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverReport:
         """Do as planned."""
-        plan = self.plan_failover(vm, point)
-        self._asked("failover", vm, point)
+        plan = self.plan_failover(vm, point, even_damaged=even_damaged)
+        self._asked("failover", vm, point, *anyway(even_damaged=even_damaged))
         return FailoverReport(plan=plan, state=State.FAILED_OVER, started=True, seconds=1.25)
 
-    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
-        """Plan a planned failover."""
-        self._asked("plan_planned", vm, patience, force)
-        changes = {"kind": "planned", "loses_seconds": 0.0, "loses_bytes": 0, "warnings": ()}
-        return self._plan(vm, None).model_copy(update=changes)
-
-    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
-        """Begin a planned failover."""
-        self._asked("planned_failover", vm, patience, force)
-        return self.progress[0]
-
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+    def plan_test(self, vm: str, point: str | None, network: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Plan a test failover."""
-        self._asked("plan_test", vm, point, network)
+        self._asked("plan_test", vm, point, network, *anyway(even_damaged=even_damaged))
         return self._plan(vm, point).model_copy(update={"kind": "test", "warnings": ()})
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test_failover(
+        self, vm: str, *, point: str | None, network: str | None, seconds: int | None, even_damaged: bool = False
+    ) -> StartedTest:
         """Start a test failover."""
-        self._asked("test_failover", vm, point, network, seconds)
+        self._asked("test_failover", vm, point, network, seconds, *anyway(even_damaged=even_damaged))
         until = NOW + dt.timedelta(seconds=seconds) if seconds else None
         test = FailoverTest(
             vm=VM_ID, name=f"{vm}-test", point=point or NEW, network=network, since=NOW, until=until, running=True
@@ -337,12 +327,6 @@ class SmallAgent(KeepsFailovers):
             store_free_bytes=1 << 40,
             findings=("its clock is 0.25 s behind",),
         )
-
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List one good cycle and a bad one."""
-        self._asked("history", vm, limit)
-        self._known(vm)
-        return (cycle(), cycle("failed"))[:limit]
 
     def _asked(self, *what: object) -> None:
         self.asked.append(what)

@@ -1,11 +1,11 @@
-"""The part of the small agent that keeps failovers for good."""
+"""The part of the small agent that keeps failovers for good, and moves VMs."""
 
 from vmreplica.model.report import CommitReport, FailoverPlan, TaskReport
 from vmreplica.model.states import State
 
 
 class KeepsFailovers:
-    """Answers what a commit is asked, beside the rest of the small agent."""
+    """Answers what a commit and a planned failover are asked, beside the rest of the small agent."""
 
     progress: list[TaskReport]
 
@@ -24,6 +24,17 @@ class KeepsFailovers:
         )
         self.progress = [TaskReport(id="t1", what=f"commit of {vm}", done=True, committed=report)]
         return TaskReport(id="t1", what=f"commit of {vm}", done=False)
+
+    def plan_planned(self, vm: str, *, patience: int, force: bool) -> FailoverPlan:
+        """Plan a planned failover."""
+        self._asked("plan_planned", vm, patience, force)
+        changes = {"kind": "planned", "loses_seconds": 0.0, "loses_bytes": 0, "warnings": ()}
+        return self._plan(vm, None).model_copy(update=changes)
+
+    def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
+        """Begin a planned failover."""
+        self._asked("planned_failover", vm, patience, force)
+        return self.progress[0]
 
     def _asked(self, *what: object) -> None:
         raise NotImplementedError

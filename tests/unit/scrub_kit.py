@@ -2,14 +2,38 @@
 
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vmreplica.model.report import TaskReport
+from vmreplica.model.scrubbing import ScrubReport
 from vmreplica.qcow2.checking import FrameReader
 from vmreplica.repository import Replica
 from vmreplica.repository.layout import Layout
 from vmreplica.repository.scrub import Found, Tools, scrub_point
+
+
+def anyway(*, even_damaged: bool) -> tuple[str, ...]:
+    """What a small agent notes of a wish for a damaged point."""
+    return ("even damaged",) if even_damaged else ()
+
+
+class SmallScrubs:
+    """The verb of scrub of a small agent: its report is given.
+
+    Args:
+        note: takes note of what is asked.
+    """
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        self._note = note
+        self.report: ScrubReport | None = None
+
+    def begin(self, vm: str, point: str | None) -> TaskReport:
+        """Check points."""
+        self._note("scrub", vm, point)
+        return TaskReport(id="1" * 16, what=f"scrub of {vm}", done=True, scrubbed=self.report)
 
 
 def tools(*, threads: int = 1, repair: bool = False) -> Tools:

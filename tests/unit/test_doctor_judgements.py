@@ -329,9 +329,10 @@ def test_the_largest_delta_counts_published_deltas_only() -> None:
 
 
 def test_guest_agent_and_definition_are_judged() -> None:
-    assert judge_guest_agent("web", "answers").severity is Severity.OK
-    assert judge_guest_agent("web", "silent").code == "guest-agent-silent"
-    assert judge_guest_agent("web", "absent").code == "guest-agent-absent"
+    assert judge_guest_agent("web", "answers", wanted=True).severity is Severity.OK
+    assert judge_guest_agent("web", "silent", wanted=True).code == "guest-agent-silent"
+    assert judge_guest_agent("web", "absent", wanted=False).code == "guest-agent-absent"
+    assert judge_guest_agent("web", "absent", wanted=True).severity is Severity.WARNING
     assert codes(judge_definition("web", ["left out: metadata"])) == set()
     assert codes(judge_definition("web", ["left out: a hostdev"])) == {"definition-changed"}
 

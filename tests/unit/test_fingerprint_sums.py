@@ -120,8 +120,9 @@ def test_the_sum_after_a_merge_is_known_before_it_also_when_capture_was_gone_on_
     data: st.DataObject,
 ) -> None:
     entries = _ascending(_entries(drawn))
+    killed: bool = data.draw(st.booleans())
     # Killed behind the last segment, it stages the same again from some block on; cut at other places.
-    if entries and data.draw(st.booleans()):
+    if entries and killed:
         since = data.draw(st.integers(0, BLOCKS - 1))
         until = data.draw(st.integers(0, len(entries)))
         again = [(max(first, since), hashes[max(0, since - first) :]) for first, hashes in entries]

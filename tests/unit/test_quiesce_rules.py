@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from point_kit import make_summary
 
+from vmreplica.agent.doctor.judge_vm import judge_freezing
 from vmreplica.failover.plan import resolve
+from vmreplica.hypervisor.quiesce import FreezeLook
 from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import LATEST, LATEST_APP
 from vmreplica.model.quiesce import (
@@ -93,7 +95,26 @@ def test_the_newest_application_consistent_point_is_found_by_what_it_is() -> Non
     ]
     assert resolve("db", points, LATEST_APP) == "20261122T110200Z-00000002"
     assert resolve("db", points, LATEST) is None
+    rotten = [points[0], points[1].model_copy(update={"damaged": ("vda",)}), points[2]]
+    assert resolve("db", rotten, LATEST_APP) == "20261122T110100Z-00000001", "the newest that is whole"
+    assert resolve("db", rotten[:2], LATEST_APP) == "20261122T110200Z-00000002"
     assert resolve("db", points, "20261122T110100Z-00000001") == "20261122T110100Z-00000001"
     with pytest.raises(NotFound, match="db has no application-consistent") as refused:
         resolve("db", points[:1], LATEST_APP)
     assert refused.value.code == "no-application-point"
+
+
+@pytest.mark.parametrize(
+    ("look", "code", "text"),
+    [
+        (FreezeLook(missing=("guest-fsfreeze-freeze",), frozen=False, hook=None), "guest-cannot-freeze", "fsfreeze-fr"),
+        (FreezeLook(missing=(), frozen=True, hook=None), "guest-frozen", "says so"),
+        (FreezeLook(missing=(), frozen=False, hook=False), "freeze-hook-absent", "/etc/qemu/fsfreeze-hook"),
+        (FreezeLook(missing=(), frozen=False, hook=None), "guest-agent-ok", "does not tell"),
+        (FreezeLook(missing=(), frozen=False, hook=True), "guest-agent-ok", "there is a hook"),
+    ],
+)
+def test_a_guest_s_ability_to_freeze_is_judged(look: FreezeLook, code: str, text: str) -> None:
+    (judged,) = judge_freezing("web", look)
+    assert judged.code == code
+    assert text in judged.text

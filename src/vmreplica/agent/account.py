@@ -57,6 +57,7 @@ def keep_report(journal: Journal, rel: Relationship, report: CycleReport) -> Non
     last = rel.last
     repeats = last is not None and report.outcome == "failed" and last.error_code == report.error_code
     if repeats and rel.failures & (rel.failures + 1):
+        journal.totals.add(rel.vm, report)
         return
     journal.record(rel.vm, report)
     figures = report.model_dump(mode="json", exclude_none=True)

@@ -80,3 +80,12 @@ class Act:
 
         task.then(ended)
         return task
+
+
+def note_import(journal: Journal, directory: str, task: Task, error: VmReplicaError | None) -> None:
+    """Write down how an import of an export ended."""
+    if error is not None:
+        text = f"import of {directory} failed: {error.message}"
+        journal.event(None, "import", error.code, text, severity="warning")
+    elif task.imported is not None:
+        journal.event(task.imported.vm, "import", "imported", f"the first copy was imported from {directory}")

@@ -8,10 +8,10 @@ from typing import Final
 import structlog
 
 from vmreplica import __version__
-from vmreplica.agent.acts import Acts
+from vmreplica.agent.acts import Acts, note_import
 from vmreplica.agent.adopting import Adopting
 from vmreplica.agent.bandwidth import Bandwidth
-from vmreplica.agent.building import make_dir, make_stages, seed_tools
+from vmreplica.agent.building import make_dir, make_repository, make_stages, seed_tools
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
 from vmreplica.agent.doctor.doctor import Doctor
@@ -20,29 +20,35 @@ from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.fence_side import FenceParts, FenceSide
 from vmreplica.agent.guard import Guard
+from vmreplica.agent.health_watch import HealthWatch
 from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
 from vmreplica.agent.primary import PrimarySide
+from vmreplica.agent.proof_verbs import ProofVerbs
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
+from vmreplica.agent.records import Records
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
+from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.swap import Swap
-from vmreplica.agent.tasks import Task, Tasks
+from vmreplica.agent.tasks import Tasks
+from vmreplica.agent.telling import Telling
 from vmreplica.agent.verbs import FailoverVerbs
+from vmreplica.agent.verifying import Verifying
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.hypervisor.autostart import Autostart
+from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
 from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
-    CycleReport,
     DoctorReport,
     PointsReport,
     RelationshipReport,
@@ -60,7 +66,7 @@ from vmreplica.repository import Replica, Repository
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(FailoverVerbs, Hosts):
+class Agent(FailoverVerbs, ProofVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -79,12 +85,8 @@ class Agent(FailoverVerbs, Hosts):
         self._tasks, self._journal = Tasks(), Journal(paths.state_dir / "journal.db")
         self._acts = Acts(self._journal)
         self._hypervisor = Hypervisor(paths.libvirt_uri, paths.runtime_dir, paths.state_dir)
-        repository = Repository(
-            paths.store,
-            min_free=limits.min_free,
-            base_devices=config.replica.base_devices,
-            merge_limit=config.replica.merge_limit,
-        )
+        self._space = SpaceWatch(paths.store, limits.min_free, self._journal)
+        repository = make_repository(config)
         self._replicas = self._replica_side(repository)
         fences = FenceParts(config, self.book, self._journal)
         stages = make_stages(config, self._hypervisor, self._journal)
@@ -94,30 +96,20 @@ class Agent(FailoverVerbs, Hosts):
         self._adopting = Adopting(
             repository, stages, self._runner, fences.fence, self.identity.host_id, journal=self._journal
         )
-        self._reversing = Reversing(
-            replicas=self._replicas,
-            hypervisor=self._hypervisor,
-            runner=self._runner,
-            book=self.book,
-            tasks=self._tasks,
-        )
-        self._primaries = PrimarySide(
-            stages=stages,
-            runner=self._runner,
-            clients=self._clients,
-            book=self.book,
-            tasks=self._tasks,
-            bandwidth=bandwidth,
-            autostart=fences.autostart,
-        )
+        self._reversing = self._make_reversing()
+        self._primaries = self._make_primaries(stages, bandwidth, fences.autostart)
         self._fences = FenceSide(fences, self._clients, self._hypervisor, self._runner)
         self.starts = self._fences.starts
         self._doctor = self._make_doctor(repository)
         #: Planned failovers: what peers ask of this host, and the verbs.
         self.planned = self._make_planned(repository, stages)
         self.receiver = self._make_receiver(repository)
+        telling = Telling(config.health, self._journal)
+        self._health = HealthWatch(partial(self.status, None), self._journal, telling, self._space)
+        self.records = Records(self._journal, self._resolve, self._health.test)
         #: What peers ask for the proof of the points held here.
         self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
+        self._verifying = self._make_verifying(stages)
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -134,6 +126,31 @@ class Agent(FailoverVerbs, Hosts):
             on_published=published,
             seeds=self._replicas.seeder,
             reverse=self._adopting.accept,
+        )
+
+    def _make_verifying(self, stages: Stages) -> Verifying:
+        return Verifying(
+            stages=stages, runner=self._runner, clients=self._clients, tasks=self._tasks, journal=self._journal
+        )
+
+    def _make_reversing(self) -> Reversing:
+        return Reversing(
+            replicas=self._replicas,
+            hypervisor=self._hypervisor,
+            runner=self._runner,
+            book=self.book,
+            tasks=self._tasks,
+        )
+
+    def _make_primaries(self, stages: Stages, bandwidth: Bandwidth, autostart: Autostart) -> PrimarySide:
+        return PrimarySide(
+            stages=stages,
+            runner=self._runner,
+            clients=self._clients,
+            book=self.book,
+            tasks=self._tasks,
+            bandwidth=bandwidth,
+            autostart=autostart,
         )
 
     def _make_runner(self, stages: Stages, bandwidth: Bandwidth, guard: Guard) -> Runner:
@@ -186,6 +203,8 @@ class Agent(FailoverVerbs, Hosts):
             seed_tools=seed_tools(self.config),
             tasks=self._tasks,
             journal=self._journal,
+            space=self._space,
+            config=self.config.replica,
         )
 
     def start(self) -> None:
@@ -198,12 +217,15 @@ class Agent(FailoverVerbs, Hosts):
         self._runner.start()
         self._fences.start()
         self.planned.start_work()
+        self._health.start()
 
     def stop(self) -> None:
         """End all work in an orderly way."""
+        self._health.stop()
         self._doctor.stop()
         self._fences.stop()
         self.planned.stop_work()
+        self._verifying.stop()
         self._runner.stop()
         self._quiescer.stop()
         self._replicas.stop()
@@ -282,7 +304,7 @@ class Agent(FailoverVerbs, Hosts):
         """Take in the first copy of a VM that travelled in a directory."""
         task = self._tasks.start(f"import of {directory}")
         self._replicas.imports.begin(directory, Secret(passphrase=passphrase, identity=identity), task)
-        task.then(partial(self._imported, directory, task))
+        task.then(partial(note_import, self._journal, directory, task))
         return task.report()
 
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
@@ -329,25 +351,23 @@ class Agent(FailoverVerbs, Hosts):
         """Tell how a long act is doing."""
         return self._tasks.get(task_id).report()
 
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List the last cycles of a VM, newest first."""
-        self._require_primary(vm)
-        return self._journal.history(self._hypervisor.find(vm).vm, limit)
-
     # ---- helpers
-
-    def _imported(self, directory: str, task: Task, error: VmReplicaError | None) -> None:
-        report = task.imported
-        if error is not None:
-            self._journal.event(
-                None, "import", error.code, f"import of {directory} failed: {error.message}", severity="warning"
-            )
-        elif report is not None:
-            self._journal.event(report.vm, "import", "imported", f"the first copy was imported from {directory}")
 
     def _held(self, vm: str) -> Replica | None:
         """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
         return self._replicas.find(vm) if self._primaries.find(vm) is None else None
+
+    def _resolve(self, vm: str) -> VmId:
+        """Find the id of a VM that is here, that a copy is held of, or that the journal knows from before.
+
+        Raises:
+            NotFound: ``vm-unknown``.
+        """
+        rel, replica = self._primaries.find(vm), self._replicas.find(vm)
+        if rel is not None:
+            return rel.vm
+        known = replica.record.vm if replica is not None else self._journal.named(vm)[0]
+        return known or self._hypervisor.find(vm).vm
 
     def _require_primary(self, vm: str) -> None:
         """Refuse what only the primary of a VM can do, when this is its replica.

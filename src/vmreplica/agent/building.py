@@ -16,10 +16,21 @@ from vmreplica.fingerprint import FingerprintStore
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.units import MiB
+from vmreplica.repository import Repository
 from vmreplica.spool import Spool
 
 #: Bytes between reading an existing copy and storing it: both are quick, so little waits.
 _SEED_SPOOL: Final = 64 * MiB
+
+
+def make_repository(config: Config) -> Repository:
+    """Open the store of what this host holds for others."""
+    return Repository(
+        config.agent.store,
+        min_free=config.limits.min_free,
+        base_devices=config.replica.base_devices,
+        merge_limit=config.replica.merge_limit,
+    )
 
 
 def make_stages(config: Config, hypervisor: Hypervisor, journal: Journal) -> Stages:

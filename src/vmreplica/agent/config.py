@@ -4,6 +4,7 @@ import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -25,6 +26,15 @@ def _duration(value: Any) -> Any:
     return parse_duration(value) if isinstance(value, str) else value
 
 
+def _given(value: Any) -> Any:
+    """Take an empty text for nothing: TOML has no word for that."""
+    return None if value == "" else value
+
+
+def _duration_or_off(value: Any) -> Any:
+    return 0 if value == "off" else _duration(value)
+
+
 def _limit(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
     return parse_limit(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
@@ -36,6 +46,10 @@ def _host_name() -> str:
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Duration = Annotated[int, BeforeValidator(_duration), Field(ge=0)]
+_MaybeText = Annotated[str | None, BeforeValidator(_given)]
+_MaybePath = Annotated[Path | None, BeforeValidator(_given)]
+_Limit = Annotated[int, BeforeValidator(_duration)]
+OptionalDuration = Annotated[int, BeforeValidator(_duration_or_off), Field(ge=0)]
 Rates = Annotated[Limit, BeforeValidator(_limit)]
 AbsolutePath = Annotated[Path, Field(description="an absolute path")]
 
@@ -115,6 +129,12 @@ class ReplicaSection(_Section):
         description="patterns of block devices that may hold the bases of replicas (`--base-device`), each part of the "
         "path by itself: `/dev/vg/*`; their content is lost",
     )
+    scrub: OptionalDuration = Field(
+        7 * 86400,
+        description="within this time every recovery point held here is read and checked: `7d`; `off`: only by "
+        "`vmreplica scrub`",
+    )
+    scrub_limit: Size = Field(32 * MiB, description="bytes per second that this may read: `32M`; 0: no limit")
 
     merge_limit: Size = Field(
         0, description="bytes per second that merging recovery points may write to the store; 0: no limit"
@@ -163,6 +183,39 @@ class LimitsSection(_Section):
     level: int = Field(1, ge=-7, le=19, description="zstd level of recovery points")
 
 
+class HealthSection(_Section):
+    """``[health]``: who is told when the health of a VM changes; `docs/howto/monitoring.md`."""
+
+    hook: _MaybePath = Field(
+        None, description="a program that is run for each change, with the message as JSON on its standard input"
+    )
+    hook_limit: _Limit = Field(30, ge=1, le=600, description="seconds that the program may take before it is killed")
+    webhook: _MaybeText = Field(
+        None, description="an http or https address to which each change is posted as JSON; only its host is logged"
+    )
+    webhook_limit: _Limit = Field(10, ge=1, le=120, description="seconds that one attempt to post may take")
+    webhook_secret_file: _MaybePath = Field(
+        None, description="a file with a secret; each post is signed with it, in the header `X-VMReplica-Signature`"
+    )
+    webhook_ca_file: _MaybePath = Field(
+        None, description="certificates (PEM) that the webhook's may be signed by, besides those the host trusts"
+    )
+
+    @field_validator("hook", "webhook_secret_file", "webhook_ca_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("must be an absolute path")
+        return value
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook(cls, value: str | None) -> str | None:
+        if value is not None and not _is_web_address(value):
+            raise ValueError("must be an address such as https://alerts.example.com/vmreplica")
+        return value
+
+
 class LogSection(_Section):
     """``[log]``: structured logs on standard error."""
 
@@ -176,7 +229,17 @@ class Config(_Section):
     agent: AgentSection = Field(default_factory=AgentSection)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     replica: ReplicaSection = Field(default_factory=ReplicaSection)
+    health: HealthSection = Field(default_factory=HealthSection)
     log: LogSection = Field(default_factory=LogSection)
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and parts.scheme in {"http", "https"} and text.isascii() and text.isprintable() and " " not in text
 
 
 def _require_address(address: str) -> None:

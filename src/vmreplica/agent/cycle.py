@@ -292,6 +292,8 @@ class Cycle:
             return
         except BaseException:
             point.discard()
+            if self._attempt is not None and self._attempt.disturbed:
+                self._stages.quiescer.tried(self._vm, self._attempt)
             raise
         self._published = self._read_and_ship(point, job)
 

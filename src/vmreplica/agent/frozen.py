@@ -169,10 +169,17 @@ class Freeze:
         Raises:
             VmReplicaError: it is not known to be thawed.
         """
-        return self._guest.thaw()
+        try:
+            return self._guest.thaw()
+        except VmReplicaError:
+            self.overdue = True
+            self._hurry.set()
+            raise
 
     def settle(self) -> bool:
         """Tell whether the guest confirms that it is thawed; else it is thawed in the background until it does."""
+        if self._hurry.is_set():
+            return self._over.is_set()
         try:
             frozen = self._guest.frozen()
         except VmReplicaError as error:
@@ -210,9 +217,13 @@ class Freeze:
         self._journal.event(self.vm, "quiesce", code, text, severity=severity, name=self._name)
 
     def _thawed(self) -> bool:
-        """Thaw once; tells whether the guest is known to run on, or is off."""
+        """Thaw once; tells whether the guest is known to run on, or is off.
+
+        Its agent works through what it was told in order: it tells of a freeze or thaw only when that is over. One that
+        has thawed already is not told again, as its hook, which may be what hung, would run again.
+        """
         try:
-            if not self._hypervisor.running(self.vm):
+            if not self._hypervisor.running(self.vm) or not self._guest.frozen():
                 return True
             self._guest.thaw()
             return not self._guest.frozen()

@@ -17,6 +17,7 @@ import structlog
 from pydantic import ValidationError
 
 from vmreplica.agent.journal_file import JournalFile
+from vmreplica.agent.totals import Totals
 from vmreplica.model.events import EventKind, EventSeverity, JournalEvent
 from vmreplica.model.ids import VmId
 from vmreplica.model.report import CycleReport
@@ -40,6 +41,10 @@ CREATE INDEX IF NOT EXISTS cycle_by_start ON cycle (started);
 CREATE TABLE IF NOT EXISTS event (
   id INTEGER PRIMARY KEY, at REAL NOT NULL, vm TEXT, kind TEXT NOT NULL, event TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS sample (
+  at REAL NOT NULL, place TEXT NOT NULL, free INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS sample_by_time ON sample (at);
 CREATE INDEX IF NOT EXISTS event_by_vm ON event (vm, id);
 CREATE INDEX IF NOT EXISTS event_by_time ON event (at);
 """
@@ -54,6 +59,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._file = JournalFile(path, _SCHEMA)
+        #: What all runs and events since the start add up to.
+        self.totals = Totals()
         #: The newest event's id, as far as written from here.
         self._last = 0
         self._names: dict[VmId, str] = {}
@@ -76,6 +83,7 @@ class Journal:
 
     def record(self, vm: VmId, report: CycleReport) -> None:
         """Add one run and forget what is older than 90 days."""
+        self.totals.add(vm, report)
         oldest = report.started - dt.timedelta(days=KEEP_DAYS)
 
         def write(db: sqlite3.Connection) -> None:
@@ -128,10 +136,25 @@ class Journal:
         except ValidationError as error:
             _log.warning("an event does not fit the journal", kind=kind, code=code, why=str(error))
             return
+        self.totals.count(event)
         added = self._file.use(lambda db: _add(db, event, self._last), otherwise=0)
         self._last = max(self._last, added)
 
+    def sample(self, place: str, at: float, free: int) -> None:
+        """Take note of the bytes that are free somewhere, at a time in seconds since the epoch."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO sample (at, place, free) VALUES (?, ?, ?)", (at, place, free))
+            db.execute("DELETE FROM sample WHERE at < ?", (at - KEEP_DAYS * 86400,))
+
+        self._file.use(write, otherwise=None)
+
     # ---- reading
+
+    def samples(self, place: str, since: float) -> list[tuple[float, float]]:
+        """List what was free somewhere, oldest first."""
+        rows = self._rows("SELECT at, free FROM sample WHERE place = ? AND at >= ? ORDER BY at", (place, since))
+        return [(float(at), float(free)) for at, free in rows]
 
     def history(self, vm: VmId, limit: int, *, since: dt.datetime | None = None) -> tuple[CycleReport, ...]:
         """List a VM's runs, newest first."""
@@ -146,6 +169,7 @@ class Journal:
         limit: int,
         vm: VmId | None = None,
         kinds: tuple[str, ...] = (),
+        but: tuple[str, ...] = (),
         since: dt.datetime | None = None,
         after: int | None = None,
     ) -> tuple[JournalEvent, ...]:
@@ -155,6 +179,7 @@ class Journal:
             limit: how many at most: the newest, or with ``after`` the oldest that follow.
             vm: of this VM only.
             kinds: of these kinds only; none: of all.
+            but: of none of these kinds.
             since: not before this instant.
             after: such as follow the event with this id.
         """
@@ -170,9 +195,11 @@ class Journal:
                 values.append(value)
         if kinds:
             where.append(f"kind IN ({','.join('?' * len(kinds))})")
+        if but:
+            where.append(f"kind NOT IN ({','.join('?' * len(but))})")
         order = "DESC" if after is None else "ASC"
         query = f"SELECT id, event FROM event WHERE {' AND '.join(where)} ORDER BY id {order} LIMIT ?"  # noqa: S608 - placeholders
-        rows = self._rows(query, (*values, *kinds, limit))
+        rows = self._rows(query, (*values, *kinds, *but, limit))
         if after is None:
             rows.reverse()
         return tuple(

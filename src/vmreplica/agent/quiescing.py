@@ -174,10 +174,11 @@ class Attempt:
             raise
         begin = time.monotonic() - began
         failure = self._thaw(freeze)
-        frozen = time.monotonic() - asked
+        thawed = time.monotonic()
         if not freeze.settle():
             failure = failure or ("guest-frozen", "the guest does not confirm that it has thawed")
-        self.result = Quiescence(file_systems=freeze.systems, frozen=frozen, begin=begin)
+        times = {"frozen": thawed - asked, "held": thawed - began, "begin": begin}
+        self.result = Quiescence(file_systems=freeze.systems, **times)
         if failure is not None:
             self._failed(failure)
 

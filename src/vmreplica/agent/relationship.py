@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.schedule import begin_due
 from vmreplica.agent.tasks import Task
-from vmreplica.model.health import Facts, judge
+from vmreplica.agent.verify_words import verify_facts
+from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName, VmId, VmName
 from vmreplica.model.point import PointKind, Position
 from vmreplica.model.policy import Policy
@@ -167,13 +168,20 @@ def _facts(rel: Relationship, state: State, age: float | None, quiesce: QuiesceF
         last_error_code=rel.last.error_code if rel.last and failed else None,
         last_error_hint=rel.last.hint if rel.last and failed else "",
         last_duration=rel.last.seconds if rel.last and rel.last.kind == "delta" else None,
-        missed_in_a_row=rel.missed,
+        missed_in_a_row=int(rel.queued_seconds // rel.policy.interval),
         awaited=rel.position is not None and rel.position.awaited is not None,
         complaints=rel.position.complaints if rel.position else (),
         runs_stale=rel.runs_stale,
         start_waits=rel.start_waits,
         quiesce=quiesce,
+        verify=verify_facts(rel.position.latest if rel.position else None, dt.datetime.now(dt.UTC)),
     )
+
+
+def _next_due(rel: Relationship, now: dt.datetime, clock: float) -> dt.datetime | None:
+    if rel.running or rel.rests:
+        return None
+    return now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock))
 
 
 def describe(
@@ -199,24 +207,23 @@ def describe(
     """
     latest = rel.position.latest if rel.position and rel.position.latest and rel.position.latest.bootable else None
     age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-    state = rel.state()
+    facts = _facts(rel, rel.state(), age, quiesce)
     return RelationshipReport(
         vm=rel.vm,
         name=rel.name,
         role="primary",
         peer=peer,
         peer_id=rel.policy.replica,
-        state=state,
-        health=judge(_facts(rel, state, age, quiesce)),
+        state=facts.state,
+        health=judge(facts),
+        measures=measures_of(facts),
         interval=rel.policy.interval,
         keep=rel.policy.keep,
         epoch=rel.policy.epoch,
         latest=latest,
         point_age=age,
         points=points,
-        next_due=None
-        if rel.running or rel.rests
-        else now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock)),
+        next_due=_next_due(rel, now, clock),
         begins_at=begins if (begins := rel.begins) is not None and begins > now else None,
         waits=None if rel.running else rel.waits,
         limit=rel.policy.limit,

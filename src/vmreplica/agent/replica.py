@@ -14,18 +14,22 @@ from vmreplica.agent.addressing import Addressing
 from vmreplica.agent.boot_testing import BootTesting
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.committing import Commits
+from vmreplica.agent.config import ReplicaSection
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.networks import change_networks, networks_report
-from vmreplica.agent.replica_report import describe_replica
+from vmreplica.agent.planning import plan_copy, plan_start
+from vmreplica.agent.replica_report import Beside, describe_replica
+from vmreplica.agent.scrubbing import Scrubbing
 from vmreplica.agent.seeder import Seeder
 from vmreplica.agent.seeding import SeedTools
+from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.upkeep import Upkeep
 from vmreplica.failover.execute import execute, recover, undo
 from vmreplica.failover.layer import written_bytes
-from vmreplica.failover.plan import PrimaryAnswer, plan_test, plan_unplanned
+from vmreplica.failover.plan import PrimaryAnswer
 from vmreplica.failover.preview import with_notes
 from vmreplica.failover.taking_back import plan_cancel, what_to_cancel
 from vmreplica.failover.tests import FailoverTests
@@ -63,6 +67,8 @@ class ReplicaSide:
         seed_tools: for reading existing copies.
         tasks: of this agent.
         journal: history.
+        space: watches the room of the store.
+        config: section ``[replica]``.
     """
 
     def __init__(
@@ -75,6 +81,8 @@ class ReplicaSide:
         seed_tools: SeedTools,
         tasks: Tasks,
         journal: Journal,
+        space: SpaceWatch,
+        config: ReplicaSection,
     ) -> None:
         self._repository = repository
         #: Reads existing copies that primaries name.
@@ -84,8 +92,13 @@ class ReplicaSide:
         self._clients = clients
         self._book = book
         self._tests = FailoverTests(hypervisor)
+        #: Reading all points and checking them.
+        self.scrubbing = Scrubbing(
+            repository, journal, tasks, find=self.get, period=config.scrub or None, rate=config.scrub_limit or None
+        )
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free, journal)
+        self._beside = Beside(self.commits, self.scrubbing, space)
         self._addressing = Addressing(repository, hypervisor)
         #: Boot tests, asked for or by schedule.
         self.boots = BootTesting(
@@ -113,11 +126,13 @@ class ReplicaSide:
         self.seeder.start()
         self._addressing.start()
         self.boots.start()
+        self.scrubbing.start()
         # What this host offers takes seconds to find out once, and is needed in a hurry in a failover.
         self._asking.submit(self._warm_up)
 
     def stop(self) -> None:
         """End the upkeep after the fold it is at."""
+        self.scrubbing.stop()
         self.boots.stop()
         self.commits.stop()
         self.imports.stop()
@@ -166,12 +181,13 @@ class ReplicaSide:
         """List a replica's points, newest first."""
         return PointsReport(vm=replica.record.vm, name=replica.record.name, points=tuple(replica.points()))
 
-    def plan(self, vm: str, point: PointChoice | None) -> FailoverPlan:
+    def plan(self, vm: str, point: PointChoice | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
         replica = self.get(vm)
-        return with_notes(self._plan(replica, point, self.ask_primary(replica)), replica, self._hypervisor)
+        plan = plan_start(replica, point, self.ask_primary(replica), even_damaged=even_damaged)
+        return with_notes(plan, replica, self._hypervisor)
 
-    def failover(self, vm: str, point: PointChoice | None) -> FailoverReport:
+    def failover(self, vm: str, point: PointChoice | None, *, even_damaged: bool = False) -> FailoverReport:
         """Start the VM here.
 
         Raises:
@@ -180,7 +196,7 @@ class ReplicaSide:
         replica = self.get(vm)
         began = time.monotonic()
         with self._failing_over, self.boots.aside():
-            plan = self._plan(replica, point, "silent")
+            plan = plan_start(replica, point, "silent", even_damaged=even_damaged)
             asked: list[Future[PrimaryAnswer]] = []
             notes = execute(
                 replica,
@@ -194,16 +210,27 @@ class ReplicaSide:
         state = State(replica.record.state)
         return FailoverReport(plan=shown, state=state, started=True, seconds=time.monotonic() - began)
 
-    def plan_test(self, vm: str, point: PointChoice | None, network: str | None) -> FailoverPlan:
+    def plan_test(
+        self, vm: str, point: PointChoice | None, network: str | None, *, even_damaged: bool = False
+    ) -> FailoverPlan:
         """Plan a test failover; changes nothing.
 
         Raises:
             NotFound: ``network-unknown``, and those of ``plan.plan_test``.
         """
         replica = self.get(vm)
-        return with_notes(self._plan_test(replica, point, network), replica, self._hypervisor, network)
+        plan = plan_copy(replica, self._hypervisor, point, network, even_damaged=even_damaged)
+        return with_notes(plan, replica, self._hypervisor, network)
 
-    def test(self, vm: str, *, point: PointChoice | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test(
+        self,
+        vm: str,
+        *,
+        point: PointChoice | None,
+        network: str | None,
+        seconds: int | None,
+        even_damaged: bool = False,
+    ) -> StartedTest:
         """Start a copy of the VM here, beside the VM itself.
 
         Args:
@@ -211,12 +238,13 @@ class ReplicaSide:
             point: from which, or which; None: the newest.
             network: of this host, for all its interfaces; None: they are unplugged.
             seconds: until it is removed by itself; None: never.
+            even_damaged: start it though the point is damaged.
 
         Raises:
             VmReplicaError: it was refused, or a step failed and everything was undone.
         """
         replica, began = self.get(vm), time.monotonic()
-        plan = self._plan_test(replica, point, network)
+        plan = plan_copy(replica, self._hypervisor, point, network, even_damaged=even_damaged)
         until = None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
         test, notes = self._tests.start(replica, plan, network=network, until=until)
         self._addressing.add_test(replica, test.vm)
@@ -321,7 +349,7 @@ class ReplicaSide:
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
         peer = self.peer_name(replica.record.owner)
-        return describe_replica(replica, peer, self._tests.reports(replica), self.commits)
+        return describe_replica(replica, peer, self._tests.reports(replica), self._beside)
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""
@@ -342,24 +370,14 @@ class ReplicaSide:
 
     # ---- helpers
 
-    def _plan(self, replica: Replica, point: PointChoice | None, answer: PrimaryAnswer) -> FailoverPlan:
-        return plan_unplanned(replica.record, replica.points(), point, now=dt.datetime.now(dt.UTC), primary=answer)
-
-    def _plan_test(self, replica: Replica, point: PointChoice | None, network: str | None) -> FailoverPlan:
-        leads_out = network is not None and self._hypervisor.network_leads_out(network)
-        return plan_test(replica.record, replica.points(), point, network=network, leads_out=leads_out)
-
     def ask_primary(self, replica: Replica) -> PrimaryAnswer:
         """Ask the host that sent a VM's points whether the VM runs there; takes a second at most."""
         record = replica.record
-        asked = self._asking.submit(self._runs_there, record.owner, record.vm)
+        asked = self._asking.submit(lambda: self._clients.to(record.owner).runs_here(record.vm).runs)
         try:
             return "runs" if asked.result(timeout=_ASK_LIMIT) else "stopped"
         except (VmReplicaError, FutureTimeoutError):
             return "silent"
-
-    def _runs_there(self, owner: HostId, vm: VmId) -> bool:
-        return self._clients.to(owner).runs_here(vm).runs
 
     def _warm_up(self) -> None:
         try:

@@ -2,21 +2,34 @@
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vmreplica.agent.boot_testing import local_zone
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.relationship import seed_progress
+from vmreplica.agent.scrubbing import Scrubbing
+from vmreplica.agent.space import SpaceWatch
+from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.boot import boot_facts, boot_state
-from vmreplica.model.health import Facts, judge
+from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName
-from vmreplica.model.point import Position
+from vmreplica.model.point import PointSummary, Position
 from vmreplica.model.report import FailoverTest, RelationshipReport
 from vmreplica.model.states import State
 from vmreplica.repository import Replica, ReplicaRecord
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Who else knows something of the replicas of this host."""
+
+    commits: Commits
+    scrubbing: Scrubbing
+    space: SpaceWatch
+
+
 def describe_replica(
-    replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest], commits: Commits
+    replica: Replica, peer: HostName | None, tests: Sequence[FailoverTest], beside: Beside
 ) -> RelationshipReport:
     """Report a relationship from its replica.
 
@@ -24,43 +37,55 @@ def describe_replica(
         replica: what is held here.
         peer: the primary's name, when it is still paired.
         tests: its test failovers.
-        commits: those of this host.
+        beside: who else knows something.
     """
     record, position = replica.record, replica.position()
     points = [point for point in replica.points() if point.bootable]
     latest = points[0] if points else None
     now = dt.datetime.now(dt.UTC)
-    age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
-    state = State(record.state)
-    complaints = [*position.complaints, *_seed_complaint(position), *commits.complaints(record.vm)]
-    complaints += _address_complaint(record)
-    awaited = position.awaited is not None
-    facts = Facts(
-        state=state,
-        interval=record.interval,
-        point_age=age,
-        awaited=awaited,
-        complaints=tuple(complaints),
-        boot=boot_facts(record.boot, now),
-    )
+    facts = _facts(replica, position, latest, beside, now)
     return RelationshipReport(
         vm=record.vm,
         name=record.name,
         role="replica",
         peer=peer,
         peer_id=record.owner,
-        state=state,
+        state=facts.state,
         health=judge(facts),
+        measures=measures_of(facts),
         interval=record.interval,
         keep=record.keep,
         epoch=record.epoch,
         latest=latest,
-        point_age=age,
+        point_age=facts.point_age,
         points=len(points),
         tests=tuple(tests),
         boot=boot_state(record.boot, local_zone()),
-        progress=commits.progress(record.vm) or seed_progress(position, prefix=""),
+        scrub=beside.scrubbing.state(replica),
+        progress=beside.commits.progress(record.vm) or seed_progress(position, prefix=""),
     )
+
+
+def _facts(
+    replica: Replica, position: Position, latest: PointSummary | None, beside: Beside, now: dt.datetime
+) -> Facts:
+    record = replica.record
+    return Facts(
+        state=State(record.state),
+        interval=record.interval,
+        point_age=max(0.0, (now - latest.instant).total_seconds()) if latest else None,
+        awaited=position.awaited is not None,
+        complaints=_complaints(record, position, beside.commits),
+        space=beside.space.facts(),
+        boot=boot_facts(record.boot, now),
+        verify=verify_facts(latest, now),
+        scrub=beside.scrubbing.facts(replica, now),
+    )
+
+
+def _complaints(record: ReplicaRecord, position: Position, commits: Commits) -> tuple[str, ...]:
+    own = (*_seed_complaint(position), *commits.complaints(record.vm), *_address_complaint(record))
+    return (*position.complaints, *own)
 
 
 def _seed_complaint(position: Position) -> list[str]:

@@ -267,7 +267,7 @@ class Runner:
             pace=self._bandwidth.throttle(rel.vm, lambda: rel.policy.limit, meter.sent, meter.held),
             slot=lambda *, must: self._may_go_long(rel, must=must),
             meter=meter,
-            seen=lambda position: self._saw(rel, position),
+            seen=lambda position: self.saw(rel, position),
             began=lambda kind: self._began(rel, kind),
         )
 
@@ -290,7 +290,8 @@ class Runner:
             rel.long = rel.long or must or may_go_long(self._turns(), rel.vm, self._slots)
             return rel.long
 
-    def _saw(self, rel: Relationship, position: Position) -> None:
+    def saw(self, rel: Relationship, position: Position) -> None:
+        """Take note of what a replica tells."""
         fenced = self._guard.saw(rel.vm, rel.name, rel.policy, position)
         with self._wake:
             rel.fenced = fenced

@@ -10,6 +10,8 @@ from vmreplica.agent.meter import Meter
 from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
 from vmreplica.model.report import BootReport, CommitReport, CycleReport, PlannedReport, TaskReport
+from vmreplica.model.scrubbing import ScrubReport
+from vmreplica.model.verified import VerifyReport
 
 _KEPT: Final = 200
 
@@ -29,6 +31,10 @@ class Task:
         self.planned: PlannedReport | None = None
         #: What a boot test came to.
         self.booted: BootReport | None = None
+        #: What a verification came to.
+        self.verified: VerifyReport | None = None
+        #: What a scrub came to.
+        self.scrubbed: ScrubReport | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._then: list[Callable[[VmReplicaError | None], None]] = []
@@ -53,6 +59,10 @@ class Task:
             error = self._error
         tell(error)
 
+    def wait(self, timeout: float) -> bool:
+        """Wait until it has ended, at most so many seconds; tell whether it has."""
+        return self._done.wait(timeout)
+
     def raise_error(self) -> None:
         """Fail as it failed, if it did."""
         if self._error is not None:
@@ -72,6 +82,8 @@ class Task:
             committed=self.committed,
             planned=self.planned,
             booted=self.booted,
+            verified=self.verified,
+            scrubbed=self.scrubbed,
             error=error.message if error else None,
             error_code=error.code if error else None,
             hint=error.hint if error else "",

@@ -5,6 +5,7 @@ from vmreplica.agent.boot_testing import BootTesting
 from vmreplica.agent.planned_service import Planned
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing
+from vmreplica.agent.scrubbing import Scrubbing
 from vmreplica.agent.tasks import Tasks
 from vmreplica.model.networks import NetworksChange, NetworksReport
 from vmreplica.model.report import (
@@ -35,14 +36,19 @@ class FailoverVerbs:
         """Boot tests."""
         return self._replicas.boots
 
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
-        """Tell what a failover would do and lose; changes nothing."""
-        return self._replicas.plan(vm, point)
+    @property
+    def scrubs(self) -> Scrubbing:
+        """Scrub."""
+        return self._replicas.scrubbing
 
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
+    def plan_failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverPlan:
+        """Tell what a failover would do and lose; changes nothing."""
+        return self._replicas.plan(vm, point, even_damaged=even_damaged)
+
+    def failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverReport:
         """Start the VM on this host."""
         with self._acts.act("failover", vm, "the failover") as act:
-            report = self._replicas.failover(vm, point)
+            report = self._replicas.failover(vm, point, even_damaged=even_damaged)
             plan = report.plan
             text = f"started here from point {plan.point}, {format_duration(plan.loses_seconds)} of its life are lost"
             act.done("failed-over", text, point=plan.point, seconds=report.seconds, lost_seconds=plan.loses_seconds)
@@ -78,14 +84,16 @@ class FailoverVerbs:
         """Move a VM to its replica, or go on with that, asked on either side."""
         return self.planned.begin_verb(vm, PlannedWish(patience=patience, force=force))
 
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+    def plan_test(self, vm: str, point: str | None, network: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
-        return self._replicas.plan_test(vm, point, network)
+        return self._replicas.plan_test(vm, point, network, even_damaged=even_damaged)
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test_failover(
+        self, vm: str, *, point: str | None, network: str | None, seconds: int | None, even_damaged: bool = False
+    ) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM."""
         with self._acts.act("test", vm, "the test failover") as act:
-            started = self._replicas.test(vm, point=point, network=network, seconds=seconds)
+            started = self._replicas.test(vm, point=point, network=network, seconds=seconds, even_damaged=even_damaged)
             test = started.test
             text = f"{test.name} was started beside it from point {test.point}"
             act.done("test-started", text, copy=test.name, point=test.point, until=test.until, seconds=started.seconds)

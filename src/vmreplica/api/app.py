@@ -1,6 +1,5 @@
 """The routes of the local API."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -13,6 +12,7 @@ from vmreplica.api.boots import Boots
 from vmreplica.api.calls import Calls
 from vmreplica.api.facade import AgentFacade
 from vmreplica.api.metrics import render_metrics
+from vmreplica.api.records import Records
 from vmreplica.api.requests import (
     CancelRequest,
     DisableRequest,
@@ -27,16 +27,16 @@ from vmreplica.api.requests import (
     LimitRequest,
     PlannedRequest,
 )
+from vmreplica.api.scrubs import Scrubs
 from vmreplica.api.starts import Starts
+from vmreplica.api.verifies import Verifies
 from vmreplica.model.errors import BadRequest
 from vmreplica.model.ids import PointChoice, VmName
 from vmreplica.model.networks import NetworksChange
-from vmreplica.model.report import HistoryReport, PeersReport
+from vmreplica.model.report import PeersReport
 
 MAX_BODY: Final = 1 << 20
-MAX_HISTORY: Final = 1000
 _NAME: Final = TypeAdapter[str](VmName)
-_LIMIT: Final = re.compile("[0-9]{1,4}")
 _POINT: Final = TypeAdapter[str](PointChoice)
 # aiohttp's default pattern leaves out braces, which a VM's name may contain.
 _VM: Final = "/v1/vms/{vm:[^/]+}"
@@ -48,8 +48,12 @@ def make_app(agent: AgentFacade) -> web.Application:
     app = web.Application(middlewares=[problems], client_max_size=MAX_BODY)
     calls = Calls()
     starts = Starts(agent, calls, _vm, _VM)
-    app.add_routes([*_Vms(agent, calls).routes(), *_Hosts(agent, calls).routes(), *starts.routes()])
-    app.add_routes(Boots(agent, calls, _vm, _point).routes(_VM))
+    records = Records(agent, calls, vm=_vm, checked=_checked, path=_VM)
+    parts = (_Vms(agent, calls), _Hosts(agent, calls), starts, records)
+    app.add_routes([route for part in parts for route in part.routes()])
+    app.on_shutdown.append(records.end)
+    app.add_routes(Verifies(agent, calls, _vm).routes(_VM))
+    app.add_routes([*Boots(agent, calls, _vm, _point).routes(_VM), *Scrubs(agent, calls, _vm).routes(_VM)])
 
     async def close(_app: web.Application) -> None:
         starts.close()
@@ -74,7 +78,6 @@ class _Vms:
             web.post(f"{_VM}/doctor", self._doctor),
             web.post("/v1/imports", self._import),
             web.get(f"{_VM}/points", self._points),
-            web.get(f"{_VM}/history", self._history),
             web.post(f"{_VM}/enable", self._enable),
             web.post(f"{_VM}/disable", self._disable),
             web.post(f"{_VM}/pause", self._pause),
@@ -120,11 +123,6 @@ class _Vms:
     async def _points(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.points, _vm(request))))
 
-    async def _history(self, request: web.Request) -> web.Response:
-        vm, limit = _vm(request), _limit(request)
-        cycles = await self._run(partial(self._agent.history, vm, limit))
-        return answer(HistoryReport(vm=vm, cycles=cycles))
-
     async def _enable(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, EnableRequest)
         call = partial(
@@ -165,12 +163,12 @@ class _Vms:
         return answer(await self._run(partial(self._agent.sync, _vm(request))), status=202)
 
     async def _plan(self, request: web.Request) -> web.Response:
-        vm, point = _vm(request), _point(request)
-        return answer(await self._run(partial(self._agent.plan_failover, vm, point)))
+        vm, point, anyway = _vm(request), _point(request), request.query.get("even_damaged") == "true"
+        return answer(await self._run(partial(self._agent.plan_failover, vm, point, even_damaged=anyway)))
 
     async def _failover(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, FailoverRequest)
-        return answer(await self._run(partial(self._agent.failover, vm, body.point)))
+        return answer(await self._run(partial(self._agent.failover, vm, body.point, even_damaged=body.even_damaged)))
 
     async def _commit_plan(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.plan_commit, _vm(request))))
@@ -190,11 +188,12 @@ class _Vms:
 
     async def _test_plan(self, request: web.Request) -> web.Response:
         vm, point, network = _vm(request), _point(request), request.query.get("network")
-        return answer(await self._run(partial(self._agent.plan_test, vm, point, network)))
+        anyway = request.query.get("even_damaged") == "true"
+        return answer(await self._run(partial(self._agent.plan_test, vm, point, network, even_damaged=anyway)))
 
     async def _test(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, FailoverTestRequest)
-        call = partial(self._agent.test_failover, vm, point=body.point, network=body.network, seconds=body.seconds)
+        call = partial(self._agent.test_failover, vm, **body.model_dump())
         return answer(await self._run(call), status=201)
 
     async def _cancel_plan(self, request: web.Request) -> web.Response:
@@ -264,7 +263,9 @@ class _Hosts:
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         report = await self._run(partial(self._agent.status, None))
-        return web.Response(body=render_metrics(report), content_type="text/plain", charset="utf-8")
+        return web.Response(
+            body=render_metrics(report, self._agent.records.totals), content_type="text/plain", charset="utf-8"
+        )
 
 
 def _vm(request: web.Request) -> str:
@@ -294,12 +295,3 @@ def _point(request: web.Request) -> str | None:
             f"{point!r} is not the id of a recovery point",
             hint="vmreplica points VM lists them",
         ) from None
-
-
-def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", "20")
-    if _LIMIT.fullmatch(text) is None or not 1 <= int(text) <= MAX_HISTORY:
-        raise BadRequest(
-            "limit-invalid", f"limit={text!r} is not a number from 1 to {MAX_HISTORY}", hint="for example --limit 50"
-        )
-    return int(text)

@@ -1,10 +1,12 @@
 """What the API needs of an agent. Every method is synchronous, may block, and is called from several threads."""
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol
 
 from vmreplica.model.boot import BootState, BootWish
+from vmreplica.model.events import EventsReport, RecordsQuery
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange, NetworksReport
@@ -12,10 +14,10 @@ from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     CancelReport,
-    CycleReport,
     DoctorReport,
     FailoverPlan,
     FailoverReport,
+    HistoryReport,
     Invitation,
     PeerReport,
     PeerTest,
@@ -27,6 +29,8 @@ from vmreplica.model.report import (
 )
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.start import AutostartReport, StartAnswer, StartQuestion, StartReport
+from vmreplica.model.telling import HealthTestReport
+from vmreplica.model.totals import VmTotals
 
 
 class StartsFacade(Protocol):
@@ -40,6 +44,33 @@ class StartsFacade(Protocol):
 
     def set_autostart(self, vm: str, *, on: bool) -> AutostartReport:
         """Say whether a protected VM is started with its host."""
+
+
+class TotalsFacade(Protocol):
+    """Sums, for metrics."""
+
+    def of(self, vm: VmId, side: str) -> VmTotals:
+        """Tell the sums of a VM's runs on one side: ``sent`` or ``received``."""
+
+    def events(self) -> Counter[tuple[str, str]]:
+        """Tell how many events there were, by kind and severity."""
+
+
+class RecordsFacade(Protocol):
+    """What happened, and who is told of it."""
+
+    def history(self, vm: str, query: RecordsQuery) -> HistoryReport:
+        """List a VM's runs and what else happened to it, each newest first."""
+
+    def events(self, vm: str | None, query: RecordsQuery, after: int | None) -> EventsReport:
+        """List events, oldest first: the newest or, with ``after``, those that follow."""
+
+    @property
+    def totals(self) -> TotalsFacade:
+        """What all runs and events since the agent's start add up to."""
+
+    def health_test(self) -> HealthTestReport:
+        """Tell whoever is told of changes of health, as a test."""
 
 
 class BootTestsFacade(Protocol):
@@ -56,6 +87,13 @@ class BootTestsFacade(Protocol):
 
     def picture(self, vm: str, point: str | None) -> bytes:
         """Give the screenshot of a point's last boot test, a PNG; default: of the last one of all."""
+
+
+class ScrubsFacade(Protocol):
+    """Reading recovery points and checking them, on the replica."""
+
+    def begin(self, vm: str, point: str | None) -> TaskReport:
+        """Check all points of a VM, or one, now; the task is the work."""
 
 
 class AgentFacade(Protocol):
@@ -105,6 +143,10 @@ class AgentFacade(Protocol):
     def boots(self) -> BootTestsFacade:
         """Boot tests."""
 
+    @property
+    def scrubs(self) -> ScrubsFacade:
+        """Scrub."""
+
     def disable(self, vm: str, *, delete_copy: bool) -> None:
         """Dissolve the relationship, keeping or deleting the copy on the replica."""
 
@@ -124,10 +166,16 @@ class AgentFacade(Protocol):
     def task(self, task_id: str, /) -> TaskReport:
         """Tell how a long act is doing."""
 
-    def plan_failover(self, vm: str, point: str | None) -> FailoverPlan:
+    def verify(self, vm: str, *, point: str | None, repair: bool, rate: int | None) -> TaskReport:
+        """Compare a point (default: the newest) at the replica with what its primary, this host, knows of it."""
+
+    def cancel_verify(self, vm: str) -> None:
+        """End a verification."""
+
+    def plan_failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Tell what a failover to a point (default: the newest) would do and lose; changes nothing."""
 
-    def failover(self, vm: str, point: str | None) -> FailoverReport:
+    def failover(self, vm: str, point: str | None, *, even_damaged: bool = False) -> FailoverReport:
         """Start the VM on this host from a point (default: the newest)."""
 
     def plan_commit(self, vm: str) -> FailoverPlan:
@@ -142,10 +190,12 @@ class AgentFacade(Protocol):
     def planned_failover(self, vm: str, *, patience: int, force: bool) -> TaskReport:
         """Move a VM to its replica, or go on with that, asked on either side."""
 
-    def plan_test(self, vm: str, point: str | None, network: str | None) -> FailoverPlan:
+    def plan_test(self, vm: str, point: str | None, network: str | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Tell what a test failover would do; changes nothing."""
 
-    def test_failover(self, vm: str, *, point: str | None, network: str | None, seconds: int | None) -> StartedTest:
+    def test_failover(
+        self, vm: str, *, point: str | None, network: str | None, seconds: int | None, even_damaged: bool = False
+    ) -> StartedTest:
         """Start a copy of the VM on this host, beside the VM, isolated unless a network is named."""
 
     def plan_cancel(self, vm: str, *, tests_only: bool) -> FailoverPlan:
@@ -184,5 +234,6 @@ class AgentFacade(Protocol):
     def test_peer(self, name: str) -> PeerTest:
         """Measure the connection to a paired host."""
 
-    def history(self, vm: str, limit: int) -> tuple[CycleReport, ...]:
-        """List the last cycles of a VM, newest first."""
+    @property
+    def records(self) -> RecordsFacade:
+        """What happened, and who is told of it."""

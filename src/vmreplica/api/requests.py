@@ -74,6 +74,14 @@ class FailoverRequest(Shape):
     """Start a VM on its replica; without a point from the newest one."""
 
     point: PointChoice | None = None
+    #: Though the point is known to be damaged.
+    even_damaged: bool = False
+
+
+class ScrubRequest(Shape):
+    """Read and check the points of a VM, or one of them."""
+
+    point: PointId | None = None
 
 
 class PlannedRequest(Shape):
@@ -89,6 +97,8 @@ class FailoverTestRequest(Shape):
     """Start a copy beside the VM; without a point from the newest one, without a network unplugged."""
 
     point: PointChoice | None = None
+    #: Though the point is known to be damaged.
+    even_damaged: bool = False
     network: NetworkName | None = None
     #: Seconds until it is removed by itself; None: never.
     seconds: Annotated[int, Field(ge=60, le=30 * 86400)] | None = None
@@ -99,6 +109,15 @@ class BootTestRequest(Shape):
 
     point: PointId | None = None
     wish: BootWish = BootWish()
+
+
+class VerifyRequest(Shape):
+    """Compare a point with what the primary knows; without a point the newest one."""
+
+    point: PointId | None = None
+    repair: bool = False
+    #: Guest bytes that the replica shall read per second; None: as fast as it can.
+    rate: Annotated[int, Field(ge=1 << 16)] | None = None
 
 
 class BootScheduleRequest(Shape):

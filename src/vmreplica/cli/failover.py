@@ -1,6 +1,6 @@
 """The failover command: plan, show, confirm, execute; a test beside the VM; and taking either back."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,6 +64,14 @@ Point = Annotated[
 ]
 
 
+EvenDamaged = Annotated[
+    bool, typer.Option("--even-damaged", help="Use the point though some of its bytes are known to be wrong.")
+]
+
+
+Commit = Annotated[bool, typer.Option("--commit", help="Keep the failover for good, as vmreplica commit does.")]
+
+
 def failover(
     vm: VmArgument,
     *,
@@ -72,12 +80,11 @@ def failover(
     network: Network = None,
     lifetime: For = None,
     cancel: Cancel = False,
-    commit: Annotated[
-        bool, typer.Option("--commit", help="Keep the failover for good, as vmreplica commit does.")
-    ] = False,
+    commit: Commit = False,
     planned: Planned = False,
     force: Force = False,
     timeout: Patience = None,
+    even_damaged: EvenDamaged = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -86,7 +93,7 @@ def failover(
     """Fail over, test or take back."""
     from vmreplica.cli.planned import move, refuse_planned_nonsense  # noqa: PLC0415 - slow to import
 
-    others = bool(point or test or network or lifetime or cancel or commit)
+    others = bool(point or test or network or lifetime or cancel or commit or even_damaged)
     refuse_planned_nonsense(planned=planned, others=others, details=force or timeout is not None)
     _refuse_nonsense(point=point, test=test, network=network, lifetime=lifetime, cancel=cancel, commit=commit)
     client = AgentClient(socket)
@@ -99,12 +106,13 @@ def failover(
     elif cancel:
         _cancel(client, vm, tests_only=test, yes=yes, as_json=as_json)
     elif dry_run:
-        plan = "test-plan" if test else "failover-plan"
-        show_plan(client.get(vm_path(vm, plan), point=point, network=network), as_json=as_json)
+        asked = {"point": point, "network": network, "even_damaged": _flag(even_damaged)}
+        show_plan(client.get(vm_path(vm, "test-plan" if test else "failover-plan"), **asked), as_json=as_json)
     elif test:
-        _test(client, vm, point, network, lifetime, yes=yes, as_json=as_json)
+        wish = {"point": point, "network": network, "seconds": _seconds(lifetime), "even_damaged": even_damaged}
+        _test(client, vm, wish, yes=yes, as_json=as_json)
     else:
-        _fail_over(client, vm, point, yes=yes, as_json=as_json)
+        _fail_over(client, vm, point, even_damaged=even_damaged, yes=yes, as_json=as_json)
 
 
 def _refuse_nonsense(
@@ -128,12 +136,14 @@ def _refuse_nonsense(
     raise BadRequest("options-contradict", wrong, hint=remedy)
 
 
-def _fail_over(client: AgentClient, vm: str, point: str | None, *, yes: bool, as_json: bool) -> None:
+def _fail_over(
+    client: AgentClient, vm: str, point: str | None, *, even_damaged: bool, yes: bool, as_json: bool
+) -> None:
     if not yes:
-        point = _confirmed_point(client, vm, point, as_json=as_json)
+        point = _confirmed_point(client, vm, point, even_damaged=even_damaged, as_json=as_json)
     from vmreplica.api.requests import FailoverRequest  # noqa: PLC0415 - slow to import
 
-    body = make_request(FailoverRequest, point=point)
+    body = make_request(FailoverRequest, point=point, even_damaged=even_damaged)
     answer = client.send("POST", vm_path(vm, "failover"), body, timeout=LONG)
     if as_json:
         show_answer(answer)
@@ -144,21 +154,20 @@ def _fail_over(client: AgentClient, vm: str, point: str | None, *, yes: bool, as
     show(failover_view(read_report(FailoverReport, answer)))
 
 
-def _test(
-    client: AgentClient, vm: str, point: str | None, network: str | None, lifetime: str | None, *, yes: bool,
-    as_json: bool,
-) -> None:  # fmt: skip
+def _test(client: AgentClient, vm: str, wish: dict[str, Any], *, yes: bool, as_json: bool) -> None:
     from vmreplica.api.requests import FailoverTestRequest  # noqa: PLC0415 - slow to import
     from vmreplica.cli.show_failover import plan_view, test_view  # noqa: PLC0415 - slow to import
     from vmreplica.model.report import FailoverPlan, StartedTest  # noqa: PLC0415 - slow to import
 
-    body = make_request(FailoverTestRequest, point=point, network=network, seconds=_seconds(lifetime))
-    plan = read_report(FailoverPlan, client.get(vm_path(vm, "test-plan"), point=point, network=network))
+    body = make_request(FailoverTestRequest, **wish)
+    asked = {"point": wish["point"], "network": wish["network"], "even_damaged": _flag(wish["even_damaged"])}
+    plan = read_report(FailoverPlan, client.get(vm_path(vm, "test-plan"), **asked))
     if plan.warnings and not yes:
         # A test that disturbs nothing needs no question; this one may.
         if not as_json:
             console(stderr=True).print(plan_view(plan))
-        confirm(f"Start a copy of {plan.name} on {network}?", yes=False, as_json=as_json)
+        where = f" on {wish['network']}" if wish["network"] else ""
+        confirm(f"Start a copy of {plan.name}{where}?", yes=False, as_json=as_json)
     answer = client.send("POST", vm_path(vm, "test"), body, timeout=LONG)
     if as_json:
         show_answer(answer)
@@ -189,6 +198,10 @@ def _cancel_plan(client: AgentClient, vm: str, *, tests_only: bool) -> bytes:
     return client.get(vm_path(vm, "cancel-plan"), tests_only="true" if tests_only else None)
 
 
+def _flag(value: bool) -> str | None:
+    return "true" if value else None
+
+
 def _seconds(lifetime: str | None) -> int | None:
     if lifetime is None:
         return None
@@ -211,12 +224,13 @@ def show_plan(answer: bytes, *, as_json: bool) -> None:
     show(plan_view(read_report(FailoverPlan, answer)))
 
 
-def _confirmed_point(client: AgentClient, vm: str, point: str | None, *, as_json: bool) -> str:
+def _confirmed_point(client: AgentClient, vm: str, point: str | None, *, even_damaged: bool, as_json: bool) -> str:
     # The point of the plan that was confirmed is the one that is started, even if a newer one arrives meanwhile.
     from vmreplica.cli.show_failover import loss_text, plan_view  # noqa: PLC0415 - slow to import
     from vmreplica.model.report import FailoverPlan  # noqa: PLC0415 - slow to import
 
-    plan = read_report(FailoverPlan, client.get(vm_path(vm, "failover-plan"), point=point))
+    answer = client.get(vm_path(vm, "failover-plan"), point=point, even_damaged=_flag(even_damaged))
+    plan = read_report(FailoverPlan, answer)
     if not as_json:
         console(stderr=True).print(plan_view(plan))
     confirm(f"{loss_text(plan)} Start {plan.name} here?", yes=False, as_json=as_json)

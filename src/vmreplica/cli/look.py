@@ -1,4 +1,4 @@
-"""Commands that only look: status, points, history."""
+"""Commands that only look: status, points."""
 
 import sys
 import time
@@ -29,21 +29,29 @@ def register(app: typer.Typer) -> None:
         "Show how replication is doing: state, health, age of the newest recovery point.",
         "vmreplica status",
         "vmreplica status web --watch",
+        "vmreplica status --check",
         "vmreplica status --json | jq -r '.relationships[] | [.name, .health.level, .point_age] | @tsv'",
     )
     add_command(app, points, "List the recovery points of a VM, newest first.", "vmreplica points web")
-    add_command(app, history, "List the last replication cycles of a VM.", "vmreplica history web --limit 5")
 
 
 def status(
     vm: OptionalVm = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Print one line for monitoring; exit code 0 well, 1 warning, 2 critical, 3 unknown."
+        ),
+    ] = False,
     as_json: AsJson = False,
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """Show status."""
     client = AgentClient(socket)
-    if watch:
+    if check:
+        _check(client, vm)
+    elif watch:
         _watch(client, vm, as_json=as_json)
     elif as_json:
         show_answer(client.get("/v1/status", vm=vm))
@@ -63,23 +71,6 @@ def points(vm: VmArgument, as_json: AsJson = False, socket: SocketPath = DEFAULT
     show(points_view(read_report(PointsReport, answer)))
 
 
-def history(
-    vm: VmArgument,
-    limit: Annotated[int, typer.Option(metavar="N", help="How many, from 1 to 1000.")] = 20,
-    as_json: AsJson = False,
-    socket: SocketPath = DEFAULT_SOCKET,
-) -> None:
-    """List cycles."""
-    answer = AgentClient(socket).get(vm_path(vm, "history"), limit=str(limit))
-    if as_json:
-        show_answer(answer)
-        return
-    from vmreplica.cli.show import history_view  # noqa: PLC0415 - slow to import
-    from vmreplica.model.report import HistoryReport  # noqa: PLC0415 - slow to import
-
-    show(history_view(read_report(HistoryReport, answer)))
-
-
 def _status(client: AgentClient, vm: str | None) -> "RenderableType":
     answer = client.get("/v1/status", vm=vm)
     from vmreplica.cli.show import relation_view, status_view  # noqa: PLC0415 - slow to import
@@ -87,6 +78,14 @@ def _status(client: AgentClient, vm: str | None) -> "RenderableType":
 
     report = read_report(StatusReport, answer)
     return status_view(report) if vm is None else relation_view(report)
+
+
+def _check(client: AgentClient, vm: str | None) -> None:
+    from vmreplica.cli.check import check  # noqa: PLC0415 - slow to import
+
+    line, code = check(client, vm)
+    typer.echo(line)
+    raise typer.Exit(code)
 
 
 def _watch(client: AgentClient, vm: str | None, *, as_json: bool) -> None:

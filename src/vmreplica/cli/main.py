@@ -21,9 +21,12 @@ from vmreplica.cli import (
     networks,
     peers,
     protect,
+    records,
     reverse,
+    scrub,
     service,
     start,
+    verify,
 )
 from vmreplica.cli.output import show_document
 
@@ -75,10 +78,13 @@ def make_app() -> typer.Typer:
         limits,
         exports,
         look,
+        records,
         doctor,
         failover,
         boot_test,
+        verify,
         reverse,
+        scrub,
         commit,
         handover,
         start,

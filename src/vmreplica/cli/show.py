@@ -1,7 +1,7 @@
 """Tables and sentences for people, from report shapes. Pure but for the local time zone."""
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -12,12 +12,14 @@ from vmreplica.cli.consistency import app_consistent_text, consistency_cell, con
 from vmreplica.cli.limits import limit_text
 from vmreplica.cli.output import printable
 from vmreplica.cli.show_boot import boot_pairs, verdict_text
+from vmreplica.cli.show_scrub import point_remark, scrub_pairs
+from vmreplica.cli.show_verify import verified_cell, verified_pairs
+from vmreplica.cli.tables import make_table as _table
 from vmreplica.model.health import Level
 from vmreplica.model.keep import describe_keep
 from vmreplica.model.report import (
     CycleReport,
     FailoverTest,
-    HistoryReport,
     PeerReport,
     PeersReport,
     PeerTest,
@@ -29,6 +31,10 @@ from vmreplica.model.units import format_duration, format_size
 
 _COLOURS: Final = {Level.NORMAL: "green", Level.WARNING: "yellow", Level.CRITICAL: "bold red"}
 _STATUS_COLUMNS: Final = ("VM", "role", "peer", "state", "health", "newest point", "points", "last cycle", "next")
+
+_POINT_COLUMNS: Final = (
+    "point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "boot test", "verified", "held by",
+)  # fmt: skip
 
 
 def status_view(report: StatusReport) -> RenderableType:
@@ -53,9 +59,7 @@ def points_view(report: PointsReport) -> RenderableType:
     """Show recovery points, newest first."""
     if not report.points:
         return Text(f"{printable(report.name)}: no recovery point yet.")
-    table = _table(
-        ("point", "instant", "kind", "consistency", "disks", "guest", "sent", "stored", "boot test", "held by")
-    )
+    table = _table(_POINT_COLUMNS)
     for point in report.points:
         table.add_row(
             point.point,
@@ -67,29 +71,10 @@ def points_view(report: PointsReport) -> RenderableType:
             format_size(point.wire_bytes),
             format_size(point.stored_bytes),
             verdict_text(point.boot_test),
-            "waits for its base" if point.waits_for else printable(", ".join(point.holds)),
+            verified_cell(point.verified),
+            point_remark(point),
         )
     return Group(table, *consistency_notes(report.points))
-
-
-def history_view(report: HistoryReport) -> RenderableType:
-    """Show the last cycles, newest first."""
-    if not report.cycles:
-        return Text(f"{printable(report.vm)}: no cycle has run yet.")
-    table = _table(("started", "kind", "why", "outcome", "time", "guest", "sent", "point or error"))
-    for cycle in report.cycles:
-        outcome = Text(cycle.outcome, style="green" if cycle.outcome == "published" else "yellow")
-        table.add_row(
-            f"{cycle.started.astimezone():%Y-%m-%d %H:%M:%S}",
-            cycle.kind,
-            printable(cycle.reason),
-            outcome,
-            format_duration(cycle.seconds),
-            format_size(cycle.guest_bytes),
-            format_size(cycle.wire_bytes),
-            printable(cycle.error or cycle.point or ""),
-        )
-    return table
 
 
 def peers_view(report: PeersReport) -> RenderableType:
@@ -179,7 +164,8 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     if relation.stands_on:
         pairs.append(("stands on", _standing(relation)))
     pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
-    pairs += boot_pairs(relation.boot)
+    pairs += verified_pairs(relation.latest.verified if relation.latest else None)
+    pairs += [*boot_pairs(relation.boot), *scrub_pairs(relation.scrub)]
     if relation.progress:
         pairs.append(("now", _activity(relation)))
     if cycle:
@@ -252,14 +238,6 @@ def _due(relation: RelationshipReport, now: dt.datetime) -> str:
 def clock_text(instant: dt.datetime) -> str:
     """Say an instant in the time of this terminal."""
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
-
-
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        # On a narrow terminal everything may be folded but what is copied into the next command.
-        table.add_column(column, overflow="fold", no_wrap=column == "point")
-    return table
 
 
 def _pairs(pairs: Iterable[tuple[str, str | Text]]) -> Table:

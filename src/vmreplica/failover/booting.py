@@ -17,7 +17,7 @@ from vmreplica.failover.signs import Sign, shown, signs_of
 from vmreplica.failover.sound import require_sound
 from vmreplica.failover.tests import FailoverTests, console_of
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.hypervisor.life import Life
+from vmreplica.hypervisor.life import Life, LifeState
 from vmreplica.hypervisor.picture import to_png
 from vmreplica.model.boot import BootResult, BootVerdict, BootWish
 from vmreplica.model.errors import Conflict, NoSpace, NotFound, Unreachable, VmReplicaError
@@ -206,6 +206,8 @@ class BootTest:
         self._before("life")
         try:
             outcome = self._outcome(signs, life, test)
+        except NotFound as error:
+            raise GivenWay("its copy is gone") from error
         finally:
             for sign in signs:
                 sign.close()
@@ -230,30 +232,36 @@ class BootTest:
         """Wait for any of the signs, the copy's end, or the limit."""
         began = time.monotonic()
         waited_for = self._wish.sign.described()
-        trouble: VmReplicaError | None = None
         self._watch.phase(f"waiting at most {format_duration(self._wish.limit)} for {waited_for}")
         while True:
             self._watch.wait(_LOOK)
-            if all(known.vm != test.vm for known in self._replica.record.tests):
-                raise GivenWay("it was taken back")
-            seconds = time.monotonic() - began
+            over = time.monotonic() - began >= self._wish.limit
             try:
-                seen = next(filter(None, (sign.look() for sign in signs)), None)
-                if seen is not None:
-                    return _Outcome("alive", seen, seconds)
-                state, trouble = life.state(), None
-                if state == "off":
-                    return _Outcome("off", waited_for, None, _told(signs))
-            except NotFound as error:
-                raise GivenWay("its copy was undefined by somebody else") from error
+                for seen in filter(None, (sign.look() for sign in signs)):
+                    return _Outcome("alive", seen, time.monotonic() - began)
+                state = self._state(life, test)
             except VmReplicaError as error:
                 # libvirt was restarted, or hangs: the guest runs on, and it is asked again.
-                state, trouble = "running", error
-            if seconds >= self._wish.limit:
-                if trouble is not None:
-                    raise trouble
+                if over or isinstance(error, NotFound):
+                    raise
+                continue
+            if state == "off":
+                return _Outcome("off", waited_for, None, _told(signs))
+            if over:
                 paused = "QEMU has paused it: a disk failed, or it crashed" if state == "paused" else ""
                 return _Outcome("silent", waited_for, None, "; ".join(filter(None, (paused, _told(signs)))))
+
+    def _state(self, life: Life, test: FailoverTest) -> LifeState:
+        """Look at the copy itself.
+
+        Raises:
+            GivenWay: it was taken back, which begins with its plug.
+        """
+        state = life.state()
+        known = any(other.vm == test.vm for other in self._replica.record.tests)
+        if not known or (state == "off" and not self._tests.wanted(self._replica, test.vm)):
+            raise GivenWay("it was taken back")
+        return state
 
     def _kept(self, point: PointId, outcome: _Outcome, picture: bytes | None) -> BootResult:
         self._before("keep")

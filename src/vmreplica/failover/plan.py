@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
+from vmreplica.failover.sound import require_sound
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import LATEST, LATEST_APP, PointChoice, PointId
 from vmreplica.model.point import PointSummary
@@ -33,6 +34,7 @@ def plan_test(
     *,
     network: str | None,
     leads_out: bool,
+    even_damaged: bool = False,
 ) -> FailoverPlan:
     """Plan to try a point beside the running VM: nothing is lost, nothing goes on differently.
 
@@ -42,8 +44,10 @@ def plan_test(
         point: the chosen one, or which; None: the newest.
         network: where the copy is plugged in; None: nowhere.
         leads_out: whether that network reaches other networks.
+        even_damaged: a person wants the point though it is damaged.
 
     Raises:
+        Corrupt: ``point-damaged``.
         Conflict: the state forbids it (``state-forbids``), or the first copy travels in an export (``base-awaited``).
         NotFound: there is no point (``no-points``), not this one (``point-unknown``), or none that is
             application-consistent (``no-application-point``).
@@ -57,6 +61,7 @@ def plan_test(
             hint="`vmreplica status` shows what is going on",
         )
     chosen = _choose(record.name, points, point)
+    damage = require_sound(record.name, points, chosen.point, even_damaged=even_damaged)
     return FailoverPlan(
         vm=record.vm,
         name=record.name,
@@ -67,16 +72,18 @@ def plan_test(
         loses_bytes=0,
         newer_points=0,
         steps=_test_steps(record.name, chosen.point, network),
-        warnings=(
-            (f"network {network} leads out of this host: the copy has the addresses of the VM that runs",)
-            if leads_out
-            else ()
-        ),
+        warnings=(*_test_warnings(network, leads_out=leads_out), *damage),
         after=(
             f"here: a copy runs beside {record.name}, until `vmreplica failover {record.name} --test --cancel`",
             f"{record.name} itself: nothing changes, wherever it runs",
         ),
     )
+
+
+def _test_warnings(network: str | None, *, leads_out: bool) -> tuple[str, ...]:
+    if not leads_out:
+        return ()
+    return (f"network {network} leads out of this host: the copy has the addresses of the VM that runs",)
 
 
 def _test_steps(name: str, point: PointId, network: str | None) -> tuple[FailoverStep, ...]:
@@ -96,6 +103,7 @@ def plan_unplanned(
     *,
     now: dt.datetime,
     primary: PrimaryAnswer,
+    even_damaged: bool = False,
 ) -> FailoverPlan:
     """Plan to start the VM here from its newest point, or from an older one.
 
@@ -105,8 +113,10 @@ def plan_unplanned(
         point: the chosen one, or which; None: the newest.
         now: aware time; what the guest did between the point and now is lost.
         primary: what the primary says about the VM.
+        even_damaged: a person wants the point though it is damaged.
 
     Raises:
+        Corrupt: ``point-damaged``.
         Conflict: the state forbids it (``state-forbids``), the VM still runs there (``primary-still-runs``), or the
             point is no recovery point (``point-is-seed``), or the first copy travels in an export (``base-awaited``).
         NotFound: there is no point (``no-points``), not this one (``point-unknown``), or none that is
@@ -122,6 +132,7 @@ def plan_unplanned(
             hint="shut the VM down on the primary first; to try the replica beside it, use a test failover",
         )
     chosen = _choose(record.name, points, point)
+    damage = require_sound(record.name, points, chosen.point, even_damaged=even_damaged)
     passed_over = [other for other in points if other.bootable and other.point > chosen.point]
     return FailoverPlan(
         vm=record.vm,
@@ -134,7 +145,7 @@ def plan_unplanned(
         loses_bytes=sum(other.guest_bytes for other in passed_over) if passed_over else None,
         newer_points=len(passed_over),
         steps=_steps(record.name, chosen),
-        warnings=_warnings(primary, len(passed_over), record.epoch),
+        warnings=(*_warnings(primary, len(passed_over), record.epoch), *damage),
         after=(
             f"here: {record.name} runs on a writable layer over the point; all points are kept, no more are taken",
             f"on the primary: nothing is touched; its {record.name} is stale and must not be started again",
@@ -154,9 +165,10 @@ def resolve(name: str, points: Sequence[PointSummary], choice: PointChoice | Non
         NotFound: no point is application-consistent (``no-application-point``).
     """
     if choice == LATEST_APP:
-        for point in points:
-            if point.bootable and point.consistency == "application":
-                return point.point
+        fitting = [point for point in points if point.bootable and point.consistency == "application"]
+        # A damaged one only when there is no other: then it is refused, or meant.
+        for point in sorted(fitting, key=lambda point: bool(point.damaged)):
+            return point.point
         raise NotFound(
             "no-application-point",
             f"{name} has no application-consistent recovery point here",

@@ -96,6 +96,11 @@ class FailoverTests:
                 self._remove(replica, test)
         return tuple(test.name for test in tests)
 
+    def wanted(self, replica: Replica, vm: VmId) -> bool:
+        """Tell whether a test is one still; waits until one that is being removed is gone."""
+        with self._lock:
+            return any(test.vm == vm for test in replica.record.tests)
+
     def remove(self, replica: Replica, vm: VmId) -> None:
         """Remove one test with every trace; one that is gone already is no error.
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from xml.sax.saxutils import escape
 
+from vmreplica.lab.debian import debian_image
 from vmreplica.lab.guest_database import make_database_disk
-from vmreplica.lab.image import boot_image, set_command_line
+from vmreplica.lab.image import boot_image, cache_dir, set_command_line
 from vmreplica.lab.qemu_img import create_qcow2, raw_to_qcow2
 from vmreplica.lab.records import BOOT_DISK_RING, DATA_DISK_RING, RING, RecordsReport, check_records
 from vmreplica.lab.waiting import until
@@ -29,6 +30,8 @@ _FILL_SOURCES: Final = ("/usr/lib", "/usr/bin", "/usr/share", "/usr/sbin")
 _BLOCK: Final = 4096
 _DISKS_MAX: Final = 8
 _LETTERS: Final = "abcdefghi"
+#: What the guest does with the database's disk.
+_PURPOSES: Final = {"sqlite": "database", "postgresql": "root"}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
 _TICK: Final = 0.1
 _ALIVE: Final = re.compile(r"lab-guest: record (\d+) ")
@@ -51,7 +54,8 @@ class GuestSpec:
         network: name of the host's network for a network card, or None for no card.
         firmware: what it boots with.
         agent: whether QEMU's guest agent runs in it.
-        database: whether a database is at work in it, on one more disk, without records.
+        database: which database is at work in it, on one more disk, without records. With ``postgresql`` that is the
+            root of a Debian, which needs memory, and the guest does nothing else.
     """
 
     name: str
@@ -64,7 +68,7 @@ class GuestSpec:
     network: str | None = None
     firmware: Literal["bios", "efi"] = "bios"
     agent: bool = False
-    database: bool = False
+    database: Literal["sqlite", "postgresql"] | None = None
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -184,17 +188,21 @@ def make_images(directory: Path, spec: GuestSpec, say: Callable[[str], None]) ->
         raw = Path(scratch) / "vda.raw"
         shutil.copyfile(boot, raw)
         options = f"lab.interval={spec.interval_ms} lab.idle={int(spec.idle)}"
-        if spec.database:
-            options += f" lab.database=vd{_LETTERS[spec.disks]}"
-        set_command_line(raw, options, agent=spec.agent, database=spec.database)
+        if spec.database is not None:
+            options += f" lab.{_PURPOSES[spec.database]}=vd{_LETTERS[spec.disks]}"
+        # A Debian has an agent of its own.
+        ours = spec.database != "postgresql"
+        set_command_line(raw, options, agent=spec.agent and ours, database=spec.database == "sqlite")
         if spec.fill:
             say(f"putting {format_size(spec.fill)} of system files on the disk")
             fill_with_system_files(raw, FILL_AT, spec.fill)
         raw_to_qcow2(raw, paths[0], spec.size)
     for path in paths[1:]:
         create_qcow2(path, max(spec.size, DATA_DISK_RING + RING))
-    if spec.database:
+    if spec.database == "sqlite":
         make_database_disk(database_image(directory, spec.name))
+    elif spec.database == "postgresql":
+        shutil.copyfile(debian_image(say, cache_dir()), database_image(directory, spec.name))
     return paths
 
 
@@ -221,7 +229,7 @@ def fill_with_system_files(disk: Path, offset: int, size: int) -> None:
 
 def domain_xml(spec: GuestSpec, images: tuple[Path, ...], console: Path, domain_type: str) -> str:
     """Describe the guest to libvirt."""
-    if spec.database:
+    if spec.database is not None:
         images = (*images, database_image(console.parent, spec.name))
     disks = "".join(
         f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{escape(str(image))}'/>"

@@ -63,3 +63,21 @@ class JournalEvent(Shape):
     text: str
     #: Figures and names that belong to it, by kind.
     details: dict[str, Any] = Field(default_factory=dict)
+
+
+class EventsReport(Shape):
+    """Events, oldest first."""
+
+    events: tuple[JournalEvent, ...]
+    #: Where to go on: the ``after`` of the next question.
+    newest: Annotated[int, Field(ge=0)]
+
+
+class RecordsQuery(Shape):
+    """Which runs or events are asked for."""
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 20
+    #: None chosen: all.
+    kinds: tuple[EventKind, ...] = ()
+    #: Not before this instant.
+    since: AwareDatetime | None = None

@@ -290,6 +290,22 @@ CATALOGUE: Final[dict[str, Entry]] = {
         "guest-agent", _W, "the guest agent is connected and does not answer",
         "in the guest: systemctl restart qemu-guest-agent",
     ),
+    "guest-agent-wanted": Entry(
+        "guest-agent", _W, "application-consistent points are wanted, and no guest agent is connected",
+        "install qemu-guest-agent in the guest, and give the VM its channel: virsh edit {vm}",
+    ),
+    "guest-cannot-freeze": Entry(
+        "guest-agent", _W, "application-consistent points are wanted, and the guest agent cannot freeze, or may not",
+        "in the guest, let the agent obey the guest-fsfreeze commands (its option for blocked ones), and restart it",
+    ),
+    "guest-frozen": Entry(
+        "guest-agent", _P, "the guest's file systems are frozen: whatever writes in it waits",
+        "virsh domfsthaw {vm}; when that fails, in the guest: fsfreeze -u MOUNTPOINT, or reset it",
+    ),
+    "freeze-hook-absent": Entry(
+        "guest-agent", _I, "no hook tells the guest's programs that the file systems will be frozen",
+        "put a script in the guest at /etc/qemu/fsfreeze-hook: docs/howto/application-consistent-points.md",
+    ),
     "definition-refused": Entry(
         "definition", _P, "no definition for a replica can be made of the VM's", "{hint}",
     ),

@@ -104,6 +104,33 @@ _STATE_REASONS: dict[State, tuple[str, Level, str, str]] = {
 }
 
 
+_ORDER = (Level.NORMAL, Level.WARNING, Level.CRITICAL)
+
+
+def worse(one: Level, other: Level) -> bool:
+    """Tell whether one level is more urgent than another."""
+    return _ORDER.index(one) > _ORDER.index(other)
+
+
+def measures_of(facts: Facts) -> dict[str, float]:
+    """Tell the figures behind a judgement, for metrics; seconds, bytes and counts. What is not known is not in it."""
+    found: dict[str, float | None] = {"missed_cycles": facts.missed_in_a_row}
+    if facts.scrub is not None:
+        found |= {"scrub_oldest_seconds": facts.scrub.age, "scrub_period_seconds": facts.scrub.period}
+        found["scrub_damaged"] = float(facts.scrub.damage is not None)
+    if facts.verify is not None:
+        found |= {"verify_age_seconds": facts.verify.age, "verify_same": float(facts.verify.same)}
+    if facts.boot is not None:
+        found |= {"boot_test_age_seconds": facts.boot.age, "boot_test_period_seconds": facts.boot.period}
+        found["boot_test_failures"] = facts.boot.failures
+    if facts.quiesce is not None:
+        found |= {"quiesce_failures": facts.quiesce.failures, "guest_frozen": float(facts.quiesce.frozen)}
+    if facts.space is not None:
+        found |= {"store_free_bytes": facts.space.free, "store_min_free_bytes": facts.space.min_free}
+        found["store_full_seconds"] = facts.space.full_in
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
 def judge(facts: Facts) -> Health:
     """Derive health from facts."""
     reasons = [
@@ -114,11 +141,11 @@ def judge(facts: Facts) -> Health:
         *_of_power(facts),
         *_of_age(facts),
         *_of_pace(facts),
+        *_of_turns(facts),
         *_of_proof(facts),
     ]
     reasons += [_reason("replica-complains", Level.WARNING, text) for text in facts.complaints]
-    order = (Level.NORMAL, Level.WARNING, Level.CRITICAL)
-    level = max((reason.level for reason in reasons), key=order.index, default=Level.NORMAL)
+    level = max((reason.level for reason in reasons), key=_ORDER.index, default=Level.NORMAL)
     return Health(level=level, reasons=tuple(reasons))
 
 
@@ -187,6 +214,17 @@ def _of_pace(facts: Facts) -> list[Reason]:
         f"{format_duration(facts.interval)}: the interval cannot be kept"
     )
     return [_reason("interval-not-kept", Level.WARNING, text)]
+
+
+def _of_turns(facts: Facts) -> list[Reason]:
+    reasons = []
+    if facts.missed_in_a_row and facts.state in {State.REPLICATING, State.RESYNC}:
+        turns = "a turn was" if facts.missed_in_a_row == 1 else f"{facts.missed_in_a_row} turns were"
+        reasons.append(_reason("cycles-missed", Level.WARNING, f"{turns} missed before the last cycle ended"))
+    if facts.state is State.RESYNC:
+        text = "its disks are compared as a whole: changes since the last point could not be told"
+        reasons.append(_reason("resync-needed", Level.WARNING, text))
+    return reasons
 
 
 # ---- the worth of the points

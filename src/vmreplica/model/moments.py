@@ -1,10 +1,12 @@
 """When something is to begin, as people write it: read into an instant. Pure."""
 
+import contextlib
 import datetime as dt
 import re
 from typing import Final
 
 from vmreplica.model.rates import instant_of
+from vmreplica.model.units import parse_duration
 
 #: How far ahead a beginning may be set.
 LONGEST_AHEAD: Final = dt.timedelta(days=7)
@@ -43,6 +45,27 @@ def parse_moment(text: str, now: dt.datetime, zone: dt.tzinfo | None = None) -> 
         moment = instant_of(dt.datetime.combine(day + following, time), zone)
     require_ahead(moment, now)
     return moment
+
+
+def parse_since(text: str, now: dt.datetime, zone: dt.tzinfo | None = None) -> dt.datetime:
+    """Read since when something is asked for: ``7d`` ago, or a moment such as ``2026-11-25`` or ``2026-11-25 14:00``.
+
+    Args:
+        text: what was written.
+        now: an aware instant.
+        zone: whose wall clock counts; None: this host's.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    with contextlib.suppress(ValueError, OverflowError):
+        return now - dt.timedelta(seconds=parse_duration(text))
+    try:
+        moment = dt.datetime.fromisoformat(text.strip())
+    except ValueError:
+        example = "write for example 12h, 7d, 2026-11-25 or '2026-11-25 14:00'"
+        raise ValueError(f"{text!r} is no time before now; {example}") from None
+    return moment if moment.tzinfo else instant_of(moment, zone)
 
 
 def require_ahead(moment: dt.datetime, now: dt.datetime) -> None:

@@ -88,6 +88,8 @@ class Quiescence(Shape):
     file_systems: int = 0
     #: Seconds from when the guest was asked to freeze until it said that it had thawed; None: nothing was frozen.
     frozen: float | None = None
+    #: Seconds of these from the agent's answer that it froze on: before it, file systems are still being flushed.
+    held: float | None = None
     #: Seconds of these for which libvirt began the backup job.
     begin: float | None = None
 

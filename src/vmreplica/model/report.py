@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from vmreplica.model.boot import BootResult, BootState
 from vmreplica.model.errors import Problem
+from vmreplica.model.events import JournalEvent
 from vmreplica.model.export import ImportReport
 from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
@@ -14,8 +15,10 @@ from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
+from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
+from vmreplica.model.verified import VerifyReport
 
 
 class Progress(Shape):
@@ -117,12 +120,16 @@ class RelationshipReport(Shape):
     autostart: bool = False
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
+    #: Figures behind the health, for metrics: seconds, bytes, counts.
+    measures: dict[str, float] = Field(default_factory=dict)
     #: Boot tests, on the replica; None: none was asked for yet.
     boot: BootState | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
     stands_on: int = 0
     #: How often a point is application-consistent.
     app_consistent: AppConsistent = NEVER
+    #: Scrub of its points, on the replica.
+    scrub: ScrubState | None = None
 
 
 class StatusReport(Shape):
@@ -144,10 +151,12 @@ class PointsReport(Shape):
 
 
 class HistoryReport(Shape):
-    """The last cycles of a VM, newest first."""
+    """The last runs of a VM and what else happened to it, each newest first."""
 
     vm: str
     cycles: tuple[CycleReport, ...]
+    #: All but runs.
+    events: tuple[JournalEvent, ...] = ()
 
 
 class PeerReport(Shape):
@@ -318,6 +327,10 @@ class TaskReport(Shape):
     planned: PlannedReport | None = None
     #: Of a boot test, likewise.
     booted: BootReport | None = None
+    #: Of a verification, likewise.
+    verified: VerifyReport | None = None
+    #: Of a scrub, likewise.
+    scrubbed: ScrubReport | None = None
     error: str | None = None
     error_code: str | None = None
     hint: str = ""

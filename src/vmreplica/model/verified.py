@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
-from vmreplica.model.ids import DiskTarget, PointId
+from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.shape import Shape
 
 #: equal: what the replica holds is what the VM's disk held. wrong: it is not. unproven: nobody can tell. repaired: what
@@ -57,3 +57,17 @@ class Verified(Shape):
     when: AwareDatetime
     verdict: Verdict
     disks: Annotated[tuple[DiskVerdict, ...], Field(max_length=64)] = ()
+
+
+class VerifyReport(Shape):
+    """What verifying a VM's point came to, and repairing it if that was asked for."""
+
+    vm: VmId
+    name: str
+    instant: AwareDatetime
+    verified: Verified
+    seconds: float
+    #: The point that what was wrong was brought again with, and whether it is right there; None: not done.
+    repaired: Verified | None = None
+    #: Bytes that crossed the network for that.
+    repair_wire_bytes: _Bytes = 0

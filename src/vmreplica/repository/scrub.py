@@ -5,16 +5,18 @@ that changes files was at work around it (see ``_State``); otherwise it is looke
 """
 
 import contextlib
+import datetime as dt
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from vmreplica.fsio import publish_bytes
 from vmreplica.model.damage import Damage, DamageKind
 from vmreplica.model.errors import Corrupt, VmReplicaError
-from vmreplica.model.ids import DiskTarget, PointId
+from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import DiskManifest, Manifest
 from vmreplica.qcow2.check_image import Expected, FoldedImage, ImageToCheck, check_image
 from vmreplica.qcow2.checking import Fault, FrameReader, Pace
@@ -27,6 +29,8 @@ from vmreplica.repository.manifests import check_manifest, spare_of
 
 #: How often what looks wrong is looked at again while files change.
 _ATTEMPTS: Final = 4
+#: How the text of damage that was put right begins.
+_REPAIRED: Final = "repaired: "
 
 
 class Moved(Exception):
@@ -38,13 +42,15 @@ class Tools:
     """What scrubbing is done with.
 
     ``frames`` decompresses, ``pace`` is told what is read and may raise to stop it all. ``reached`` is told, now and
-    then, of the folded image of which disk how many tables are done, and ``begin`` where to go on with it.
+    then, of the folded image of which disk how many tables are done, and ``begin`` where to go on with it. ``found`` is
+    told of damage that stays at once.
     """
 
     frames: FrameReader
     pace: Pace
     reached: Callable[[DiskTarget, int], None]
     begin: Callable[[DiskTarget], int]
+    found: Callable[[Damage], None] = lambda _damage: None
     #: Whether tables that an intact index contradicts are written anew.
     repair: bool = True
 
@@ -56,6 +62,10 @@ class Found:
     damages: tuple[Damage, ...]
     repaired: tuple[Damage, ...]
     remarks: tuple[str, ...]
+
+    def with_these(self, other: "Found") -> "Found":
+        """Put what was found of two points together."""
+        return Found(self.damages + other.damages, self.repaired + other.repaired, self.remarks + other.remarks)
 
 
 def scrub_point(layout: Layout, manifest: Manifest, parent: Manifest | None, tools: Tools) -> Found:
@@ -102,25 +112,33 @@ class _PointScrub:
         self._tools = tools
         self._state = _State(layout, manifest)
         self._remarks: list[str] = []
+        self._found: list[Damage] = []
 
     def run(self) -> Found:
         """Do it."""
-        found = [*self._of_manifest(), *self._of_definition(), *self._of_machine()]
+        for damage in (*self._of_manifest(), *self._of_definition(), *self._of_machine()):
+            self._note(damage)
         for disk in self._manifest.disks:
-            found += [
-                Damage(
-                    point=self._manifest.point,
-                    disk=disk.target,
-                    guest_offset=fault.offset,
-                    length=fault.length,
-                    file=self._file_of(disk, fault.what),
-                    what=fault.what,
-                    text=("repaired: " if fault.repaired else "") + fault.text,
-                )
-                for fault in self._of_disk(disk)
-            ]
-        repaired = tuple(damage for damage in found if damage.text.startswith("repaired: "))
-        return Found(tuple(d for d in found if d not in repaired), repaired, tuple(self._remarks))
+            for fault in self._of_disk(disk):
+                self._note(self._damage_of(disk, fault))
+        repaired = tuple(damage for damage in self._found if damage.text.startswith(_REPAIRED))
+        return Found(tuple(d for d in self._found if d not in repaired), repaired, tuple(self._remarks))
+
+    def _note(self, damage: Damage) -> None:
+        self._found.append(damage)
+        if not damage.text.startswith(_REPAIRED):
+            self._tools.found(damage)
+
+    def _damage_of(self, disk: DiskManifest, fault: Fault) -> Damage:
+        return Damage(
+            point=self._manifest.point,
+            disk=disk.target,
+            guest_offset=fault.offset,
+            length=fault.length,
+            file=self._file_of(disk, fault.what),
+            what=fault.what,
+            text=(_REPAIRED if fault.repaired else "") + fault.text,
+        )
 
     # ---- what is not a disk
 
@@ -140,7 +158,7 @@ class _PointScrub:
             publish_bytes(wrong[0], right.read_bytes(), mode=FILE_MODE)
         elif not wrong and path.read_bytes() != spare.read_bytes():
             publish_bytes(spare, path.read_bytes(), mode=FILE_MODE)
-        mark = "repaired: " if len(wrong) == 1 else ""
+        mark = _REPAIRED if len(wrong) == 1 else ""
         for file in wrong:
             yield self._damage(file.name, "manifest", f"{mark}it does not have its digest")
 
@@ -170,7 +188,7 @@ class _PointScrub:
 
     # ---- disks
 
-    def _of_disk(self, disk: DiskManifest) -> list[Fault]:
+    def _of_disk(self, disk: DiskManifest) -> Iterable[Fault]:
         if disk.device is not None or disk.adopted is not None:
             return self._settled(lambda: list(self._shim(disk)))
         index = self._layout.index(self._manifest.point, disk.target)
@@ -227,17 +245,16 @@ class _PointScrub:
             )
         yield from check_image(files, expected, self._tools.frames, self._tools.pace, repair=self._tools.repair)
 
-    def _folded(self, disk: DiskManifest) -> list[Fault]:
+    def _folded(self, disk: DiskManifest) -> Iterator[Fault]:
         """Check a folded image table by table: a fold may go on in between."""
-        found = self._settled(lambda: self._rest(disk))
+        yield from self._settled(lambda: self._rest(disk))
         if not disk.summed:
             self._remarks.append(f"disk {disk.target} of point {self._manifest.point}: its tables have no sums yet")
         begin = self._tools.begin(disk.target)
         for number in [number for number in self._numbers(disk) if number >= begin]:
-            found += self._settled(lambda number=number: self._table(disk, number))  # type: ignore[misc]
+            yield from self._settled(partial(self._table, disk, number))
             self._tools.reached(disk.target, number + 1)
         self._tools.reached(disk.target, 0)
-        return found
 
     def _rest(self, disk: DiskManifest) -> list[Fault]:
         with self._opened(disk) as image:
@@ -279,13 +296,27 @@ class _PointScrub:
         return f"{disk.target}.{suffix}" if suffix else disk.file
 
 
-def cost_of(layout: Layout, point: PointId, manifest: Manifest) -> int:
-    """Tell how many bytes scrubbing a point reads, about."""
+def cost_of(root: Path, manifest: Manifest) -> int:
+    """Tell how many bytes scrubbing a point reads, about.
+
+    Args:
+        root: of the replica, ``Replica.dir``.
+        manifest: of the point.
+    """
     total = 0
     for disk in manifest.disks:
         with contextlib.suppress(OSError):
-            total += layout.image(point, disk.target).stat().st_blocks * 512
+            total += Layout(root).image(manifest.point, disk.target).stat().st_blocks * 512
     return total
+
+
+def made_at(root: Path, manifest: Manifest) -> dt.datetime:
+    """Tell when the images of a point were made, as far as the file system knows."""
+    times = [0.0]
+    for disk in manifest.disks:
+        with contextlib.suppress(OSError):
+            times.append(Layout(root).index(manifest.point, disk.target).stat().st_mtime)
+    return dt.datetime.fromtimestamp(max(times), dt.UTC)
 
 
 def _committing(path: Path) -> bytes | None:

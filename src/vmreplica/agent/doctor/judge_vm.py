@@ -8,6 +8,7 @@ from typing import Final
 from vmreplica.agent.doctor.vm_facts import ImageFacts
 from vmreplica.hypervisor import DiskView
 from vmreplica.hypervisor.examine import GuestAgent, VmLook
+from vmreplica.hypervisor.quiesce import HOOK, FreezeLook
 from vmreplica.model.findings import Finding, fine, found
 from vmreplica.model.ids import CHECKPOINT_PREFIX, DiskTarget, HostName, VmName
 from vmreplica.model.point import Position
@@ -162,13 +163,33 @@ def judge_scratch(facts: ScratchFacts) -> list[Finding]:
     return [fine("space", subject, text)]
 
 
-def judge_guest_agent(name: VmName, answer: GuestAgent) -> Finding:
-    """Judge the guest agent of a running VM."""
+def judge_guest_agent(name: VmName, answer: GuestAgent, *, wanted: bool) -> Finding:
+    """Judge the guest agent of a running VM.
+
+    Args:
+        name: of the VM.
+        answer: what came of asking it.
+        wanted: whether its points shall be application-consistent.
+    """
     if answer == "answers":
         return fine("guest-agent", name, "it answers")
     if answer == "silent":
         return found("guest-agent-silent", name, "its channel is connected, it does not answer")
-    return found("guest-agent-absent", name, "its channel is not connected", vm=name)
+    return found(
+        "guest-agent-wanted" if wanted else "guest-agent-absent", name, "its channel is not connected", vm=name
+    )
+
+
+def judge_freezing(name: VmName, look: FreezeLook) -> list[Finding]:
+    """Judge whether a guest whose agent answers can be quiesced."""
+    if look.missing:
+        return [found("guest-cannot-freeze", name, f"not obeyed: {', '.join(look.missing)}")]
+    if look.frozen:
+        return [found("guest-frozen", name, "its agent says so", vm=name)]
+    if look.hook is False:
+        return [found("freeze-hook-absent", name, f"there is no {HOOK}")]
+    told = {True: f"there is a hook, {HOOK}", None: "whether there is a hook, its agent does not tell"}[look.hook]
+    return [fine("guest-agent", name, f"its file systems can be frozen; {told}")]
 
 
 def judge_definition(name: VmName, notes: Sequence[str]) -> list[Finding]:

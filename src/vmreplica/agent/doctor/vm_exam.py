@@ -12,6 +12,7 @@ from vmreplica.agent.doctor.judge_vm import (
     judge_checkpoints,
     judge_definition,
     judge_disks,
+    judge_freezing,
     judge_guest_agent,
     judge_image,
     judge_replica,
@@ -110,8 +111,16 @@ class VmExam:
         return judge_image(self._view.name, image_facts(disk), active=self._view.active, min_free=least)
 
     def _guest_agent(self) -> list[Finding]:
+        name, wanted = self._view.name, self._policy is not None and self._policy.app_consistent.wanted
         answer = self._parts.hypervisor.examiner().guest_agent(self._vm) if self._look.guest_agent else "absent"
-        return [judge_guest_agent(self._view.name, answer)]
+        judged = [judge_guest_agent(name, answer, wanted=wanted)]
+        if not wanted or answer != "answers":
+            return judged
+        try:
+            look = self._parts.hypervisor.guest_freezer(self._vm, name).look()
+        except VmReplicaError as error:
+            return [*judged, found("check-failed", name, error.message, hint=error.hint)]
+        return [*judged, *judge_freezing(name, look)]
 
     def _scratch(self) -> list[Finding]:
         path, limits = self._parts.config.agent.runtime_dir, self._parts.config.limits
