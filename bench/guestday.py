@@ -1,7 +1,7 @@
 """A guest's day as it reaches a replica: what it writes in each cycle, and sending that, without a VM and a network.
 
-The disk has four parts, in the proportions of a small server: a database whose pages are written again and again, few of
-them very often; a log that is appended to; files, of which every other one is written anew where an older one was;
+The disk has four parts, in the proportions of a small server: a database whose pages are written again and again, few
+of them very often; a log that is appended to; files, of which every other one is written anew where an older one was;
 and what nobody touches. All bytes are those of system files, so that they compress as such do.
 """
 
@@ -18,7 +18,17 @@ from vmreplica.model.ids import PointId
 from vmreplica.model.keep import DEFAULT_KEEP
 from vmreplica.model.point import DiskClosing, DiskSpec, PointClosing, PointOpening
 from vmreplica.qcow2.frames import encode, encode_patch
-from vmreplica.qcow2.segment import BLOCK, BLOCKS, DATA_START, KIND_ZERO, KIND_ZSTD, RECORD, clusters_of, pack, patch_kind
+from vmreplica.qcow2.segment import (
+    BLOCK,
+    BLOCKS,
+    DATA_START,
+    KIND_ZERO,
+    KIND_ZSTD,
+    RECORD,
+    clusters_of,
+    pack,
+    patch_kind,
+)
 from vmreplica.repository import Replica
 
 MiB = 1 << 20
@@ -93,7 +103,7 @@ class GuestDay:
 
     def _place(self) -> tuple[int, int]:
         """Where a file is written: first block and how many; every other time where one was before."""
-        if self._files and self._chance.random() < 0.5:  # noqa: PLR2004
+        if self._files and self._chance.random() < 0.5:
             return self._chance.choice(self._files)
         count = self._chance.randint(*_FILE_BYTES) // BLOCK
         first = (_DATABASE + _LOG) // BLOCK + self._chance.randrange(_FILES // BLOCK - count)
@@ -170,8 +180,8 @@ _Segment = tuple[list[tuple[int, int, int]], list[bytes], list[bytes], int]
 def _segments(changes: Mapping[int, bytes]) -> Iterator[_Segment]:
     """Make what a primary makes of changed blocks: whole clusters, and patches of those that changed in part."""
     clusters: dict[int, dict[int, bytes]] = {}
-    for block, data in changes.items():
-        clusters.setdefault(block // BLOCKS, {})[block % BLOCKS] = data
+    for block, content in changes.items():
+        clusters.setdefault(block // BLOCKS, {})[block % BLOCKS] = content
     numbers = sorted(clusters)
     for start in range(0, len(numbers), _SEGMENT_CLUSTERS):
         part = numbers[start : start + _SEGMENT_CLUSTERS]

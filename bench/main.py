@@ -18,6 +18,7 @@ from bench.measures import (
     initial,
     memory,
     planned_downtime,
+    replica_writes,
     resync_1pct,
     reverse,
 )
@@ -42,6 +43,7 @@ MEASURES: Final = {
     "freeze": Entry(freeze.run),
     "planned_downtime": Entry(planned_downtime.run, quick=False),
     "reverse": Entry(reverse.run),
+    "replica_writes": Entry(replica_writes.run, quick=False),
     "memory": Entry(memory.run, quick=False),
 }
 
