@@ -17,6 +17,7 @@ from bench.measures import (
     idle_cycle,
     initial,
     memory,
+    merge,
     planned_downtime,
     replica_writes,
     resync_1pct,
@@ -44,6 +45,7 @@ MEASURES: Final = {
     "planned_downtime": Entry(planned_downtime.run, quick=False),
     "reverse": Entry(reverse.run),
     "replica_writes": Entry(replica_writes.run, quick=False),
+    "merge": Entry(merge.run),
     "memory": Entry(memory.run, quick=False),
 }
 

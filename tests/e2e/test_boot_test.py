@@ -1,5 +1,6 @@
 """Boot tests: a copy comes to life or does not, its screen is kept, nothing is left of it, a failover goes first."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -175,3 +176,27 @@ def test_a_real_guest_is_known_by_its_agent(lab: Lab, new_guest: NewGuest) -> No
 def _begin_endless(b: Host, vm: Blank) -> None:
     b.ask("boot-test", vm.name, "--sign", "console:never said", "--limit", "1h", "--no-wait")
     assert until(lambda: [test["running"] for test in relation(b, vm.name)["tests"]] == [True], 60)
+
+
+@pytest.mark.slow
+def test_a_port_of_a_real_guest_is_found_over_an_isolated_network(lab: Lab, new_guest: NewGuest) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    guest = new_guest(a, network="lan", agent=True, idle=True)
+    guest.stop()
+    enable(a, guest.name, every="24h")
+    b.ask("networks", guest.name, "--ip", "0=192.0.2.7/24")
+    b.exec(["ip", "address", "add", "192.0.2.1/24", "dev", "br-isolated"])
+    how = ("--sign", "tcp:7000", "--network", "isolated")
+    assert refusal(b, "boot-test", guest.name, *how)[1]["code"] == "confirmation-needed"
+    begun = b.ask("boot-test", guest.name, *how, "--yes", "--no-wait")
+    assert until(lambda: [test["running"] for test in relation(b, guest.name)["tests"]] == [True], 60)
+    (test,) = relation(b, guest.name)["tests"]
+    program = {"path": "/bin/nc", "arg": ["-l", "-p", "7000"]}
+    listen = json.dumps({"execute": "guest-exec", "arguments": program})
+    assert until(lambda: not b.virsh("qemu-agent-command", test["name"], listen, check=False).returncode, 120)
+    assert until(lambda: relation(b, guest.name)["boot"] is not None, 60), begun
+    last = relation(b, guest.name)["boot"]["last"]
+    assert (last["verdict"], last["network"]) == ("alive", "isolated"), last
+    assert last["sign"] == "192.0.2.7 accepts connections to TCP port 7000"
+    assert until(lambda: relation(b, guest.name)["tests"] == [], 30)
+    b.exec(["ip", "address", "del", "192.0.2.1/24", "dev", "br-isolated"])

@@ -9,8 +9,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from point_kit import VM, make_summary
 
-from vmreplica.failover.booting import require_memory
+from vmreplica.failover.booting import plan_boot, require_memory
 from vmreplica.hypervisor.picture import to_png
 from vmreplica.model.boot import (
     BootRecord,
@@ -19,13 +20,16 @@ from vmreplica.model.boot import (
     BootSign,
     BootSkip,
     BootVerdict,
+    BootWish,
     after,
     boot_facts,
     interrupted,
     next_boot,
     parse_sign,
 )
-from vmreplica.model.errors import Corrupt, NoSpace
+from vmreplica.model.errors import Conflict, Corrupt, NoSpace, NotFound
+from vmreplica.model.states import State
+from vmreplica.repository import ReplicaRecord
 
 pytestmark = pytest.mark.points
 
@@ -122,6 +126,26 @@ def test_a_test_of_before_its_schedule_does_not_make_the_next_one_overdue() -> N
     assert facts is not None
     assert facts.age == 3600.0
     assert next_boot(BootRecord(last=old), dt.UTC) is None
+
+
+def test_the_newest_sound_point_is_booted_and_a_damaged_one_only_refused() -> None:
+    record = ReplicaRecord(vm=VM, name="web", owner="ab" * 16, interval=60, keep=3, state="replicating", epoch=0)
+    ids = [f"2026030{day}T120000Z-0000000{day}" for day in (3, 2, 1)]
+    rotten = make_summary(ids[0], damaged=("vda at 1.0 MiB",))
+    points = [rotten, make_summary(ids[1]), make_summary(ids[2], consistency="application")]
+    wish = BootWish()
+    assert plan_boot(record, points, None, wish, leads_out=False).point == ids[1]
+    assert plan_boot(record, points, "latest-app", wish, leads_out=False).point == ids[2]
+    plan = plan_boot(record, points, ids[2], BootWish(network="lan"), leads_out=True)
+    assert (plan.point, plan.kind, len(plan.warnings)) == (ids[2], "boot-test", 1)
+    with pytest.raises(Corrupt, match="is damaged"):
+        plan_boot(record, points, ids[0], wish, leads_out=False)
+    with pytest.raises(Corrupt, match="is damaged"):
+        plan_boot(record, [rotten], None, wish, leads_out=False)
+    with pytest.raises(NotFound):
+        plan_boot(record, [], None, wish, leads_out=False)
+    with pytest.raises(Conflict):
+        plan_boot(record.model_copy(update={"state": State.FAILING_OVER}), points, None, wish, leads_out=False)
 
 
 @given(

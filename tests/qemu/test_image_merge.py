@@ -120,7 +120,8 @@ def _same(one: Path, other: Path) -> None:
 
 def _fold(base: Path, overlay: Path, size: int) -> None:
     index, dead = overlay.with_suffix(".index"), base.with_suffix(".dead")
-    fold.switch(base, fold.prepare_fold(base, overlay, index, dead, size=size, check=_nothing))
+    beside = fold.Beside(index, dead, base.with_suffix(".tsums"), base.with_suffix(".new"))
+    fold.switch(base, fold.prepare_fold(base, overlay, beside, size=size, check=_nothing))
     fold.reclaim(base, dead, lambda: False)
 
 

@@ -14,6 +14,7 @@ from point_kit import make_summary
 from record_kit import SmallRecords
 from scrub_kit import SmallScrubs, anyway
 from start_kit import SmallStarts
+from taking_kit import CancelsTasks, SmallSingle
 from verify_kit import VerifiesPoints
 
 from vmreplica.api.server import ApiServer, start_api
@@ -21,6 +22,7 @@ from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.keep import DEFAULT_KEEP, Keep
+from vmreplica.model.keeping import Verdict
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.quiesce import AppConsistent
@@ -86,7 +88,7 @@ def relation(name: str, **changes: object) -> RelationshipReport:
     return RelationshipReport.model_validate(fields)
 
 
-class SmallAgent(KeepsFailovers, VerifiesPoints):
+class SmallAgent(KeepsFailovers, CancelsTasks, VerifiesPoints):
     """Implements the facade over what its fields say; remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -103,6 +105,8 @@ class SmallAgent(KeepsFailovers, VerifiesPoints):
         self.records = SmallRecords(self._asked, lambda vm: self._known(vm).vm, (cycle(), cycle("failed")))
         self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
         self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
+        self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
+        self.single, self.verdicts = SmallSingle(self, self._asked), dict[str, Verdict]()
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.scrubs = SmallScrubs(self._asked)
         self.go_on.set()
@@ -132,7 +136,8 @@ class SmallAgent(KeepsFailovers, VerifiesPoints):
     def points(self, vm: str) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
-        return PointsReport(vm=VM_ID, name=self._known(vm).name, points=(summary(NEW), summary(OLD)))
+        name, verdicts = self._known(vm).name, self.verdicts
+        return PointsReport(vm=VM_ID, name=name, points=self.listed, keep=DEFAULT_KEEP, verdicts=verdicts)
 
     def enable(
         self,

@@ -25,7 +25,9 @@ from repository_kit import (
     noise,
     open_repository,
 )
+from rich.console import Console, RenderableType
 
+from vmreplica.cli.show_points import plan_view
 from vmreplica.model.errors import Corrupt, NoSpace
 from vmreplica.model.keep import Keep
 from vmreplica.model.units import CLUSTER, MiB
@@ -322,3 +324,22 @@ def test_the_default_rules_over_some_days_keep_what_they_promise(tmp_path: Path)
     kept = {point for point, verdict in replica.verdicts().items() if verdict.keep}
     assert len(kept) >= 3 + 23 + 1
     check_all(replica, primary)
+
+
+def test_the_list_of_points_says_what_is_done_with_their_images(tmp_path: Path) -> None:
+    replica, primary = pinned(tmp_path, 9, 0, 5)
+    listed = sorted(primary.expected)
+    shown = plain(plan_view(replica.listing()))
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.startswith("2026")}
+    assert "merged with the 4 before it, up to" in rows[listed[5]]
+    assert "no rule keeps it; deleted, which frees" in rows[listed[1]]
+    assert f"{listed[8]} stands on it: merged with others when that writes least" in rows[listed[6]]
+    assert "2 of them wait until merging them writes less. The longest chain has 9 of at most 30 images." in shown
+
+
+def plain(view: RenderableType) -> str:
+    """What is shown, without colours, in one line a row."""
+    console = Console(width=400, color_system=None)
+    with console.capture() as captured:
+        console.print(view)
+    return captured.get()

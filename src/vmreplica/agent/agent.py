@@ -25,11 +25,13 @@ from vmreplica.agent.hosts import Hosts
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.planned_service import Planned, make_planned
+from vmreplica.agent.point_verbs import PointVerbs
 from vmreplica.agent.primary import PrimarySide
 from vmreplica.agent.proof_verbs import ProofVerbs
 from vmreplica.agent.protect import Bases
 from vmreplica.agent.receipts import Receipts
 from vmreplica.agent.records import Records
+from vmreplica.agent.relations import Relations
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
@@ -42,7 +44,6 @@ from vmreplica.agent.verbs import FailoverVerbs
 from vmreplica.agent.verifying import Verifying
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.autostart import Autostart
-from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.point import PointSummary
@@ -50,7 +51,6 @@ from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
     DoctorReport,
-    PointsReport,
     RelationshipReport,
     StatusReport,
     TaskReport,
@@ -61,12 +61,12 @@ from vmreplica.peer.book import PeerBook
 from vmreplica.peer.identity import Identity
 from vmreplica.peer.invitations import Invitations
 from vmreplica.receive import Proving, Receiver
-from vmreplica.repository import Replica, Repository
+from vmreplica.repository import Repository
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class Agent(FailoverVerbs, ProofVerbs, Hosts):
+class Agent(Relations, FailoverVerbs, ProofVerbs, Hosts):
     """This host. Its public methods are the facade that the API serves.
 
     Args:
@@ -110,6 +110,18 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         #: What peers ask for the proof of the points held here.
         self.proving = Proving(repository, self.receiver.fingerprint, self._replicas.look_after)
         self._verifying = self._make_verifying(stages)
+        #: Single points: pins, exports, mounts.
+        self.single = self._make_single()
+
+    def _make_single(self) -> PointVerbs:
+        return PointVerbs(
+            find=self.held_or_elsewhere,
+            tidy=self._replicas.look_after,
+            tasks=self._tasks,
+            acts=self._acts,
+            runtime_dir=self.config.agent.runtime_dir,
+            state_dir=self.config.agent.state_dir,
+        )
 
     def _make_receiver(self, repository: Repository) -> Receiver:
         receipts = Receipts(self._journal)
@@ -211,6 +223,7 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         """Finish what a crash interrupted, then begin to work."""
         # A guest that stands still comes before everything.
         self._quiescer.start()
+        self.single.recover()
         self._replicas.start()
         self._adopting.recover()
         self._doctor.start()
@@ -224,6 +237,7 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         self._health.stop()
         self._doctor.stop()
         self._fences.stop()
+        self.single.stop()
         self.planned.stop_work()
         self._verifying.stop()
         self._runner.stop()
@@ -247,23 +261,12 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
             host_id=self.identity.host_id,
             version=__version__,
             now=dt.datetime.now(dt.UTC),
-            relationships=tuple(sorted(rows, key=lambda row: (row.name, row.role))),
+            relationships=tuple(self.single.noted(row) for row in sorted(rows, key=lambda row: (row.name, row.role))),
         )
 
     def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
         """Look for trouble, on this host or with one VM."""
         return self._doctor.host() if vm is None else self._doctor.vm(vm, self._held(vm), trial=trial)
-
-    def points(self, vm: str) -> PointsReport:
-        """List recovery points, held here or on the VM's replica."""
-        replica = self._held(vm)
-        if replica is not None:
-            return self._replicas.points(replica)
-        rel = self._primaries.find(vm)
-        if rel is None:
-            self._explain_missing(vm)
-            raise NotFound("not-protected", f"{vm} is not protected on this host", hint=f"vmreplica enable {vm}")
-        return self._clients.to(rel.policy.replica).points(rel.vm)
 
     def enable(
         self,
@@ -346,48 +349,3 @@ class Agent(FailoverVerbs, ProofVerbs, Hosts):
         """Run a cycle now."""
         self._require_primary(vm)
         return self._primaries.sync(vm).report()
-
-    def task(self, task_id: str, /) -> TaskReport:
-        """Tell how a long act is doing."""
-        return self._tasks.get(task_id).report()
-
-    # ---- helpers
-
-    def _held(self, vm: str) -> Replica | None:
-        """Find what this host holds of a VM for another one: nothing, when the VM is protected from here."""
-        return self._replicas.find(vm) if self._primaries.find(vm) is None else None
-
-    def _resolve(self, vm: str) -> VmId:
-        """Find the id of a VM that is here, that a copy is held of, or that the journal knows from before.
-
-        Raises:
-            NotFound: ``vm-unknown``.
-        """
-        rel, replica = self._primaries.find(vm), self._replicas.find(vm)
-        if rel is not None:
-            return rel.vm
-        known = replica.record.vm if replica is not None else self._journal.named(vm)[0]
-        return known or self._hypervisor.find(vm).vm
-
-    def _require_primary(self, vm: str) -> None:
-        """Refuse what only the primary of a VM can do, when this is its replica.
-
-        Raises:
-            NotFound: ``not-protected``.
-        """
-        replica = self._held(vm)
-        if replica is not None:
-            raise self._replicas.copy_only(replica)
-
-    def _explain_missing(self, vm: str) -> None:
-        """Raise the most telling error for a VM that has no relationship here.
-
-        Raises:
-            NotFound: ``vm-unknown``, or ``not-protected`` when the VM exists.
-        """
-        brief = self._hypervisor.find(vm)
-        raise NotFound(
-            "not-protected",
-            f"{brief.name} is not protected on this host",
-            hint=f"vmreplica enable {brief.name} --to PEER",
-        )

@@ -34,7 +34,7 @@ from vmreplica.model.boot import (
 )
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
 from vmreplica.model.events import EventSeverity
-from vmreplica.model.ids import PointId, VmId
+from vmreplica.model.ids import PointChoice, PointId, VmId
 from vmreplica.model.report import BootReport, FailoverPlan, TaskReport
 from vmreplica.model.states import State
 from vmreplica.repository import Replica, ReplicaRecord, Repository
@@ -187,7 +187,7 @@ class BootTesting:
 
     # ---- verbs
 
-    def plan(self, vm: str, point: PointId | None, wish: BootWish) -> FailoverPlan:
+    def plan(self, vm: str, point: PointChoice | None, wish: BootWish) -> FailoverPlan:
         """Plan a boot test; changes nothing.
 
         Raises:
@@ -198,7 +198,7 @@ class BootTesting:
         self._require_memory(replica, plan.point)
         return with_notes(plan, replica, self._hypervisor, wish.network)
 
-    def begin(self, vm: str, point: PointId | None, wish: BootWish) -> TaskReport:
+    def begin(self, vm: str, point: PointChoice | None, wish: BootWish) -> TaskReport:
         """Begin a boot test; the task ends with it.
 
         Raises:
@@ -247,7 +247,7 @@ class BootTesting:
 
     # ---- one test
 
-    def _plan(self, replica: Replica, point: PointId | None, wish: BootWish) -> FailoverPlan:
+    def _plan(self, replica: Replica, point: PointChoice | None, wish: BootWish) -> FailoverPlan:
         require_usable(wish.sign)
         leads_out = wish.network is not None and self._hypervisor.network_leads_out(wish.network)
         return plan_boot(replica.record, replica.points(), point, wish, leads_out=leads_out)

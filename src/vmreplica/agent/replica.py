@@ -42,7 +42,6 @@ from vmreplica.model.report import (
     CancelReport,
     FailoverPlan,
     FailoverReport,
-    PointsReport,
     RelationshipReport,
     StartedTest,
 )
@@ -173,13 +172,9 @@ class ReplicaSide:
             raise NotFound(
                 "replica-unknown",
                 f"this host holds no replica of {vm}",
-                hint="`vmreplica status` lists what it holds; a failover is started on the replica's host",
+                hint="`vmreplica status` lists what it holds, and which host holds what it protects: ask there",
             )
         return replica
-
-    def points(self, replica: Replica) -> PointsReport:
-        """List a replica's points, newest first."""
-        return PointsReport(vm=replica.record.vm, name=replica.record.name, points=tuple(replica.points()))
 
     def plan(self, vm: str, point: PointChoice | None, *, even_damaged: bool = False) -> FailoverPlan:
         """Plan an unplanned failover; changes nothing."""
@@ -335,6 +330,8 @@ class ReplicaSide:
                 f"{record.name} was failed over and is defined here, on the files of its replica",
                 hint=f"to give it up for good: virsh destroy {record.name}; virsh undefine {record.name}",
             )
+        if delete_copy:
+            replica.require_unread()
         self.seeder.cancel(record.vm)
         if delete_copy:
             self.commits.give_up(replica)

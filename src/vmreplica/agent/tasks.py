@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 from vmreplica.agent.meter import Meter
-from vmreplica.model.errors import NotFound, VmReplicaError
+from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.export import ImportReport
 from vmreplica.model.report import BootReport, CommitReport, CycleReport, PlannedReport, TaskReport
 from vmreplica.model.scrubbing import ScrubReport
+from vmreplica.model.taking import PointExportReport
 from vmreplica.model.verified import VerifyReport
 
 _KEPT: Final = 200
@@ -25,6 +26,10 @@ class Task:
         self.meter: Meter | None = None
         #: What an import came to.
         self.imported: ImportReport | None = None
+        #: What an export of a point came to.
+        self.exported: PointExportReport | None = None
+        #: Set to cancel it; None: it goes on to its end.
+        self.stop: threading.Event | None = None
         #: What a commit came to.
         self.committed: CommitReport | None = None
         #: What a planned failover came to.
@@ -79,6 +84,7 @@ class Task:
             progress=self.meter.progress() if self.meter and not done else None,
             result=self._result,
             imported=self.imported,
+            exported=self.exported,
             committed=self.committed,
             planned=self.planned,
             booted=self.booted,
@@ -121,4 +127,18 @@ class Tasks:
                 f"no task {task_id} is known, the agent may have been restarted",
                 hint="`vmreplica status` shows what is going on",
             )
+        return task
+
+    def cancel(self, task_id: str) -> Task:
+        """Stop an act that can be stopped; one that is over stays as it is.
+
+        Raises:
+            NotFound: ``task-unknown``.
+            Conflict: ``task-goes-on``: it cannot be stopped.
+        """
+        task = self.get(task_id)
+        if task.stop is None:
+            hint = "`vmreplica status` shows what is going on"
+            raise Conflict("task-goes-on", f"{task.what} cannot be cancelled", hint=hint)
+        task.stop.set()
         return task

@@ -28,6 +28,7 @@ from vmreplica.api.requests import (
     PlannedRequest,
 )
 from vmreplica.api.scrubs import Scrubs
+from vmreplica.api.single_points import SinglePoints
 from vmreplica.api.starts import Starts
 from vmreplica.api.verifies import Verifies
 from vmreplica.model.errors import BadRequest
@@ -54,6 +55,7 @@ def make_app(agent: AgentFacade) -> web.Application:
     app.on_shutdown.append(records.end)
     app.add_routes(Verifies(agent, calls, _vm).routes(_VM))
     app.add_routes([*Boots(agent, calls, _vm, _point).routes(_VM), *Scrubs(agent, calls, _vm).routes(_VM)])
+    app.add_routes(SinglePoints(agent, calls, _vm).routes(_VM))
 
     async def close(_app: web.Application) -> None:
         starts.close()
@@ -74,6 +76,7 @@ class _Vms:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/tasks/{task}", self._task),
+            web.delete("/v1/tasks/{task}", self._cancel_task),
             web.post("/v1/doctor", self._doctor),
             web.post(f"{_VM}/doctor", self._doctor),
             web.post("/v1/imports", self._import),
@@ -109,6 +112,9 @@ class _Vms:
 
     async def _task(self, request: web.Request) -> web.Response:
         return answer(await self._run(partial(self._agent.task, request.match_info["task"])))
+
+    async def _cancel_task(self, request: web.Request) -> web.Response:
+        return answer(await self._run(partial(self._agent.cancel_task, request.match_info["task"])))
 
     async def _doctor(self, request: web.Request) -> web.Response:
         vm = _vm(request) if "vm" in request.match_info else None

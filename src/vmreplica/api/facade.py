@@ -7,9 +7,10 @@ from typing import Protocol
 
 from vmreplica.model.boot import BootState, BootWish
 from vmreplica.model.events import EventsReport, RecordsQuery
-from vmreplica.model.ids import VmId
+from vmreplica.model.ids import PointId, VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.networks import NetworksChange, NetworksReport
+from vmreplica.model.point import PointSummary
 from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.report import (
@@ -29,6 +30,7 @@ from vmreplica.model.report import (
 )
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.start import AutostartReport, StartAnswer, StartQuestion, StartReport
+from vmreplica.model.taking import PointExportReport, PointExportWish, PointMount
 from vmreplica.model.telling import HealthTestReport
 from vmreplica.model.totals import VmTotals
 
@@ -89,6 +91,29 @@ class BootTestsFacade(Protocol):
         """Give the screenshot of a point's last boot test, a PNG; default: of the last one of all."""
 
 
+class SinglePointsFacade(Protocol):
+    """Pins, exports and mounts; ``point`` is an id, ``latest`` or ``latest-app``."""
+
+    def pin(self, vm: str, point: str, reason: str) -> PointSummary:
+        """Keep a point whatever the rules say."""
+
+    def unpin(self, vm: str, point: str) -> PointSummary:
+        """Leave a point to the rules again."""
+
+    def plan_export(self, vm: str, point: str, wish: PointExportWish) -> PointExportReport:
+        """Tell what an export would write."""
+
+    def export(self, vm: str, point: str, wish: PointExportWish) -> TaskReport:
+        """Write a point's disks into files; the task is the writing."""
+
+    def mount(self, vm: str, point: str, *, seconds: int, even_damaged: bool) -> PointMount:
+        """Make a point's disks readable over NBD."""
+
+    def unmount(self, vm: str, point: str | None) -> tuple[PointId, ...]:
+        """End the mount of a point, or all mounts of a VM."""
+        ...
+
+
 class ScrubsFacade(Protocol):
     """Reading recovery points and checking them, on the replica."""
 
@@ -140,6 +165,10 @@ class AgentFacade(Protocol):
         """Starts of protected VMs."""
 
     @property
+    def single(self) -> SinglePointsFacade:
+        """Single points: pins, exports, mounts."""
+
+    @property
     def boots(self) -> BootTestsFacade:
         """Boot tests."""
 
@@ -165,6 +194,9 @@ class AgentFacade(Protocol):
 
     def task(self, task_id: str, /) -> TaskReport:
         """Tell how a long act is doing."""
+
+    def cancel_task(self, task_id: str, /) -> TaskReport:
+        """Stop a long act that can be stopped."""
 
     def verify(self, vm: str, *, point: str | None, repair: bool, rate: int | None) -> TaskReport:
         """Compare a point (default: the newest) at the replica with what its primary, this host, knows of it."""

@@ -13,6 +13,7 @@ from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.rates import Limit
 from vmreplica.model.seed import SeedRequest
 from vmreplica.model.shape import Shape
+from vmreplica.model.taking import DEFAULT_MOUNT, MAX_MOUNT, MIN_MOUNT, PinReason
 
 _DAY: Final = 86400
 
@@ -49,6 +50,21 @@ class ImportRequest(Shape):
     passphrase: Passphrase | None = Field(default=None, repr=False)
     #: The text of an age identity file.
     identity: Annotated[str, StringConstraints(max_length=65536)] | None = Field(default=None, repr=False)
+
+
+class PinRequest(Shape):
+    """Keep a point whatever the rules say."""
+
+    reason: PinReason
+
+
+class MountRequest(Shape):
+    """Make a point's disks readable over NBD."""
+
+    #: Until it ends by itself.
+    seconds: Annotated[int, Field(ge=MIN_MOUNT, le=MAX_MOUNT)] = DEFAULT_MOUNT
+    #: A damaged point is mounted as it is.
+    even_damaged: bool = False
 
 
 class LimitRequest(Shape):
@@ -107,7 +123,7 @@ class FailoverTestRequest(Shape):
 class BootTestRequest(Shape):
     """Boot a copy, isolated, until it shows a sign of life; without a point from the newest one."""
 
-    point: PointId | None = None
+    point: PointChoice | None = None
     wish: BootWish = BootWish()
 
 

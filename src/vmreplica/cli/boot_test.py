@@ -47,7 +47,8 @@ def register(app: typer.Typer) -> None:
 
 
 Point = Annotated[
-    str | None, typer.Option(metavar="ID", help="An older recovery point, as vmreplica points lists them.")
+    str | None,
+    typer.Option(metavar="ID", help="A recovery point, as vmreplica points lists them, or latest-app."),
 ]
 Sign = Annotated[
     str | None,

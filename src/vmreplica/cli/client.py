@@ -60,15 +60,20 @@ class AgentClient:
 
 def vm_path(vm: str, act: str) -> str:
     """Spell the path of an act on a VM, whatever characters its name has."""
-    return f"/v1/vms/{_quoted(vm)}/{act}"
+    return f"/v1/vms/{quoted(vm)}/{act}"
 
 
 def peer_path(name: str, act: str = "") -> str:
     """Spell the path of a peer or of an act on it."""
-    return f"/v1/peers/{_quoted(name)}{act}"
+    return f"/v1/peers/{quoted(name)}{act}"
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Spell a name as a part of a path.
+
+    Raises:
+        BadRequest: it is empty.
+    """
     if not name:
         from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - pydantic is needed on failure only
 

@@ -1,4 +1,4 @@
-"""Commands that only look: status, points."""
+"""The command that only looks: status."""
 
 import sys
 import time
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from vmreplica.cli.client import AgentClient, vm_path
+from vmreplica.cli.client import AgentClient
 from vmreplica.cli.commands import add_command
-from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument
+from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath
 from vmreplica.cli.output import console, error_text, read_report, show, show_answer
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def register(app: typer.Typer) -> None:
         "vmreplica status --check",
         "vmreplica status --json | jq -r '.relationships[] | [.name, .health.level, .point_age] | @tsv'",
     )
-    add_command(app, points, "List the recovery points of a VM, newest first.", "vmreplica points web")
 
 
 def status(
@@ -57,18 +56,6 @@ def status(
         show_answer(client.get("/v1/status", vm=vm))
     else:
         show(_status(client, vm))
-
-
-def points(vm: VmArgument, as_json: AsJson = False, socket: SocketPath = DEFAULT_SOCKET) -> None:
-    """List recovery points."""
-    answer = AgentClient(socket).get(vm_path(vm, "points"))
-    if as_json:
-        show_answer(answer)
-        return
-    from vmreplica.cli.show import points_view  # noqa: PLC0415 - slow to import
-    from vmreplica.model.report import PointsReport  # noqa: PLC0415 - slow to import
-
-    show(points_view(read_report(PointsReport, answer)))
 
 
 def _status(client: AgentClient, vm: str | None) -> "RenderableType":

@@ -20,6 +20,7 @@ from vmreplica.cli import (
     look,
     networks,
     peers,
+    points,
     protect,
     records,
     reverse,
@@ -90,6 +91,7 @@ def make_app() -> typer.Typer:
         start,
     ):
         commands.register(root)
+    root.add_typer(points.make_app(), name="points")
     root.add_typer(peers.make_app(), name="peer")
     service.register(root)
     return root

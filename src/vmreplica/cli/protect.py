@@ -29,6 +29,11 @@ Seed = Annotated[
         "you carry to the peer, for vmreplica import.",
     ),
 ]
+Every = Annotated[str, typer.Option(metavar="INTERVAL", help="How old the newest recovery point may be: 5s to 24h.")]
+Excluded = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
+]
 BaseDevices = Annotated[
     list[str] | None,
     typer.Option(
@@ -70,13 +75,8 @@ def enable(
     vm: VmArgument,
     *,
     to: Annotated[str, typer.Option("--to", metavar="PEER", help="The paired host that gets the copy.")],
-    every: Annotated[
-        str, typer.Option(metavar="INTERVAL", help="How old the newest recovery point may be: 5s to 24h.")
-    ] = "5m",
-    exclude_disk: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TARGET", help="A disk that is not replicated, as virsh domblklist names it; repeatable."),
-    ] = None,
+    every: Every = "5m",
+    exclude_disk: Excluded = None,
     keep: KeepOption = None,
     base_device: BaseDevices = None,
     seed: Seed = None,

@@ -51,7 +51,7 @@ def relation_view(report: StatusReport) -> RenderableType:
     """Show one VM's relationships in detail."""
     parts: list[RenderableType] = []
     for relation in report.relationships:
-        parts += [_pairs(_details(relation, report.now)), *_remarks((relation,)), Text("")]
+        parts += [pairs_view(_details(relation, report.now)), *_remarks((relation,)), Text("")]
     return Group(*parts[:-1])
 
 
@@ -111,7 +111,7 @@ def test_view(test: PeerTest) -> RenderableType:
         ("free in its store", format_size(test.store_free_bytes)),
     ]
     findings = [Text(f"! {printable(finding)}", style="yellow") for finding in test.findings]
-    return Group(_pairs(pairs), *findings)
+    return Group(pairs_view(pairs), *findings)
 
 
 def cycle_text(vm: str, cycle: CycleReport) -> str:
@@ -164,6 +164,7 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
     if relation.stands_on:
         pairs.append(("stands on", _standing(relation)))
     pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
+    pairs += [("mounted", f"point {mount.point} until {clock_text(mount.until)}") for mount in relation.mounts]
     pairs += verified_pairs(relation.latest.verified if relation.latest else None)
     pairs += [*boot_pairs(relation.boot), *scrub_pairs(relation.scrub)]
     if relation.progress:
@@ -240,7 +241,8 @@ def clock_text(instant: dt.datetime) -> str:
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 
-def _pairs(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+def pairs_view(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+    """Show names with their values."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

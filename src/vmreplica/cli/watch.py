@@ -1,4 +1,4 @@
-"""Watching a task until it is done. Ctrl-C stops the watching, never the work."""
+"""Watching a task until it is done. Ctrl-C stops the watching, and the work only where that is said."""
 
 import sys
 from collections.abc import Callable
@@ -22,8 +22,15 @@ class _Display(Protocol):
     def close(self) -> None: ...
 
 
-def follow(client: AgentClient, task: TaskReport, vm: str, *, as_json: bool) -> TaskReport:
+def follow(client: AgentClient, task: TaskReport, vm: str, *, as_json: bool, cancels: bool = False) -> TaskReport:
     """Show a task's progress on standard error until it is done.
+
+    Args:
+        client: of the agent.
+        task: as it began.
+        vm: shown with it.
+        as_json: nothing is shown on the way.
+        cancels: Ctrl-C cancels the work; otherwise it only ends the watching.
 
     Raises:
         VmReplicaError: the task failed.
@@ -40,6 +47,8 @@ def follow(client: AgentClient, task: TaskReport, vm: str, *, as_json: bool) -> 
         _until_done(task, poll, display)
     except KeyboardInterrupt:
         display.close()
+        if cancels:
+            _cancel(client, task, poll)
         _stopped_watching(latest[0], vm, as_json=as_json)
     display.close()
     failure = task_error(latest[0])
@@ -69,6 +78,21 @@ def _until_done(task: TaskReport, poll: Callable[[], TaskReport], display: _Disp
         task = poll()
     if task.progress is not None:
         display.show(task.progress)
+
+
+def _cancel(client: AgentClient, task: TaskReport, poll: Callable[[], TaskReport]) -> None:
+    """Cancel the work, and see that it is over.
+
+    Raises:
+        VmReplicaError: that it was cancelled, unless it was done just before.
+        typer.Exit: it was done.
+    """
+    client.send("DELETE", f"/v1/tasks/{task.id}")
+    _until_done(task, poll, _Quiet())
+    failure = task_error(poll())
+    if failure is not None:
+        raise failure
+    raise typer.Exit
 
 
 def _stopped_watching(task: TaskReport, vm: str, *, as_json: bool) -> None:

@@ -14,14 +14,13 @@ import structlog
 
 from vmreplica.failover.plan import StepHook, no_hook, plan_test
 from vmreplica.failover.signs import Sign, shown, signs_of
-from vmreplica.failover.sound import require_sound
 from vmreplica.failover.tests import FailoverTests, console_of
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.life import Life, LifeState
 from vmreplica.hypervisor.picture import to_png
 from vmreplica.model.boot import BootResult, BootVerdict, BootWish
 from vmreplica.model.errors import Conflict, NoSpace, NotFound, Unreachable, VmReplicaError
-from vmreplica.model.ids import PointId, VmId
+from vmreplica.model.ids import LATEST, LATEST_APP, PointChoice, PointId, VmId
 from vmreplica.model.point import PointSummary
 from vmreplica.model.report import FailoverPlan, FailoverStep, FailoverTest
 from vmreplica.model.units import MiB, format_duration, format_size
@@ -67,17 +66,17 @@ class _Outcome:
 
 
 def plan_boot(
-    record: ReplicaRecord, points: Sequence[PointSummary], point: PointId | None, wish: BootWish, *, leads_out: bool
+    record: ReplicaRecord, points: Sequence[PointSummary], point: PointChoice | None, wish: BootWish, *, leads_out: bool
 ) -> FailoverPlan:
-    """Plan a boot test: that of a test failover, and what follows. Without a point the newest sound one is booted.
+    """Plan a boot test: that of a test failover, and what follows. The newest points are the newest sound ones.
 
     Raises:
         Conflict, NotFound: see ``plan.plan_test``.
         Corrupt: ``point-damaged``: that is known already.
     """
-    sound = [known for known in points if not known.damaged] if point is None else points
+    newest = point in {None, LATEST, LATEST_APP}
+    sound = [known for known in points if not known.damaged] if newest else points
     plan = plan_test(record, sound or points, point, network=wish.network, leads_out=leads_out)
-    require_sound(record.name, points, plan.point, even_damaged=False)
     limit = format_duration(wish.limit)
     steps = (
         FailoverStep(name="wait", text=f"wait at most {limit} for {wish.sign.described()}"),

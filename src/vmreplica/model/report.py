@@ -12,12 +12,15 @@ from vmreplica.model.findings import Finding, Severity
 from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.keep import Keep
+from vmreplica.model.keeping import Verdict
+from vmreplica.model.merging import MergePlan
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
 from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
+from vmreplica.model.taking import PointExportReport, PointMount
 from vmreplica.model.verified import VerifyReport
 
 
@@ -118,6 +121,8 @@ class RelationshipReport(Shape):
     rate_until: AwareDatetime | None = None
     #: Whether the agent of the primary starts it with its host.
     autostart: bool = False
+    #: Points that can be read over NBD, on the replica.
+    mounts: tuple[PointMount, ...] = ()
     #: Test failovers, on the replica.
     tests: tuple[FailoverTest, ...] = ()
     #: Figures behind the health, for metrics: seconds, bytes, counts.
@@ -148,6 +153,11 @@ class PointsReport(Shape):
     vm: VmId
     name: str
     points: tuple[PointSummary, ...]
+    #: The rules in force, and what they say of each point.
+    keep: Keep | None = None
+    verdicts: dict[PointId, Verdict] = Field(default_factory=dict)
+    #: What is done with the images next, and what waits; None: an older version did not say.
+    merging: MergePlan | None = None
 
 
 class HistoryReport(Shape):
@@ -321,6 +331,8 @@ class TaskReport(Shape):
     result: CycleReport | None = None
     #: Of an import, in place of ``result``.
     imported: ImportReport | None = None
+    #: Of an export of a point, likewise.
+    exported: PointExportReport | None = None
     #: Of a commit, likewise.
     committed: CommitReport | None = None
     #: Of a planned failover, likewise.

@@ -1,5 +1,6 @@
 """Bringing bytes of several images into one file: frames one behind the other, blocks of patches to their places."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,16 +14,16 @@ from vmreplica.qcow2 import frames
 from vmreplica.qcow2.head import BLOCK, BLOCKS
 from vmreplica.qcow2.layout import I64
 from vmreplica.qcow2.overlaying import I16, Blocks
-from vmreplica.qcow2.rawio import copy_range, pread_exact, pwrite_all
+from vmreplica.qcow2.rawio import begin_writing, copy_range, pread_exact, pread_into, pwrite_all
 from vmreplica.qcow2.sums import UNKNOWN, block_sums
 
 #: Frames that stand one behind the other in their image are copied in the kernel from so many bytes on; fewer are
 #: read and written together with their neighbours.
 _LONG: Final = 256 * KiB
-#: Written at once at most, but for a single frame.
+#: Written at once, and in memory, at most.
 _PIECE: Final = 4 * MiB
-#: Of the frames that are made here, as of those of the base.
-_LEVEL: Final = 3
+#: Of the frames that are made here, as of those that a primary sends.
+_LEVEL: Final = 1
 
 
 class Pool:
@@ -38,6 +39,26 @@ class Pool:
         self._images = images
         self._fd = fd
         self._wrote = wrote
+        self._buffer = memoryview(bytearray(_PIECE))
+
+    def expect(self, layer: I16, place: I64, length: I64, blocks: Blocks) -> None:
+        """Let the kernel read what is needed soon: the images are read in turns, which looks random to it.
+
+        Args:
+            layer: of frames.
+            place: of frames.
+            length: of frames; between those of one image is not much else.
+            blocks: of patches; between them are holes.
+        """
+        for number in np.unique(layer).tolist():
+            own = np.flatnonzero(layer == number)
+            start, end = int(place[own[0]]), int(place[own[-1]] + length[own[-1]])
+            self._expect(number, start, end - start)
+        for number, start, _target, size in block_runs(blocks, blocks.place):
+            self._expect(number, start, size)
+
+    def _expect(self, layer: int, start: int, size: int) -> None:
+        os.posix_fadvise(self._images[layer][0], start, size, os.POSIX_FADV_WILLNEED)
 
     def frame(self, layer: int, place: int, length: int) -> bytes:
         """Read one frame."""
@@ -58,21 +79,20 @@ class Pool:
             Corrupt: ``image-damaged``: an image ends before a frame.
             OSError: also when the file system is full.
         """
-        near, size = [], 0
+        filled, begin = 0, to
         for number, start, run in _runs(layer, place, length):
-            if run < _LONG or number < 0:
-                near.append(made[start] if number < 0 else self.frame(number, start, run))
-                size += run
-                if size < _PIECE:
-                    continue
-            to = self._flush(near, to)
-            near, size = [], 0
-            if run >= _LONG and number >= 0:
+            if filled + run > len(self._buffer) or run >= _LONG:
+                to, filled = self._flush(filled, to), 0
+            if run >= _LONG:
                 fd, path = self._images[number]
                 copy_range(fd, self._fd, start=start, to=to, size=run, path=path)
                 self._wrote(run)
                 to += run
-        self._flush(near, to)
+            else:
+                self._fetch(number, start, made, self._buffer[filled : filled + run])
+                filled += run
+        to = self._flush(filled, to)
+        begin_writing(self._fd, begin, to - begin)
 
     def put_blocks(self, blocks: Blocks, to: int) -> None:
         """Write the blocks of patches to host clusters one behind the other; what they do not have stays a hole.
@@ -117,13 +137,18 @@ class Pool:
         (frame,) = frames.encode(memoryview(cluster), _LEVEL)
         return frame
 
-    def _flush(self, near: list[bytes], to: int) -> int:
-        if not near:
-            return to
-        data = b"".join(near)
-        pwrite_all(self._fd, data, to)
-        self._wrote(len(data))
-        return to + len(data)
+    def _fetch(self, number: int, start: int, made: Sequence[bytes], view: memoryview) -> None:
+        if number < 0:
+            view[:] = made[start]
+        else:
+            fd, path = self._images[number]
+            pread_into(fd, view, start, path)
+
+    def _flush(self, filled: int, to: int) -> int:
+        if filled:
+            pwrite_all(self._fd, self._buffer[:filled], to)
+            self._wrote(filled)
+        return to + filled
 
 
 def block_runs(blocks: Blocks, targets: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:

@@ -11,12 +11,14 @@ from vmreplica.model.errors import Corrupt
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
 _ZERO_RANGE: Final = 0x10
+_SYNC_WRITE: Final = 0x02
 _COPY_PIECE: Final = 8 << 20
 _ZEROES: Final = bytes(1 << 20)
 #: Of these the range is tried in another way: not supported, or not on the borders of the device's sectors.
 _OTHERWISE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
@@ -46,6 +48,24 @@ def pread_exact(fd: int, size: int, offset: int, path: Path) -> bytes:
         parts.append(part)
         size, offset = size - len(part), offset + len(part)
     return b"".join(parts)
+
+
+def pread_into(fd: int, view: memoryview, offset: int, path: Path) -> None:
+    """Fill a buffer from an offset on.
+
+    Raises:
+        Corrupt: ``image-damaged``: the file ends before.
+    """
+    while view:
+        count = os.preadv(fd, [view], offset)
+        if not count:
+            raise Corrupt("image-damaged", f"{path} ends at {offset}, its index goes on")
+        view, offset = view[count:], offset + count
+
+
+def begin_writing(fd: int, start: int, size: int) -> None:
+    """Let the kernel begin to write what was written to a range, so that a later sync has less to wait for."""
+    _libc.sync_file_range(fd, start, size, _SYNC_WRITE)  # only a hint: whatever fails comes again with the sync
 
 
 def copy_range(source: int, target: int, *, start: int, to: int, size: int, path: Path) -> None:

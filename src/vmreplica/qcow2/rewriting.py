@@ -29,6 +29,8 @@ from vmreplica.qcow2.sums import UNKNOWN, SumsWriter
 
 #: Clusters that are encoded anew and in memory at once.
 _MADE: Final = 64
+#: Clusters that the kernel reads ahead.
+_READ: Final = 512
 
 #: A record with where its bytes come from: a layer and an offset in its image, or -1 and the number of a frame in
 #: memory. Of a patch: its place among the blocks.
@@ -110,6 +112,8 @@ class SegmentWriter:
         for name, values in (("kind", window.kind), ("layer", window.layer), ("place", window.place)):
             rows[name] = values[low:high]
         rows["length"] = window.length[low:high]
+        data = rows[rows["kind"] == KIND_ZSTD]
+        self._pool.expect(data["layer"], data["place"], data["length"], blocks)
         encoded = self._encode(rows, at[made], blocks[made])
         left, at = blocks[~made], at[~made]
         rows["mask"][at], rows["length"][at] = left.masks, left.counts * BLOCK
@@ -191,9 +195,10 @@ class _Waiting:
 
 
 def _bounded(window: Window) -> Iterator[tuple[int, int]]:
-    """Divide a window's clusters so that each part has a bounded number of clusters to encode."""
+    """Divide a window's clusters so that each part has a bounded number of frames to read and to make."""
+    made, whole = window.patched[window.made], np.flatnonzero(window.kind == KIND_ZSTD)
     low = 0
-    for high in window.patched[window.made][_MADE::_MADE].tolist():
+    for high in np.union1d(made[_MADE::_MADE], whole[_READ::_READ]).tolist():
         yield low, high
         low = high
     yield low, len(window.kind)

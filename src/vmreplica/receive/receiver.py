@@ -129,8 +129,7 @@ class Receiver:
         Raises:
             Refused: ``not-your-replica``.
         """
-        replica = self._own(peer, vm)
-        return PointsReport(vm=vm, name=replica.record.name, points=tuple(replica.points()))
+        return self._own(peer, vm).listing()
 
     def open_point(self, peer: HostId, opening: PointOpening) -> IncomingPoint:
         """Begin a point, or find it again with the segments it holds.

@@ -5,10 +5,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from vmreplica.model.errors import NotFound
+from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.keeping import Verdict, judge_points
 from vmreplica.model.point import Manifest, PointSummary
+from vmreplica.model.report import PointsReport
 from vmreplica.repository import bases
 from vmreplica.repository.boot_notes import BootNotes
 from vmreplica.repository.chain import Point
@@ -95,6 +96,34 @@ class Catalogue:
             NotFound: ``device-missing``, ``adopted-base-missing``.
         """
         bases.verify_contents(self._layout, self._shelf.manifests())
+
+    def require_unread(self) -> None:
+        """Refuse what takes the files from below a mount or an export.
+
+        Raises:
+            Conflict: ``points-in-use``.
+        """
+        with self._memory:
+            name = self._record.name
+            readers = [hold for hold in self._holds.opened() if hold.owner in {"mount", "export"}]
+        if readers:
+            raise Conflict(
+                "points-in-use",
+                f"point {readers[0].point} of {name} is in use: {readers[0].owner}, {readers[0].reason}",
+                hint=f"vmreplica points unmount {name}; an export ends by itself",
+            )
+
+    def listing(self) -> PointsReport:
+        """List the points, newest first, with what the rules say of each."""
+        with self._memory:
+            record = self._record
+            return PointsReport(
+                vm=record.vm,
+                name=record.name,
+                points=tuple(self.points()),
+                keep=record.keep,
+                verdicts=self.verdicts(),
+            )
 
     def verdicts(self) -> dict[PointId, Verdict]:
         """Say which points the rules keep, and why."""

@@ -68,11 +68,11 @@ class Holds:
 
     def covers(self, point: PointId) -> bool:
         """Tell whether a point's files may be open: nobody may change them."""
-        return self._damaged or any(hold.point == point for hold in self._opened())
+        return self._damaged or any(hold.point == point for hold in self.opened())
 
     def any(self) -> bool:
         """Tell whether any point's files may be open."""
-        return self._damaged or any(True for _ in self._opened())
+        return self._damaged or any(True for _ in self.opened())
 
     def reasons(self, point: PointId) -> tuple[str, ...]:
         """Tell who holds a point and why."""
@@ -81,7 +81,7 @@ class Holds:
     def opened_by(self, point: PointId) -> tuple[str, ...]:
         """Tell who has a point's files open and why."""
         damaged = ("a damaged record: nobody knows",) if self._damaged else ()
-        return (*damaged, *(_told(hold) for hold in self._opened() if hold.point == point))
+        return (*damaged, *(_told(hold) for hold in self.opened() if hold.point == point))
 
     def pins(self, point: PointId) -> tuple[Hold, ...]:
         """List what pins a point."""
@@ -92,7 +92,8 @@ class Holds:
         damaged = ("a damaged record: nobody knows",) if self._damaged else ()
         return (*damaged, *(_told(hold) for hold in self._holds.values() if hold.id != hold_id))
 
-    def _opened(self) -> Iterator[Hold]:
+    def opened(self) -> Iterator[Hold]:
+        """List who has files of points open, as far as is known."""
         return (hold for hold in self._holds.values() if hold.kind == "open")
 
     def _load(self, path: Path) -> None:
@@ -105,4 +106,4 @@ class Holds:
 
 
 def _told(hold: Hold) -> str:
-    return f"{hold.owner}: {hold.reason}"
+    return f"{'pinned' if hold.kind == 'pin' else hold.owner}: {hold.reason}"

@@ -12,6 +12,7 @@ from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.merging import MergePlan
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position, Seeding
+from vmreplica.model.report import PointsReport
 from vmreplica.model.states import Event, State, transition
 from vmreplica.repository import adopting
 from vmreplica.repository.awaiting import Awaiting, Shared
@@ -215,6 +216,27 @@ class Replica(Catalogue):
         with self.still(), self._memory:
             return self._holds.add(self._published(point).id, owner, reason, self._clock(), lasting=lasting, kind=kind)
 
+    def pin(self, point: PointId, reason: str) -> None:
+        """Keep a point whatever the rules say, for this reason from now on.
+
+        Raises:
+            NotFound: ``point-unknown``.
+            NoSpace: the store is full; nothing changed.
+        """
+        with self.still(), self._memory:
+            former = self._holds.pins(self._published(point).id)
+            self._holds.add(point, "pin", reason, self._clock(), lasting=True, kind="pin")
+            for pin in former:
+                self._holds.remove(pin.id)
+
+    def unpin(self, point: PointId) -> bool:
+        """Leave a point to the rules again; tells whether it was pinned."""
+        with self._memory:
+            pins = self._holds.pins(point)
+            for pin in pins:
+                self._holds.remove(pin.id)
+        return bool(pins)
+
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
         """Let no fold run or begin in the block; one that was interrupted is settled, as far as that need not wait."""
@@ -260,6 +282,10 @@ class Replica(Catalogue):
     @before_fold_step.setter
     def before_fold_step(self, hook: StepHook) -> None:
         self._chores.before = hook
+
+    def listing(self) -> PointsReport:
+        """List the points, newest first, with what the rules say of each and what is done with their images."""
+        return super().listing().model_copy(update={"merging": self.merge_plan()})
 
     def merge_plan(self) -> MergePlan:
         """Tell what retention will do with the images of the points, and what waits; changes nothing."""

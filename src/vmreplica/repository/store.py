@@ -162,6 +162,7 @@ class Repository:
                     f"{replica.record.name} runs here on the files of its replica",
                     hint="shut it down and undefine it before its files are given up",
                 )
+            replica.require_unread()
             if replica.record.state is not State.REMOVING:
                 replica.move(Event.REMOVE)
             del self._replicas[vm]
