@@ -10,6 +10,7 @@ from pages import ROOT, anchors, blocks, commands, examples, links, pages, prose
 from vmreplica.agent.config import Config
 from vmreplica.cli.main import make_app
 from vmreplica.model.health import Facts, judge
+from vmreplica.model.health_catalogue import CATALOGUE
 from vmreplica.model.states import Event, State
 
 pytestmark = pytest.mark.main_job
@@ -67,7 +68,7 @@ def test_every_code_that_a_page_for_bad_days_names_is_one_of_ours(page: Path) ->
     )
     waits = Facts(state=State.REPLICATING, interval=5, point_age=1, start_waits="x")
     judged = (judge(late), judge(waits), *(judge(Facts(state=state, interval=5, point_age=1)) for state in State))
-    known = {reason.code for one in judged for reason in one.reasons} | {*State, *Event} | _FOREIGN
+    known = {reason.code for one in judged for reason in one.reasons} | {*State, *Event, *CATALOGUE} | _FOREIGN
     for reference in ("errors.md", "findings.md"):
         known |= set(_CODE.findall((ROOT / "docs/reference" / reference).read_text()))
     assert set(_CODE.findall(prose(page.read_text()))) - known == set()

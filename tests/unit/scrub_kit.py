@@ -49,10 +49,7 @@ def tools(*, threads: int = 1, repair: bool = False) -> Tools:
 
 def scrub(replica: Replica, point: str, *, threads: int = 1, repair: bool = False) -> Found:
     """Scrub one point of a replica."""
-    listed = {manifest.point: manifest for manifest in replica.manifests()}
-    manifest = listed[point]
-    parent = listed.get(manifest.parent) if manifest.parent else None
-    return scrub_point(Layout(replica.dir), manifest, parent, tools(threads=threads, repair=repair))
+    return scrub_point(Layout(replica.dir), replica.point(point), tools(threads=threads, repair=repair))
 
 
 @contextmanager

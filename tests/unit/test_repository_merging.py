@@ -32,9 +32,10 @@ from vmreplica.model.errors import Corrupt, NoSpace
 from vmreplica.model.keep import Keep
 from vmreplica.model.units import CLUSTER, MiB
 from vmreplica.repository import Replica, folding, merging
-from vmreplica.repository.layout import Layout
+from vmreplica.repository.layout import Layout, read_shape
 from vmreplica.repository.pacing import Pace
 from vmreplica.repository.plan_merges import BOUND
+from vmreplica.repository.record import MergeRecord
 
 pytestmark = pytest.mark.points
 
@@ -143,7 +144,7 @@ def test_a_merge_that_was_interrupted_twice_is_still_finished(tmp_path: Path) ->
     with pytest.raises(Killed):
         replica.apply_retention()
     layout = Layout(tmp_path / THE_VM)
-    record = merging.read_shape(layout.merge, merging.MergeRecord)
+    record = read_shape(layout.merge, MergeRecord)
     with pytest.raises(Killed):
         merging._roll_forward(layout, record, kill_at("merge manifest"))
     again = open_repository(tmp_path).replica(THE_VM)

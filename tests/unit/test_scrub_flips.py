@@ -19,12 +19,15 @@ from vmreplica.qcow2.index import read_heads
 from vmreplica.qcow2.layout import Header
 from vmreplica.qcow2.segment import BLOCK, KIND_ZSTD, is_patch, patch_masks
 from vmreplica.repository import Replica
+from vmreplica.repository.folding import Guidance
 from vmreplica.repository.layout import Layout
 from vmreplica.repository.machine import machine_files
+from vmreplica.repository.merging import rebase
 
 pytestmark = pytest.mark.points
 NOW = START + dt.timedelta(days=1)
 EACH = 6
+GUIDE = Guidance()
 NVRAM = b"\x01\x02" * 5000
 
 
@@ -142,16 +145,21 @@ def test_a_flipped_bit_in_index_or_sums_is_found_and_touches_no_reader(tmp_path:
     replica, primary, points = _history(tmp_path)
     layout, point = Layout(replica.dir), points[1]
     for path, what in ((layout.index(point, "vda"), "index"), (layout.sums(point, "vda"), "sums")):
-        for offset in some_offsets(0, path.stat().st_size, EACH, 5):
+        right = path.read_bytes()
+        for offset in some_offsets(0, len(right), EACH, 5):
             with flipped(path, offset, offset % 8):
                 (damage,) = _assert_named(replica, point, what)
                 assert (damage.disk, damage.length, damage.misleads) == ("vda", 0, False)
                 assert damage.file == path.name
-        path_bytes = path.read_bytes()
-        for cut in (0, 1, len(path_bytes) - 1):
-            path.write_bytes(path_bytes[:cut])
+                if what == "sums":
+                    found = scrub(replica, point, repair=True)
+                    assert [one.what for one in found.repaired] == ["sums"]
+                    assert not scrub(replica, point).damages, "taken again"
+                path.write_bytes(right)
+        for cut in (0, 1, len(right) - 1):
+            path.write_bytes(right[:cut])
             _assert_named(replica, point, what)
-        path.write_bytes(path_bytes)
+        path.write_bytes(right)
     assert reads(replica.image(point, "vda")) == primary.expected[point]["vda"]
 
 
@@ -225,6 +233,44 @@ def test_a_flipped_bit_in_a_folded_base_is_found_whatever_it_is_in(tmp_path: Pat
             (damage,) = _assert_named(replica, point, "data")
             assert damage.guest_offset == cluster * CLUSTER
             assert reads(image) in {None, right}
-    with flipped(layout.table_sums(point, "vda"), 40, 1):
+    sums = layout.table_sums(point, "vda")
+    known = sums.read_bytes()
+    for offset in some_offsets(0, len(known), EACH, 7):
+        sums.write_bytes(known[:offset] + bytes([known[offset] ^ 4]) + known[offset + 1 :])
         _assert_named(replica, point, "sums")
+        assert [one.what for one in scrub(replica, point, repair=True).repaired] == ["sums"]
+        assert sums.read_bytes() == known
     assert not scrub(replica, point).damages
+
+
+def test_a_flipped_bit_in_a_merged_image_is_found_whatever_it_is_in(tmp_path: Path) -> None:
+    replica, primary = new_replica(tmp_path, keep=9), Primary(patches=True, each=5)
+    fill(replica, primary, 6)
+    points, layout = sorted(primary.expected), Layout(replica.dir)
+    merged = rebase(layout, replica.point(points[4]), points[1], points[2:4], GUIDE)
+    replica.recover()
+    assert merged.merged
+    point, image, index = points[4], layout.image(points[4], "vda"), layout.index(points[4], "vda")
+    assert not scrub(replica, point).damages
+    with index.open("rb") as fh:
+        segments = [(head, records) for head, records in read_heads(fh)]
+    tables, header = _ends(image, index)
+    patched = [head for head, _records in segments if head.patch_count]
+    data = [head for head, _records in segments if head.data_length]
+    masks = [patch_masks(records[is_patch(records)]) for _head, records in segments if is_patch(records).any()]
+    places = {
+        "data": [data[0].data_offset + 40, data[-1].data_offset + data[-1].data_length - 2],
+        "patch": [patched[0].patches_at + (int(masks[0][0]).bit_length() - 1) * BLOCK + 9],
+        "table": some_offsets(tables, header.l1_offset + 8, 4, 1),
+        "refcounts": some_offsets(header.l1_offset + CLUSTER, image.stat().st_size, 4, 2),
+        "header": some_offsets(0, len(header.pack()), 8, 3),
+    }
+    for what, offsets in places.items():
+        for offset in offsets:
+            with flipped(image, offset, offset % 8):
+                _assert_named(replica, point, what)
+    for path, what in ((index, "index"), (layout.sums(point, "vda"), "sums")):
+        with flipped(path, path.stat().st_size // 2, 3):
+            _assert_named(replica, point, what)
+    assert not scrub(replica, point).damages
+    assert reads(image) == primary.expected[point]["vda"]

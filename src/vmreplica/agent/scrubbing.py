@@ -253,11 +253,17 @@ class Scrubbing:
             manifest = listed.get(point)
             if manifest is None:
                 return None
-            parent = listed.get(manifest.parent) if manifest.parent is not None else None
             passing = _Pass(replica, manifest, afresh=pace.rate is None)
-            tools = Tools(frames=frames, pace=pace, reached=passing.reached, begin=passing.begin, found=passing.found)
+            tools = Tools(
+                frames=frames,
+                pace=pace,
+                reached=passing.reached,
+                begin=passing.begin,
+                found=passing.found,
+                still=replica.still,
+            )
             with contextlib.suppress(Moved):
-                found = scrub_point(Layout(replica.dir), manifest, parent, tools)
+                found = scrub_point(Layout(replica.dir), manifest, tools)
                 self._keep(replica, manifest, found, passing)
                 return found
         return None

@@ -110,7 +110,7 @@ def wrong_tables(
     backing: str | None,
     patched: bool,
     repair: bool = False,
-) -> list[WrongTable]:
+) -> tuple[list[WrongTable], str]:
     """Compare an image's header and tables with what ``write_tables`` would write, one after the other.
 
     Args:
@@ -122,6 +122,9 @@ def wrong_tables(
         patched: likewise.
         repair: write what is right in the place of what is wrong; it is durable when this returns.
 
+    Returns:
+        What is wrong, and the digest that right tables and header have.
+
     Raises:
         Corrupt: ``index-order``.
         OSError: the file cannot be read or written.
@@ -129,9 +132,10 @@ def wrong_tables(
     tail = _Compared(fd, round_up(data_end), repair=repair)
     header = _build(tail, records, Header(size=size, **_UNPLACED, backing=backing, extended=patched))
     tail.compare(header.pack().ljust(CLUSTER, b"\0"), 0, "header", range(size))
+    tail.hasher.update(header.pack())
     if repair and tail.wrong:
         os.fsync(fd)
-    return tail.wrong
+    return tail.wrong, tail.hasher.hexdigest()
 
 
 def _build(tail: "_Tail", records: Iterable[Records], plain: Header) -> Header:

@@ -186,7 +186,7 @@ def _prepare(layout: Layout, record: FoldRecord, point: Manifest, guide: Guidanc
             require_room(layout, disk, index)
             disks.append(disk)
             continue
-        _require_right_tables(layout, record.base, base[disk.target])
+        require_right_tables(layout, record.base, base[disk.target])
         sums, new_sums = (layout.table_sums(point, disk.target) for point in (record.base, record.point))
         if index.stat().st_size or base[disk.target].size != sizes[disk.target]:
             header = prepare_fold(
@@ -217,7 +217,7 @@ def _paced(image: Path, guide: Guidance) -> Callable[[], None]:
     return check
 
 
-def _require_right_tables(layout: Layout, point: PointId, disk: DiskManifest) -> None:
+def require_right_tables(layout: Layout, point: PointId, disk: DiskManifest) -> None:
     """See that an image that was never folded has the tables it came with: after the fold they count as right.
 
     Raises:

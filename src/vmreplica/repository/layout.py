@@ -43,7 +43,7 @@ class Layout:
         #: When each point was read and checked.
         self.scrub = root / "scrub.json"
         #: Of works that change points' files in steps.
-        self.journals = (self.fold, root / "merge.json", self.landing)
+        self.journals = (self.fold, self.merge, self.landing)
 
     def point(self, point: PointId) -> Path:
         """The directory of a published point."""

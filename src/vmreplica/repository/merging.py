@@ -24,7 +24,7 @@ from vmreplica.model.units import MiB
 from vmreplica.qcow2.fold import switch
 from vmreplica.qcow2.merge import ImageFiles, merge_images, stands_alone
 from vmreplica.qcow2.reparent import reparented
-from vmreplica.repository.folding import Guidance, StepHook
+from vmreplica.repository.folding import Guidance, StepHook, require_right_tables
 from vmreplica.repository.layout import Layout, allocated_bytes, make_dir, read_shape, store_errors, write_shape
 from vmreplica.repository.manifests import read_manifest, write_manifest
 from vmreplica.repository.record import MergeDisk, MergeRecord
@@ -87,6 +87,7 @@ def reparent(layout: Layout, point: Manifest, onto: PointId, guide: Guidance) ->
             image = layout.image(point.point, disk.target)
             if stands_alone(image):
                 continue
+            require_right_tables(layout, point.point, disk)
             new = reparented(image, layout.index(point.point, disk.target), _backing(onto, disk.target))
             disks.append(
                 MergeDisk(

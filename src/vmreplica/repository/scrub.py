@@ -8,7 +8,8 @@ import contextlib
 import datetime as dt
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,10 +23,10 @@ from vmreplica.qcow2.check_image import Expected, FoldedImage, ImageToCheck, che
 from vmreplica.qcow2.checking import Fault, FrameReader, Pace
 from vmreplica.qcow2.shim import shim_digest
 from vmreplica.repository import bases
-from vmreplica.repository.chain import backed_disks
 from vmreplica.repository.layout import FILE_MODE, Layout
 from vmreplica.repository.machine import machine_files
 from vmreplica.repository.manifests import check_manifest, spare_of
+from vmreplica.repository.mending import mend_sums
 
 #: How often what looks wrong is looked at again while files change.
 _ATTEMPTS: Final = 4
@@ -51,8 +52,10 @@ class Tools:
     reached: Callable[[DiskTarget, int], None]
     begin: Callable[[DiskTarget], int]
     found: Callable[[Damage], None] = lambda _damage: None
-    #: Whether tables that an intact index contradicts are written anew.
+    #: Whether tables that an intact index contradicts, and sums that rotted, are written anew.
     repair: bool = True
+    #: Lets nothing change files in the block.
+    still: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +71,18 @@ class Found:
         return Found(self.damages + other.damages, self.repaired + other.repaired, self.remarks + other.remarks)
 
 
-def scrub_point(layout: Layout, manifest: Manifest, parent: Manifest | None, tools: Tools) -> Found:
+def scrub_point(layout: Layout, manifest: Manifest, tools: Tools) -> Found:
     """Check every byte of a point's own files.
 
     Args:
         layout: of the replica.
         manifest: of the point, as it is listed.
-        parent: that of the point it stands on.
         tools: to do it with.
 
     Raises:
         Moved: its files changed meanwhile.
     """
-    return _PointScrub(layout, manifest, parent, tools).run()
+    return _PointScrub(layout, manifest, tools).run()
 
 
 class _State:
@@ -105,10 +107,9 @@ class _State:
 
 
 class _PointScrub:
-    def __init__(self, layout: Layout, manifest: Manifest, parent: Manifest | None, tools: Tools) -> None:
+    def __init__(self, layout: Layout, manifest: Manifest, tools: Tools) -> None:
         self._layout = layout
         self._manifest = manifest
-        self._backed = backed_disks(parent, manifest.disks) if parent is not None else frozenset()
         self._tools = tools
         self._state = _State(layout, manifest)
         self._remarks: list[str] = []
@@ -119,8 +120,16 @@ class _PointScrub:
         for damage in (*self._of_manifest(), *self._of_definition(), *self._of_machine()):
             self._note(damage)
         for disk in self._manifest.disks:
+            wrong = 0
+            sums: Fault | None = None
             for fault in self._of_disk(disk):
+                if fault.what == "sums":
+                    sums = fault
+                    continue
+                wrong += not fault.repaired
                 self._note(self._damage_of(disk, fault))
+            if sums is not None:
+                self._note(self._damage_of(disk, self._mended(disk, sums) if not wrong else sums))
         repaired = tuple(damage for damage in self._found if damage.text.startswith(_REPAIRED))
         return Found(tuple(d for d in self._found if d not in repaired), repaired, tuple(self._remarks))
 
@@ -128,6 +137,20 @@ class _PointScrub:
         self._found.append(damage)
         if not damage.text.startswith(_REPAIRED):
             self._tools.found(damage)
+
+    def _mended(self, disk: DiskManifest, fault: Fault) -> Fault:
+        """Take sums anew that rotted, as all else is right."""
+        before = self._state.now()
+        if not self._tools.repair:
+            return fault
+        with self._tools.still():
+            if self._state.now() != before:
+                raise Moved
+            try:
+                mend_sums(self._layout, self._manifest, disk.target)
+            except VmReplicaError:
+                return fault
+        return replace(fault, repaired=True)
 
     def _damage_of(self, disk: DiskManifest, fault: Fault) -> Damage:
         return Damage(
@@ -226,15 +249,15 @@ class _PointScrub:
             self._remarks.append(f"{where}: not checked: {error.message}")
 
     def _indexed(self, disk: DiskManifest) -> Iterator[Fault]:
-        layout, manifest, backed = self._layout, self._manifest, disk.target in self._backed
+        layout, manifest = self._layout, self._manifest
         point = manifest.point
         expected = Expected(
             size=disk.size,
             file_bytes=disk.file_bytes,
             digest=disk.tables_digest,
-            segments=disk.segments,
+            segments=None if manifest.merged else disk.segments,
             summed=disk.summed,
-            backing=f"../{manifest.parent}/{disk.file}" if backed else None,
+            backings=(f"../{manifest.parent}/{disk.file}", None) if manifest.parent else (None,),
         )
         files = ImageToCheck(
             layout.image(point, disk.target), layout.index(point, disk.target), layout.sums(point, disk.target)
