@@ -22,6 +22,7 @@ from bench.measures import (
     replica_writes,
     resync_1pct,
     reverse,
+    verify_read,
 )
 
 RESULT: Final = Path("build/bench.json")
@@ -46,6 +47,7 @@ MEASURES: Final = {
     "reverse": Entry(reverse.run),
     "replica_writes": Entry(replica_writes.run, quick=False),
     "merge": Entry(merge.run),
+    "verify_read": Entry(verify_read.run),
     "memory": Entry(memory.run, quick=False),
 }
 

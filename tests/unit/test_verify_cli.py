@@ -10,6 +10,7 @@ from verify_kit import EQUAL, FIXED, POINT, UNPROVEN, WHEN, WRONG, verified
 from vmreplica.agent.verify_words import event_of, verify_facts
 from vmreplica.model.errors import Conflict
 from vmreplica.model.health import Facts, Level, judge
+from vmreplica.model.point import Position
 from vmreplica.model.states import State
 from vmreplica.model.verified import VerifyReport
 
@@ -66,7 +67,7 @@ def test_a_verification_is_cancelled_and_wrong_words_are_refused(program: Progra
 
 def test_points_and_status_show_the_verdict(program: Program, agent: SmallAgent) -> None:
     newest = summary(POINT).model_copy(update={"verified": verified(WRONG)})
-    agent.relations["web"] = relation("web", latest=newest)
+    agent.relations["web"] = relation("web", latest=newest, verified=newest.verified)
     assert "verified" in program("points", "web").out
     assert f"wrong, {WHEN.astimezone():%Y-%m-%d %H:%M}: point {POINT}" in program("status", "web").out
 
@@ -74,6 +75,7 @@ def test_points_and_status_show_the_verdict(program: Program, agent: SmallAgent)
 def test_health_is_critical_while_the_newest_point_is_wrong() -> None:
     now = WHEN + dt.timedelta(hours=1)
     base = summary(POINT)
+    vm = relation("web").vm
     judged = {}
     points: dict[str, dict[str, object]] = {
         "none": {},
@@ -83,7 +85,11 @@ def test_health_is_critical_while_the_newest_point_is_wrong() -> None:
         "inherited": {"damaged": ("disk vda from byte 0 on",)},
     }
     for name, changes in points.items():
-        facts = verify_facts(base.model_copy(update=changes), now)
+        newest = base.model_copy(update=changes)
+        where = Position(
+            vm=vm, state="replicating", epoch=0, latest=newest, incoming=None, free_bytes=1, verified=newest.verified
+        )  # fmt: skip
+        facts = verify_facts(where, now)
         judged[name] = judge(Facts(state=State.REPLICATING, interval=300, point_age=1.0, verify=facts)).level
     good = dict.fromkeys(("none", "equal", "unproven"), Level.NORMAL)
     assert judged == {**good, "wrong": Level.CRITICAL, "inherited": Level.CRITICAL}

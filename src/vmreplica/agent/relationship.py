@@ -10,7 +10,7 @@ from vmreplica.agent.tasks import Task
 from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.health import Facts, judge, measures_of
 from vmreplica.model.ids import HostName, VmId, VmName
-from vmreplica.model.point import PointKind, Position
+from vmreplica.model.point import PointKind, PointSummary, Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.proof import QuiesceFacts
 from vmreplica.model.rates import InForce
@@ -171,10 +171,11 @@ def _facts(rel: Relationship, state: State, age: float | None, quiesce: QuiesceF
         missed_in_a_row=int(rel.queued_seconds // rel.policy.interval),
         awaited=rel.position is not None and rel.position.awaited is not None,
         complaints=rel.position.complaints if rel.position else (),
+        told=rel.position.reasons if rel.position and not rel.fenced else (),
         runs_stale=rel.runs_stale,
         start_waits=rel.start_waits,
         quiesce=quiesce,
-        verify=verify_facts(rel.position.latest if rel.position else None, dt.datetime.now(dt.UTC)),
+        verify=verify_facts(rel.position, dt.datetime.now(dt.UTC)),
     )
 
 
@@ -182,6 +183,16 @@ def _next_due(rel: Relationship, now: dt.datetime, clock: float) -> dt.datetime 
     if rel.running or rel.rests:
         return None
     return now + dt.timedelta(seconds=max(0.0, rel.due_at(clock, now) - clock))
+
+
+def _begins(rel: Relationship, now: dt.datetime) -> dt.datetime | None:
+    return begins if (begins := rel.begins) is not None and begins > now else None
+
+
+def _newest(position: Position | None, now: dt.datetime) -> tuple[PointSummary | None, float | None]:
+    """Give the replica's newest recovery point and its age in seconds."""
+    latest = position.latest if position and position.latest and position.latest.bootable else None
+    return latest, max(0.0, (now - latest.instant).total_seconds()) if latest else None
 
 
 def describe(
@@ -205,8 +216,7 @@ def describe(
         now: aware wall-clock time.
         clock: the monotonic time that ``rel.due`` is measured by.
     """
-    latest = rel.position.latest if rel.position and rel.position.latest and rel.position.latest.bootable else None
-    age = max(0.0, (now - latest.instant).total_seconds()) if latest else None
+    latest, age = _newest(rel.position, now)
     facts = _facts(rel, rel.state(), age, quiesce)
     return RelationshipReport(
         vm=rel.vm,
@@ -224,7 +234,7 @@ def describe(
         point_age=age,
         points=points,
         next_due=_next_due(rel, now, clock),
-        begins_at=begins if (begins := rel.begins) is not None and begins > now else None,
+        begins_at=_begins(rel, now),
         waits=None if rel.running else rel.waits,
         limit=rel.policy.limit,
         rate=rate.rate,
@@ -233,5 +243,6 @@ def describe(
         last_cycle=rel.last,
         excluded=rel.policy.excluded,
         autostart=rel.policy.autostart,
+        verified=rel.position.verified if rel.position else None,
         app_consistent=rel.policy.app_consistent,
     )

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.events import EventSeverity
-from vmreplica.model.point import PointSummary
+from vmreplica.model.point import Position
 from vmreplica.model.proof import VerifyFacts
 from vmreplica.model.units import format_duration, format_size
 from vmreplica.model.verified import DiskVerdict, Verdict, Verified, VerifyReport
@@ -89,15 +89,13 @@ def repair_failed(name: str, why: str) -> Conflict:
     )
 
 
-def verify_facts(latest: PointSummary | None, now: dt.datetime) -> VerifyFacts | None:
-    """Tell health what comparing the newest point came to; None: it was not verified, and is not known to be wrong."""
-    verified = latest.verified if latest is not None else None
-    if latest is None or (verified is None and not latest.damaged):
-        return None
-    age = (now - verified.when).total_seconds() if verified is not None else 0.0
-    if verified is not None and verified.verdict == "wrong":
-        text = f"point {latest.point}, verified {format_duration(max(0.0, age))} ago: {verdict_text(verified)}"
+def verify_facts(position: Position | None, now: dt.datetime) -> VerifyFacts | None:
+    """Tell health what comparing points came to; None: none was, and the newest is not known to be wrong."""
+    latest, last = (position.latest, position.verified) if position is not None else (None, None)
+    age = max(0.0, (now - last.when).total_seconds()) if last is not None else 0.0
+    if latest is not None and latest.verified is not None and latest.verified.verdict == "wrong":
+        text = f"point {latest.point}, verified {format_duration(age)} ago: {verdict_text(latest.verified)}"
         return VerifyFacts(age=age, same=False, text=text)
-    if latest.damaged:
+    if latest is not None and latest.damaged:
         return VerifyFacts(age=age, same=False, text=f"point {latest.point}: {latest.damaged[0]}")
-    return VerifyFacts(age=age, same=True)
+    return VerifyFacts(age=age, same=True) if last is not None else None

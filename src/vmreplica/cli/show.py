@@ -165,7 +165,7 @@ def _details(relation: RelationshipReport, now: dt.datetime) -> list[tuple[str, 
         pairs.append(("stands on", _standing(relation)))
     pairs += [("boot test" if test.boot else "test failover", _test(test)) for test in relation.tests]
     pairs += [("mounted", f"point {mount.point} until {clock_text(mount.until)}") for mount in relation.mounts]
-    pairs += verified_pairs(relation.latest.verified if relation.latest else None)
+    pairs += verified_pairs(relation.verified)
     pairs += [*boot_pairs(relation.boot), *scrub_pairs(relation.scrub)]
     if relation.progress:
         pairs.append(("now", _activity(relation)))

@@ -21,7 +21,7 @@ from vmreplica.model.scrubbing import ScrubReport, ScrubState
 from vmreplica.model.shape import Shape
 from vmreplica.model.states import State
 from vmreplica.model.taking import PointExportReport, PointMount
-from vmreplica.model.verified import VerifyReport
+from vmreplica.model.verified import Verified, VerifyReport
 
 
 class Progress(Shape):
@@ -129,6 +129,8 @@ class RelationshipReport(Shape):
     measures: dict[str, float] = Field(default_factory=dict)
     #: Boot tests, on the replica; None: none was asked for yet.
     boot: BootState | None = None
+    #: What verifying came to last, of the newest point that was verified.
+    verified: Verified | None = None
     #: How many recovery points of before its failover the disks of a VM here still stand on.
     stands_on: int = 0
     #: How often a point is application-consistent.
@@ -156,15 +158,18 @@ class PointsReport(Shape):
     #: The rules in force, and what they say of each point.
     keep: Keep | None = None
     verdicts: dict[PointId, Verdict] = Field(default_factory=dict)
-    #: What is done with the images next, and what waits; None: an older version did not say.
-    merging: MergePlan | None = None
+    #: What merging will do; of a plan that was asked for on the replica.
+    merges: MergePlan | None = None
 
 
 class HistoryReport(Shape):
     """The last runs of a VM and what else happened to it, each newest first."""
 
     vm: str
+    #: Runs that sent points from this host.
     cycles: tuple[CycleReport, ...]
+    #: Runs that received points on this host.
+    received: tuple[CycleReport, ...] = ()
     #: All but runs.
     events: tuple[JournalEvent, ...] = ()
 

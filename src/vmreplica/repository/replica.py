@@ -12,7 +12,6 @@ from vmreplica.model.export import ExportId
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.merging import MergePlan
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position, Seeding
-from vmreplica.model.report import PointsReport
 from vmreplica.model.states import Event, State, transition
 from vmreplica.repository import adopting
 from vmreplica.repository.awaiting import Awaiting, Shared
@@ -121,6 +120,7 @@ class Replica(Catalogue):
             complaints=complaints,
             seeding=seeding,
             repairs=self.damages.wanted(),
+            verified=next((point.verified for point in points if point.verified), None),
         )
 
     def finish_adoption(self) -> None:
@@ -282,10 +282,6 @@ class Replica(Catalogue):
     @before_fold_step.setter
     def before_fold_step(self, hook: StepHook) -> None:
         self._chores.before = hook
-
-    def listing(self) -> PointsReport:
-        """List the points, newest first, with what the rules say of each and what is done with their images."""
-        return super().listing().model_copy(update={"merging": self.merge_plan()})
 
     def merge_plan(self) -> MergePlan:
         """Tell what retention will do with the images of the points, and what waits; changes nothing."""
