@@ -163,7 +163,10 @@ class HistoryReport(Shape):
     """The last runs of a VM and what else happened to it, each newest first."""
 
     vm: str
+    #: Runs that sent points from this host.
     cycles: tuple[CycleReport, ...]
+    #: Runs that received points on this host.
+    received: tuple[CycleReport, ...] = ()
     #: All but runs.
     events: tuple[JournalEvent, ...] = ()
 
