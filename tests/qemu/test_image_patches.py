@@ -149,6 +149,21 @@ def test_a_damaged_base_stops_the_fold_and_nothing_has_changed(tmp_path: Path) -
     assert base.read_bytes() == before
 
 
+def test_a_block_of_a_patch_that_went_bad_is_not_folded(tmp_path: Path) -> None:
+    model = {n: noise(n) for n in range(9)}
+    base, overlay = tmp_path / "base.qcow2", tmp_path / "overlay.qcow2"
+    write_image(base, model, SIZE)
+    write_image(overlay, {n: noise(90 + n)[:4096] + model[n][4096:] for n in model}, SIZE, backing=base, below=model)
+    with overlay.open("r+b") as fh:
+        fh.seek(CLUSTER + 7 * CLUSTER + 99)
+        fh.write(b"?")
+    before = base.read_bytes()
+    with pytest.raises(Corrupt, match="of 7 that has not its sum"):
+        _fold_whole(base, overlay)
+    fold.undo(base, len(before))
+    assert base.read_bytes() == before
+
+
 def test_many_folds_of_patches_neither_grow_the_base_without_end_nor_lose_a_block(tmp_path: Path) -> None:
     base, overlay, source = tmp_path / "base.qcow2", tmp_path / "overlay.qcow2", random.Random(3)
     model = {n: noise(n) for n in range(CLUSTERS - 1)}
