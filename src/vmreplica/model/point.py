@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 from vmreplica.model.boot import BootResult
 from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import Problem
+from vmreplica.model.health import Reason
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
 from vmreplica.model.keep import Keep
 from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
@@ -250,6 +251,8 @@ class Position(Shape):
     seeding: Seeding | None = None
     #: Texts of what the replica has to complain about (store nearly full, failed over, ...).
     complaints: tuple[str, ...] = ()
+    #: What is known there of the worth of its points and of its room, for health here.
+    reasons: tuple[Reason, ...] = ()
     #: What the newest point reads wrong, because files rotted: the next point shall bring it whole.
     repairs: Repairs = ()
     #: What verifying came to last, of the newest point that was verified.
