@@ -56,6 +56,7 @@ def test_any_chain_with_patches_reads_as_its_model_and_folds_to_it(
 ) -> None:
     model = {n: _changed({}, n, kind, n) for n, kind in first.items()}
     base, overlays = tmp_path / "base.qcow2", []
+    base.with_suffix(".tsums").unlink(missing_ok=True)
     write_image(base, model, SIZE)
     below = base
     for turn, wanted in enumerate(later):
