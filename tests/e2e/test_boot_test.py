@@ -129,6 +129,10 @@ def test_a_schedule_tests_by_itself_and_says_why_it_does_not(lab: Lab, new_blank
     b.ask("boot-test", vm.name, "--off")
     assert relation(b, vm.name)["boot"]["schedule"] is None
     assert refusal(b, "boot-test", vm.name, "--point", "20200101T000000Z-00000000")[1]["code"] == "point-unknown"
+    told = [
+        json.loads(line) for line in b.vmreplica("events", vm.name, "--kind", "boot-test", "--json").stdout.splitlines()
+    ]
+    assert [event["code"] for event in told] == ["boot-test-passed"]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +167,30 @@ def test_killed_at_any_step_it_leaves_nothing(lab: Lab, new_blank: NewBlank, ste
 
 
 @pytest.mark.slow
+def test_without_libvirt_there_is_no_verdict_and_the_copy_goes_when_it_is_back(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = talker(a, new_blank)
+    _begin_endless(b, vm, limit="20s")
+    b.stop_libvirtd()
+    assert until(lambda: relation(b, vm.name)["boot"] is not None, 90)
+    boot = relation(b, vm.name)["boot"]
+    assert "does not answer" in boot["skipped"]["why"]
+    assert boot["last"] is None
+    assert [test["boot"] for test in relation(b, vm.name)["tests"]] == [True], "it could not be removed yet"
+    b.start_libvirtd()
+    # A call to a libvirtd that is just coming up may take all of its 30 s before the next look, 10 s later.
+    assert until(lambda: relation(b, vm.name)["tests"] == [], 120), b.layout.agent_log.read_text()[-3000:]
+    expect_no_copy(b, vm)
+
+    _begin_endless(b, vm)
+    b.stop_agent()
+    assert b.guest_names() == [], "an agent that ends in order leaves no copy"
+    b.start_agent()
+    expect_no_copy(b, vm)
+    assert "the agent ends" in relation(b, vm.name)["boot"]["skipped"]["why"]
+
+
+@pytest.mark.slow
 def test_a_real_guest_is_known_by_its_agent(lab: Lab, new_guest: NewGuest) -> None:
     a, b = lab.host("a"), lab.host("b")
     guest = new_guest(a, agent=True)
@@ -173,8 +201,8 @@ def test_a_real_guest_is_known_by_its_agent(lab: Lab, new_guest: NewGuest) -> No
     assert relation(b, guest.name)["tests"] == []
 
 
-def _begin_endless(b: Host, vm: Blank) -> None:
-    b.ask("boot-test", vm.name, "--sign", "console:never said", "--limit", "1h", "--no-wait")
+def _begin_endless(b: Host, vm: Blank, limit: str = "1h") -> None:
+    b.ask("boot-test", vm.name, "--sign", "console:never said", "--limit", limit, "--no-wait")
     assert until(lambda: [test["running"] for test in relation(b, vm.name)["tests"]] == [True], 60)
 
 

@@ -91,7 +91,7 @@ class Chain:
         assert read_through_qemu(image) == flat(self.models[model], self.size)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=st.dictionaries(st.integers(0, CLUSTERS - 1), st.integers(1, 2), max_size=80), later=turns, cut=st.data())
 def test_any_images_merge_to_what_the_newest_reads_as(
     first: dict[int, int], later: list[dict[int, int]], cut: st.DataObject, tmp_path: Path

@@ -33,6 +33,7 @@ from vmreplica.agent.receipts import Receipts
 from vmreplica.agent.records import Records
 from vmreplica.agent.relations import Relations
 from vmreplica.agent.replica import ReplicaSide
+from vmreplica.agent.replica_report import told_reasons
 from vmreplica.agent.reversing import Reversing, one_each
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.schedule import long_slots
@@ -136,6 +137,7 @@ class Agent(Relations, FailoverVerbs, ProofVerbs, Hosts):
             runs_here=self.runs_here,
             on_opened=receipts.opened,
             on_published=published,
+            reasons=partial(told_reasons, self._replicas.beside),
             seeds=self._replicas.seeder,
             reverse=self._adopting.accept,
         )

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -25,6 +25,8 @@ from vmreplica.model.report import CycleReport
 _Shape = TypeVar("_Shape", CycleReport, JournalEvent)
 _log: Final = structlog.get_logger(__name__)
 
+Side = Literal["sent", "received"]
+_TABLES: Final[dict[Side, str]] = {"sent": "cycle", "received": "receipt"}
 _UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 KEEP_DAYS: Final = 90
 #: Rows of each table at most, whatever their age.
@@ -41,6 +43,11 @@ CREATE INDEX IF NOT EXISTS cycle_by_start ON cycle (started);
 CREATE TABLE IF NOT EXISTS event (
   id INTEGER PRIMARY KEY, at REAL NOT NULL, vm TEXT, kind TEXT NOT NULL, event TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS receipt (
+  id INTEGER PRIMARY KEY, vm TEXT NOT NULL, started TEXT NOT NULL, report TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS receipt_by_vm ON receipt (vm, id);
+CREATE INDEX IF NOT EXISTS receipt_by_start ON receipt (started);
 CREATE TABLE IF NOT EXISTS sample (
   at REAL NOT NULL, place TEXT NOT NULL, free INTEGER NOT NULL
 );
@@ -84,15 +91,16 @@ class Journal:
     def record(self, vm: VmId, report: CycleReport) -> None:
         """Add one run and forget what is older than 90 days."""
         self.totals.add(vm, report)
+        table = _TABLES[report.side]
         oldest = report.started - dt.timedelta(days=KEEP_DAYS)
 
         def write(db: sqlite3.Connection) -> None:
             row = db.execute(
-                "INSERT INTO cycle (vm, started, report) VALUES (?, ?, ?)",
+                f"INSERT INTO {table} (vm, started, report) VALUES (?, ?, ?)",  # noqa: S608 - one of two names
                 (vm, report.started.isoformat(), report.model_dump_json()),
             ).lastrowid
-            db.execute("DELETE FROM cycle WHERE started < ?", (oldest.isoformat(),))
-            db.execute("DELETE FROM cycle WHERE id <= ?", ((row or 0) - MAX_ROWS,))
+            db.execute(f"DELETE FROM {table} WHERE started < ?", (oldest.isoformat(),))  # noqa: S608 - likewise
+            db.execute(f"DELETE FROM {table} WHERE id <= ?", ((row or 0) - MAX_ROWS,))  # noqa: S608 - likewise
 
         self._file.use(write, otherwise=None)
 
@@ -156,10 +164,12 @@ class Journal:
         rows = self._rows("SELECT at, free FROM sample WHERE place = ? AND at >= ? ORDER BY at", (place, since))
         return [(float(at), float(free)) for at, free in rows]
 
-    def history(self, vm: VmId, limit: int, *, since: dt.datetime | None = None) -> tuple[CycleReport, ...]:
-        """List a VM's runs, newest first."""
+    def history(
+        self, vm: VmId, limit: int, *, since: dt.datetime | None = None, side: Side = "sent"
+    ) -> tuple[CycleReport, ...]:
+        """List a VM's runs, newest first: those that sent points from here, or those that received them here."""
         after = since.astimezone(dt.UTC).isoformat() if since else ""
-        query = "SELECT report FROM cycle WHERE vm = ? AND started >= ? ORDER BY id DESC LIMIT ?"
+        query = f"SELECT report FROM {_TABLES[side]} WHERE vm = ? AND started >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608 - one of two names
         rows = self._rows(query, (vm, after, limit))
         return tuple(_readable(CycleReport, (row[0] for row in rows)))
 

@@ -48,6 +48,13 @@ def latest_of(rel: Relationship, position: Position) -> PointSummary:
             f"{rel.name} has no recovery point to build on: its first copy is not there yet",
             hint=f"vmreplica status {rel.name}",
         )
+    if latest.damaged:
+        # Found out after the guest was shut down, it would cost the guest's time for nothing.
+        raise Conflict(
+            "planned-not-ready",
+            f"the newest point of {rel.name} is damaged on its replica: {latest.damaged[0]}",
+            hint=f"vmreplica sync {rel.name} brings it again; then try again",
+        )
     if position.epoch > rel.policy.epoch:
         raise Conflict(
             "failed-over-elsewhere",

@@ -42,7 +42,7 @@ class Receipts:
             known = self._open.pop((vm, point.point), None)
             for key in [key for key in self._open if key[0] == vm]:
                 del self._open[key]  # there is only one at a time: it was given up
-        last = self._journal.history(vm, 1)
+        last = self._journal.history(vm, 1, side="received")
         if last and last[0].point == point.point:
             return  # asked again, as the answer was lost
         clock, started = known or (time.monotonic(), point.published)

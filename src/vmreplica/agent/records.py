@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from vmreplica.agent.journal import Journal
+from vmreplica.agent.journal import Journal, Side
 from vmreplica.model.events import EventsReport, JournalEvent, RecordsQuery
 from vmreplica.model.ids import VmId
 from vmreplica.model.report import HistoryReport
@@ -11,7 +11,7 @@ from vmreplica.model.telling import HealthTestReport
 
 #: Kinds that are runs: history shows their reports.
 RUNS: Final = ("cycle", "receipt")
-_SIDES: Final = {"cycle": "sent", "receipt": "received"}
+_SIDES: Final[tuple[tuple[str, Side], ...]] = (("cycle", "sent"), ("receipt", "received"))
 
 
 class Records:
@@ -38,14 +38,18 @@ class Records:
             NotFound: ``vm-unknown``.
         """
         known = self._resolve(vm)
-        sides = {_SIDES[kind] for kind in query.kinds or RUNS if kind in RUNS}
+        runs, received = (
+            self._journal.history(known, query.limit, since=query.since, side=side)
+            if not query.kinds or kind in query.kinds
+            else ()
+            for kind, side in _SIDES
+        )
         others = tuple(kind for kind in query.kinds if kind not in RUNS)
-        runs = self._journal.history(known, query.limit, since=query.since) if sides else ()
         events: tuple[JournalEvent, ...] = ()
         if others or not query.kinds:
             found = self._journal.events(limit=query.limit, vm=known, kinds=others, but=RUNS, since=query.since)
             events = tuple(reversed(found))
-        return HistoryReport(vm=vm, cycles=tuple(run for run in runs if run.side in sides), events=events)
+        return HistoryReport(vm=vm, cycles=runs, received=received, events=events)
 
     def events(self, vm: str | None, query: RecordsQuery, after: int | None) -> EventsReport:
         """List events, oldest first.

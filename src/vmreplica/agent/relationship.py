@@ -171,6 +171,7 @@ def _facts(rel: Relationship, state: State, age: float | None, quiesce: QuiesceF
         missed_in_a_row=int(rel.queued_seconds // rel.policy.interval),
         awaited=rel.position is not None and rel.position.awaited is not None,
         complaints=rel.position.complaints if rel.position else (),
+        told=rel.position.reasons if rel.position and not rel.fenced else (),
         runs_stale=rel.runs_stale,
         start_waits=rel.start_waits,
         quiesce=quiesce,

@@ -97,7 +97,7 @@ class ReplicaSide:
         )
         #: Failovers that are being kept for good.
         self.commits = Commits(hypervisor, repository.min_free, journal)
-        self._beside = Beside(self.commits, self.scrubbing, space)
+        self.beside = Beside(self.commits, self.scrubbing, space)
         self._addressing = Addressing(repository, hypervisor)
         #: Boot tests, asked for or by schedule.
         self.boots = BootTesting(
@@ -346,7 +346,7 @@ class ReplicaSide:
     def describe(self, replica: Replica) -> RelationshipReport:
         """Report a relationship from its replica."""
         peer = self.peer_name(replica.record.owner)
-        return describe_replica(replica, peer, self._tests.reports(replica), self._beside)
+        return describe_replica(replica, peer, self._tests.reports(replica), self.beside)
 
     def copy_only(self, replica: Replica) -> NotFound:
         """Say that this host has only the copy of a VM."""

@@ -3,6 +3,9 @@
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+import structlog
 
 from vmreplica.agent.boot_testing import local_zone
 from vmreplica.agent.committing import Commits
@@ -11,12 +14,17 @@ from vmreplica.agent.scrubbing import Scrubbing
 from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.verify_words import verify_facts
 from vmreplica.model.boot import boot_facts, boot_state
-from vmreplica.model.health import Facts, judge, measures_of
+from vmreplica.model.health import Facts, Reason, judge, measures_of, reasons_of_proof
 from vmreplica.model.ids import HostName
 from vmreplica.model.point import PointSummary, Position
 from vmreplica.model.report import FailoverTest, RelationshipReport
 from vmreplica.model.states import State
 from vmreplica.repository import Replica, ReplicaRecord
+
+_log: Final = structlog.get_logger(__name__)
+
+#: What the primary knows by itself: it compared.
+_KNOWN_THERE: Final = frozenset({"verify-differs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,22 @@ def describe_replica(
         boot=boot_state(record.boot, local_zone()),
         scrub=beside.scrubbing.state(replica),
         progress=beside.commits.progress(record.vm) or seed_progress(position, prefix=""),
+    )
+
+
+def told_reasons(beside: Beside, replica: Replica) -> tuple[Reason, ...]:
+    """Tell what the primary shall know of the worth of its points here, in words that say where that is."""
+    points = [point for point in replica.points() if point.bootable]
+    try:
+        facts = _facts(replica, replica.position(), points[0] if points else None, beside, dt.datetime.now(dt.UTC))
+        reasons = reasons_of_proof(facts)
+    except Exception:  # noqa: BLE001 - what is asked here is the way of every point: it goes on without this
+        _log.exception("cannot judge the worth of a replica", vm=replica.record.vm)
+        return ()
+    return tuple(
+        reason.model_copy(update={"text": f"on the replica: {reason.text}"})
+        for reason in reasons
+        if reason.code not in _KNOWN_THERE
     )
 
 

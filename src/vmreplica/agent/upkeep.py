@@ -3,6 +3,7 @@
 import datetime as dt
 import queue
 import threading
+import time
 from typing import Final
 
 import structlog
@@ -52,15 +53,19 @@ class Upkeep:
         self._due.put(vm)
 
     def _work(self) -> None:
+        look = time.monotonic() + _TEST_CHECK
         while True:
             try:
-                vm = self._due.get(timeout=_TEST_CHECK)
+                vm = self._due.get(timeout=max(0.0, look - time.monotonic()))
             except queue.Empty:
+                pass
+            else:
+                if vm is None:
+                    return
+                self._keep_chain(vm)
+            if time.monotonic() >= look:  # also where points come all the time
                 self._expire_tests()
-                continue
-            if vm is None:
-                return
-            self._keep_chain(vm)
+                look = time.monotonic() + _TEST_CHECK
 
     def _expire_tests(self) -> None:
         now = dt.datetime.now(dt.UTC)

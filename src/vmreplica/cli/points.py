@@ -95,7 +95,7 @@ def list_points(
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """List recovery points."""
-    answer = AgentClient(socket).get(vm_path(vm, "points"))
+    answer = AgentClient(socket).get(vm_path(vm, "points"), plan="true" if plan else None)
     if as_json:
         show_answer(answer)
         return

@@ -1,5 +1,7 @@
 """How runs, events and tests of health messages look to people."""
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -18,8 +20,9 @@ _WORTH = 1.0
 def history_view(report: HistoryReport) -> RenderableType:
     """Show the last runs, and what else happened, each newest first."""
     parts: list[RenderableType] = []
-    if report.cycles:
-        parts.append(_runs(report.cycles))
+    runs = sorted((*report.cycles, *report.received), key=lambda run: run.started, reverse=True)
+    if runs:
+        parts.append(_runs(runs))
     if report.events:
         table = make_table(("when", "what", "code", "text"))
         for event in report.events:
@@ -29,7 +32,7 @@ def history_view(report: HistoryReport) -> RenderableType:
     return Group(*parts) if parts else Text(f"{printable(report.vm)}: no cycle has run yet, nothing is known.")
 
 
-def _runs(runs: tuple[CycleReport, ...]) -> RenderableType:
+def _runs(runs: Sequence[CycleReport]) -> RenderableType:
     head = ("started", "kind", "why", "outcome", "time", "guest", "sent", "rate", "waited", "point or error")
     table = make_table(head)
     for run in runs:

@@ -60,6 +60,8 @@ class Facts:
     boot: BootFacts | None = None
     quiesce: QuiesceFacts | None = None
     space: SpaceFacts | None = None
+    #: What the replica says of these, on the primary.
+    told: tuple[Reason, ...] = ()
 
 
 _LATE, _VERY_LATE = 2.0, 4.0
@@ -142,7 +144,8 @@ def judge(facts: Facts) -> Health:
         *_of_age(facts),
         *_of_pace(facts),
         *_of_turns(facts),
-        *_of_proof(facts),
+        *reasons_of_proof(facts),
+        *facts.told,
     ]
     reasons += [_reason("replica-complains", Level.WARNING, text) for text in facts.complaints]
     level = max((reason.level for reason in reasons), key=_ORDER.index, default=Level.NORMAL)
@@ -230,7 +233,8 @@ def _of_turns(facts: Facts) -> list[Reason]:
 # ---- the worth of the points
 
 
-def _of_proof(facts: Facts) -> list[Reason]:
+def reasons_of_proof(facts: Facts) -> list[Reason]:
+    """Judge the worth of the points and the room for them; the replica tells these to its primary, too."""
     reasons: list[Reason] = []
     if facts.scrub is not None:
         reasons += _of_scrub(facts.scrub)

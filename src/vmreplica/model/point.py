@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 from vmreplica.model.boot import BootResult
 from vmreplica.model.damage import Repairs
 from vmreplica.model.errors import Problem
+from vmreplica.model.health import Reason
 from vmreplica.model.ids import CheckpointName, DevicePath, DiskTarget, ImagePath, PointId, VmId, VmName
 from vmreplica.model.keep import Keep
 from vmreplica.model.machine import MachineEntries, MachineFiles, Remarks, require_acceptable
@@ -127,6 +128,8 @@ class DiskManifest(Shape):
     segments: Annotated[int, Field(ge=0)]
     #: Whether sums were kept from the beginning: of the blocks of patches, of a folded image's tables.
     summed: bool = False
+    #: Whether its image stands alone though there is a parent; None: where the parent's disk is larger, or absent.
+    alone: bool | None = None
     #: The device that holds the content; the image file is then an empty overlay over it.
     device: BaseDevice | None = None
     #: The VM's own old disk that holds the content; the image file is an empty overlay over it as well.
@@ -248,6 +251,8 @@ class Position(Shape):
     seeding: Seeding | None = None
     #: Texts of what the replica has to complain about (store nearly full, failed over, ...).
     complaints: tuple[str, ...] = ()
+    #: What is known there of the worth of its points and of its room, for health here.
+    reasons: tuple[Reason, ...] = ()
     #: What the newest point reads wrong, because files rotted: the next point shall bring it whole.
     repairs: Repairs = ()
     #: What verifying came to last, of the newest point that was verified.

@@ -6,6 +6,7 @@ from typing import Final
 from vmreplica.fingerprint import Hashes
 from vmreplica.model.errors import Conflict, NotFound, Refused
 from vmreplica.model.export import AwaitedBase
+from vmreplica.model.health import Reason
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary, Position
 from vmreplica.model.policy import ReplicaOffer
@@ -29,6 +30,7 @@ class Receiver:
         runs_here: tells whether a VM that this host protects runs here, if the asking host holds its replica.
         on_published: called after each publication, in the thread of the request.
         on_opened: called when a point is begun or found again, likewise.
+        reasons: tells what health here has to say of the worth of a replica's points, for its primary.
         seeds: reads existing copies; None: nobody does, and an offer that names some is refused.
         reverse: makes this host, the old primary of a VM, its replica; None: it never was one.
     """
@@ -41,6 +43,7 @@ class Receiver:
         runs_here: Callable[[HostId, VmId], RunsHere],
         on_published: Callable[[VmId, PointSummary], None],
         on_opened: Callable[[VmId, PointId], None] = lambda _vm, _point: None,
+        reasons: Callable[[Replica], tuple[Reason, ...]] = lambda _replica: (),
         seeds: Seeds | None = None,
         reverse: Callable[[HostId, ReverseRequest], Position] | None = None,
     ) -> None:
@@ -50,6 +53,7 @@ class Receiver:
         self._reverse = reverse
         self._on_published = on_published
         self._on_opened = on_opened
+        self._reasons = reasons
         self._seeds = seeds
 
     def hello(self) -> Hello:
@@ -98,7 +102,8 @@ class Receiver:
         Raises:
             Refused: ``not-your-replica``.
         """
-        return self._own(peer, vm).position()
+        replica = self._own(peer, vm)
+        return replica.position().model_copy(update={"reasons": self._reasons(replica)})
 
     def remove(self, peer: HostId, vm: VmId, *, delete_copy: bool) -> None:
         """Dissolve a relationship: delete all points, or keep them and take no more.

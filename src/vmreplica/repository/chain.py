@@ -85,10 +85,12 @@ def manifest_of(
 def backed_disks(base: Manifest, disks: Sequence[DiskSpec | DiskManifest]) -> frozenset[DiskTarget]:
     """Tell which disks of a point stand on those of its parent.
 
-    A disk that became smaller stands alone: what lay behind its new end must not come back when it grows again.
+    A disk that became smaller stands alone: what lay behind its new end must not come back when it grows again. Where
+    points were merged in between, sizes do not tell that any more: the manifest does.
     """
     sizes = {disk.target: disk.size for disk in base.disks}
-    return frozenset(disk.target for disk in disks if disk.target in sizes and disk.size >= sizes[disk.target])
+    fitting = (disk for disk in disks if disk.target in sizes and disk.size >= sizes[disk.target])
+    return frozenset(disk.target for disk in fitting if not (isinstance(disk, DiskManifest) and disk.alone))
 
 
 def waiting_points(points: Sequence[Point]) -> set[PointId]:

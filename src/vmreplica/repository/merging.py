@@ -55,8 +55,8 @@ def rebase(layout: Layout, point: Manifest, onto: PointId, past: Sequence[PointI
     write_shape(layout.merge, record)
     try:
         with store_errors(layout.merging(point.point)):
-            disks = _prepare(layout, point, onto, past, guide)
-        record = record.model_copy(update={"stage": "commit", "disks": disks})
+            disks, alone = _prepare(layout, point, onto, past, guide)
+        record = record.model_copy(update={"stage": "commit", "disks": disks, "alone": alone})
         guide.before("merge commit")
         write_shape(layout.merge, record)
     except Exception:
@@ -81,11 +81,12 @@ def reparent(layout: Layout, point: Manifest, onto: PointId, guide: Guidance) ->
         NoSpace: nothing has changed.
         Corrupt: an image or index is damaged; nothing has changed.
     """
-    disks = []
+    disks, lone = [], []
     with store_errors(layout.point(point.point)):
         for disk in point.disks:
             image = layout.image(point.point, disk.target)
             if stands_alone(image):
+                lone.append(disk.target)
                 continue
             require_right_tables(layout, point.point, disk)
             new = reparented(image, layout.index(point.point, disk.target), _backing(onto, disk.target))
@@ -97,7 +98,7 @@ def reparent(layout: Layout, point: Manifest, onto: PointId, guide: Guidance) ->
                     header=new.header.hex(),
                 )
             )
-    record = MergeRecord(point=point.point, onto=onto, stage="commit", disks=tuple(disks))
+    record = MergeRecord(point=point.point, onto=onto, stage="commit", disks=tuple(disks), alone=tuple(lone))
     guide.before("reparent")
     write_shape(layout.merge, record)
     return _roll_forward(layout, record, guide.before)
@@ -134,13 +135,15 @@ def _require_room(layout: Layout, point: Manifest, past: Sequence[PointId]) -> N
 
 def _prepare(
     layout: Layout, point: Manifest, onto: PointId, past: Sequence[PointId], guide: Guidance
-) -> tuple[MergeDisk, ...]:
+) -> tuple[tuple[MergeDisk, ...], tuple[DiskTarget, ...]]:
     building = layout.merging(point.point)
     remove_tree(building)
     make_dir(building)
-    disks = []
+    disks, lone = [], []
     for disk in point.disks:
         sources, alone = _sources(layout, disk.target, [*past, point.point])
+        if alone:
+            lone.append(disk.target)
         if len(sources) == 1:
             continue  # it stands alone: nothing below it concerns it
         guide.before(f"merge {disk.target}")
@@ -160,12 +163,13 @@ def _prepare(
                 file_bytes=merged.file_bytes,
                 digest=merged.tables_digest,
                 summed=merged.summed,
+                segments=merged.segments,
                 sums=_new_files(layout, point.point, disk.target).sums.exists(),
             )
         )
     fsync_dir(building)
     fsync_dir(building.parent)
-    return tuple(disks)
+    return tuple(disks), tuple(lone)
 
 
 def _sources(layout: Layout, target: DiskTarget, points: Sequence[PointId]) -> tuple[list[ImageFiles], bool]:
@@ -229,11 +233,17 @@ def _rename(new: Path, old: Path) -> None:
 def _described(layout: Layout, record: MergeRecord) -> Manifest:
     manifest = read_manifest(layout.manifest(record.point))
     changed = {disk.target: disk for disk in record.disks}
-    disks = tuple(_changed(disk, changed[disk.target]) if disk.target in changed else disk for disk in manifest.disks)
+    disks = tuple(
+        _changed(disk, changed.get(disk.target), alone=disk.target in record.alone) for disk in manifest.disks
+    )
     merged = manifest.merged or any(disk.header is None for disk in record.disks)
     return manifest.model_copy(update={"parent": record.onto, "merged": merged, "disks": disks})
 
 
-def _changed(disk: DiskManifest, new: MergeDisk) -> DiskManifest:
-    summed = disk.summed if new.header is not None else new.summed
-    return disk.model_copy(update={"file_bytes": new.file_bytes, "tables_digest": new.digest, "summed": summed})
+def _changed(disk: DiskManifest, new: MergeDisk | None, *, alone: bool) -> DiskManifest:
+    changes: dict[str, object] = {"alone": alone}
+    if new is not None:
+        changes |= {"file_bytes": new.file_bytes, "tables_digest": new.digest}
+        if new.header is None:
+            changes |= {"summed": new.summed, "segments": new.segments}
+    return disk.model_copy(update=changes)

@@ -183,8 +183,9 @@ class MergeDisk(Shape):
     file_bytes: Annotated[int, Field(ge=0)]
     #: Digest of its tables and header.
     digest: str
-    #: As in ``DiskManifest``.
+    #: As in ``DiskManifest``; of an image that stays as it is otherwise, what it was counts.
     summed: bool = False
+    segments: Annotated[int, Field(ge=0)] = 0
     #: Whether there is a new file of sums.
     sums: bool = False
     #: The new header, hex, of an image that stays as it is otherwise; None: there is a new image.
@@ -204,6 +205,8 @@ class MergeRecord(Shape):
     stage: Literal["prepare", "commit"]
     #: Whose images change; those that stand alone stay.
     disks: tuple[MergeDisk, ...] = ()
+    #: Disks whose images stand alone afterwards.
+    alone: tuple[DiskTarget, ...] = ()
 
 
 class LandingRecord(Shape):
