@@ -54,6 +54,8 @@ def test_every_command_and_option_in_a_shell_block_exists(page: Path) -> None:
         command, words = root, line.split()[1:]
         while hasattr(command, "get_command"):
             found = command.get_command(None, words[0])
+            if found is None and (default := getattr(command, "default", None)):
+                found, words = command.get_command(None, default), [default, *words]
             assert found is not None, f"{line}: no command {words[0]}"
             command, words = found, words[1:]
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

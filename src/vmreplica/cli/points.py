@@ -17,10 +17,13 @@ _DEFAULT: Final = "list"
 class _Points(TyperGroup):
     """Takes a first word that is no command for a VM whose points are listed."""
 
+    #: The command that is meant where none is named.
+    default = _DEFAULT
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command in front, where none is named."""
         if args and args[0] not in {*self.list_commands(ctx), "--help"}:
-            args = [_DEFAULT, *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 
