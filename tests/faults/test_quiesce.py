@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from job_kit import NewGuest, points, reasons, wait_healthy, wait_reason
+from job_kit import NewBlank, NewGuest, enable, points, reasons, refusal, relation, wait_healthy, wait_reason
 from quiesce_kit import agent_answers, ask_agent, database_said, put_liar, put_real, quiesce_now, run_inside
 
 from vmreplica.lab import Guest, GuestSpec, Lab
@@ -190,6 +190,21 @@ def _start_trapped(lab: Lab, trap: str) -> None:
     sent = a.layout.dir / "sent"
     sent.write_text("")
     a.start_agent(["env", f"VMREPLICA_TRAP={trap}", f"VMREPLICA_SENT={sent}", sys.executable, str(_LAUNCHER)])
+
+
+def test_a_vm_that_cannot_be_asked_is_not_disturbed_and_its_points_say_why(lab: Lab, new_blank: NewBlank) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    assert quiesce_now(a, vm.name)["quiescence"]["code"] == "vm-paused"
+    a.virsh("resume", vm.name)
+    enable(a, vm.name, every="24h")
+    assert relation(a, vm.name)["app_consistent"] == {"every": None, "cycles": 1}, "enable leaves the rule as it is"
+    assert [point["quiesce_failure"] for point in points(b, vm.name)] == [
+        f"{vm.name} is paused",
+        f"no guest agent is connected in {vm.name}",
+    ]
+    code, error = refusal(b, "failover", vm.name, "--test", "--point", "latest-app")
+    assert (code, error["code"]) == (3, "no-application-point")
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from vmreplica.model.findings import Finding, arranged, fine, worst
 from vmreplica.model.health import Health, Level, Reason
 from vmreplica.model.keep import DEFAULT_KEEP, Keep
 from vmreplica.model.keeping import Verdict
+from vmreplica.model.merging import MergePlan
 from vmreplica.model.networks import InterfaceReport, NetworksChange, NetworksReport
 from vmreplica.model.point import PointSummary
 from vmreplica.model.quiesce import AppConsistent
@@ -107,6 +108,7 @@ class SmallAgent(KeepsFailovers, CancelsTasks, VerifiesPoints):
         self.starts, self.boots = SmallStarts(self._asked), SmallBoots(self, self._asked)
         self.listed: tuple[PointSummary, ...] = (summary(NEW), summary(OLD))
         self.single, self.verdicts = SmallSingle(self, self._asked), dict[str, Verdict]()
+        self.merges: MergePlan | None = None
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.scrubs = SmallScrubs(self._asked)
         self.go_on.set()
@@ -133,11 +135,18 @@ class SmallAgent(KeepsFailovers, CancelsTasks, VerifiesPoints):
             findings=found,
         )
 
-    def points(self, vm: str) -> PointsReport:
+    def points(self, vm: str, *, plan: bool = False) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
         name, verdicts = self._known(vm).name, self.verdicts
-        return PointsReport(vm=VM_ID, name=name, points=self.listed, keep=DEFAULT_KEEP, verdicts=verdicts)
+        return PointsReport(
+            vm=VM_ID,
+            name=name,
+            points=self.listed,
+            keep=DEFAULT_KEEP,
+            verdicts=verdicts,
+            merges=self.merges if plan else None,
+        )
 
     def enable(
         self,

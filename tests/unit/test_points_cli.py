@@ -10,6 +10,7 @@ from taking_kit import POINT
 from vmreplica.cli import watch
 from vmreplica.model.keep import parse_keep
 from vmreplica.model.keeping import Verdict
+from vmreplica.model.merging import MergePlan, PlannedMerge
 from vmreplica.model.report import TaskReport
 from vmreplica.model.taking import PointExportWish
 
@@ -29,11 +30,15 @@ def test_a_plan_says_which_points_stay_by_which_rule(program: Program, agent: Sm
         NEW: Verdict(keep=True, reasons=("newest", "within 1h")),
         OLD: Verdict(keep=False, reasons=("no rule keeps it",)),
     }
+    steps = tuple(PlannedMerge(point=OLD, act="delete", text=f"deleted \x1b[2J{n}") for n in range(12))
+    agent.merges = MergePlan(chain_depth=31, bound=30, steps=steps, waiting={OLD: "it is open"})
     out = program("points", "web", "--plan").out
     assert "web keeps all of the last 1h, 24 hourly, 7 daily (--keep within=1h,hourly=24,daily=7)" in out
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("2026")}
     assert lines[NEW].split("MiB ")[1].split() == ["keep", "newest,", "within", "1h"]
-    assert lines[OLD].split("MiB ")[1].split() == ["drop", "no", "rule", "keeps", "it"]
+    assert lines[OLD].split("MiB ")[1].split() == ["drop", "no", "rule", "keeps", "it", "it", "is", "open"]
+    assert "The longest chain has 31 images; more than 30 are merged." in out
+    assert ("and 2 more steps" in out, "\x1b" in out) == (True, False)
     assert "1 stay, 1 go" in out
 
 

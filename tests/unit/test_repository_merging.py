@@ -1,6 +1,10 @@
 """Merging points in the middle: every kept point reads right at every instant, whatever stops it."""
 
 import datetime as dt
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,14 +25,17 @@ from repository_kit import (
     noise,
     open_repository,
 )
+from rich.console import Console, RenderableType
 
+from vmreplica.cli.show_points import plan_view
 from vmreplica.model.errors import Corrupt, NoSpace
 from vmreplica.model.keep import Keep
 from vmreplica.model.units import CLUSTER, MiB
 from vmreplica.repository import Replica, folding, merging
-from vmreplica.repository.layout import Layout
+from vmreplica.repository.layout import Layout, read_shape
 from vmreplica.repository.pacing import Pace
 from vmreplica.repository.plan_merges import BOUND
+from vmreplica.repository.record import MergeRecord
 
 pytestmark = pytest.mark.points
 
@@ -93,6 +100,20 @@ def test_a_crash_at_any_step_of_a_merge_costs_no_point(step: str, tmp_path: Path
     assert not again.position().complaints
 
 
+@pytest.mark.parametrize("step", ["merge vdb", "switch image vdb", "merge manifest"])
+def test_a_process_that_is_killed_in_a_merge_costs_no_point(step: str, tmp_path: Path) -> None:
+    _replica, primary = pinned(tmp_path, 6, 0, 4)
+    listed = sorted(primary.expected)
+    program = [sys.executable, str(Path(__file__).with_name("merge_killed.py")), str(tmp_path), THE_VM, step]
+    paths = os.pathsep.join(sys.path)
+    ran = subprocess.run(program, env={**os.environ, "PYTHONPATH": paths}, timeout=60, check=False)
+    assert ran.returncode == -signal.SIGKILL
+    again = open_repository(tmp_path).replica(THE_VM)
+    assert check_all(again, primary) == listed
+    again.apply_retention()
+    assert check_all(again, primary) == [listed[0], listed[4], listed[5]]
+
+
 @pytest.mark.parametrize("step", ["reparent", "place vda", "merge manifest", "merge end"])
 def test_a_crash_while_a_point_gets_another_parent_costs_no_point(step: str, tmp_path: Path) -> None:
     replica, primary = pinned(tmp_path, 6, 0, 2, 4)
@@ -123,7 +144,7 @@ def test_a_merge_that_was_interrupted_twice_is_still_finished(tmp_path: Path) ->
     with pytest.raises(Killed):
         replica.apply_retention()
     layout = Layout(tmp_path / THE_VM)
-    record = merging.read_shape(layout.merge, merging.MergeRecord)
+    record = read_shape(layout.merge, MergeRecord)
     with pytest.raises(Killed):
         merging._roll_forward(layout, record, kill_at("merge manifest"))
     again = open_repository(tmp_path).replica(THE_VM)
@@ -304,3 +325,21 @@ def test_the_default_rules_over_some_days_keep_what_they_promise(tmp_path: Path)
     kept = {point for point, verdict in replica.verdicts().items() if verdict.keep}
     assert len(kept) >= 3 + 23 + 1
     check_all(replica, primary)
+
+
+def test_the_shown_plan_says_what_is_done_with_the_images(tmp_path: Path) -> None:
+    replica, primary = pinned(tmp_path, 9, 0, 5)
+    listed = sorted(primary.expected)
+    shown = plain(plan_view(replica.listing().model_copy(update={"merges": replica.merge_plan()})))
+    assert f"{listed[5]}: merged with the 4 before it, up to" in shown
+    assert f"{listed[1]}: deleted, which frees" in shown
+    assert f"{listed[8]} stands on it: merged with others when that writes least" in shown
+    assert "The longest chain has 9 images; more than 30 are merged." in shown
+
+
+def plain(view: RenderableType) -> str:
+    """What is shown, without colours, in one line a row."""
+    console = Console(width=400, color_system=None)
+    with console.capture() as captured:
+        console.print(view)
+    return captured.get()

@@ -8,6 +8,7 @@ from point_kit import VM, make_summary
 from vmreplica.failover.reverse import plan_reverse, reversed_policy
 from vmreplica.failover.taking_back import what_to_cancel
 from vmreplica.model.errors import Conflict
+from vmreplica.model.quiesce import AppConsistent
 from vmreplica.model.states import State
 from vmreplica.repository import FailoverRecord, ReplicaRecord
 
@@ -58,6 +59,11 @@ def test_the_policy_is_the_old_one_turned_round_with_the_wish_in_it() -> None:
     assert (wish.point, wish.checkpoint) == (POINT, f"vmreplica-01234567-{POINT}")
     assert wish.planned
     assert wish.network_map == {"inside": "lan"}
+
+
+def test_the_rule_for_application_consistent_points_goes_on_in_the_other_direction() -> None:
+    ruled = record().model_copy(update={"app_consistent": AppConsistent(every=3600)})
+    assert reversed_policy(ruled, NOW, planned=False).app_consistent == AppConsistent(every=3600)
 
 
 def test_of_a_vm_that_no_longer_knows_its_point_nothing_is_claimed() -> None:

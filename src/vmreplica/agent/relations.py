@@ -22,11 +22,12 @@ class Relations:
     _replicas: ReplicaSide
     _tasks: Tasks
 
-    def points(self, vm: str) -> PointsReport:
-        """List recovery points, held here or on the VM's replica."""
+    def points(self, vm: str, *, plan: bool = False) -> PointsReport:
+        """List recovery points, held here or on the VM's replica; ``plan``: with what merging will do, if held here."""
         replica = self._held(vm)
         if replica is not None:
-            return replica.listing()
+            listed = replica.listing()
+            return listed.model_copy(update={"merges": replica.merge_plan()}) if plan else listed
         rel = self._primaries.find(vm)
         if rel is None:
             self._explain_missing(vm)

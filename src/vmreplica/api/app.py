@@ -127,7 +127,8 @@ class _Vms:
         return answer(await self._run(call), status=202)
 
     async def _points(self, request: web.Request) -> web.Response:
-        return answer(await self._run(partial(self._agent.points, _vm(request))))
+        plan = request.query.get("plan") == "true"
+        return answer(await self._run(partial(self._agent.points, _vm(request), plan=plan)))
 
     async def _enable(self, request: web.Request) -> web.Response:
         vm, body = _vm(request), await read_body(request, EnableRequest)

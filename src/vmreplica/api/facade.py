@@ -130,8 +130,8 @@ class AgentFacade(Protocol):
     def doctor(self, vm: str | None, *, trial: bool) -> DoctorReport:
         """Look for trouble: on this host, or with one VM, then with a real backup job unless ``trial`` is false."""
 
-    def points(self, vm: str) -> PointsReport:
-        """List recovery points, here or on the VM's replica."""
+    def points(self, vm: str, *, plan: bool = False) -> PointsReport:
+        """List recovery points, here or on the VM's replica; ``plan``: with what merging will do, if held here."""
 
     def enable(
         self,

@@ -17,10 +17,13 @@ _DEFAULT: Final = "list"
 class _Points(TyperGroup):
     """Takes a first word that is no command for a VM whose points are listed."""
 
+    #: The command that is meant where none is named.
+    default = _DEFAULT
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command in front, where none is named."""
         if args and args[0] not in {*self.list_commands(ctx), "--help"}:
-            args = [_DEFAULT, *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 
@@ -95,7 +98,7 @@ def list_points(
     socket: SocketPath = DEFAULT_SOCKET,
 ) -> None:
     """List recovery points."""
-    answer = AgentClient(socket).get(vm_path(vm, "points"))
+    answer = AgentClient(socket).get(vm_path(vm, "points"), plan="true" if plan else None)
     if as_json:
         show_answer(answer)
         return

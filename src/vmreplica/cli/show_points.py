@@ -1,6 +1,7 @@
 """Points for people: what retention does with each, what was exported, how a mounted one is read."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -9,9 +10,13 @@ from vmreplica.cli.output import printable
 from vmreplica.cli.show import clock_text, pairs_view
 from vmreplica.cli.tables import make_table
 from vmreplica.model.keep import describe_keep
+from vmreplica.model.merging import MergePlan
 from vmreplica.model.report import PointsReport
 from vmreplica.model.taking import PointExportReport, PointMount
 from vmreplica.model.units import format_size
+
+#: Steps of merging that are shown.
+_STEPS: Final = 10
 
 
 def plan_view(report: PointsReport) -> RenderableType:
@@ -20,7 +25,8 @@ def plan_view(report: PointsReport) -> RenderableType:
     if not report.points:
         return Text(f"{name}: no recovery point yet.")
     rules = "" if report.keep is None else f"{name} keeps {describe_keep(report.keep)} (--keep {report.keep}).\n"
-    table = make_table(("point", "instant", "stored", "", "why"))
+    waiting = report.merges.waiting if report.merges is not None else {}
+    table = make_table(("point", "instant", "stored", "", "why", "until then"))
     for point in report.points:
         verdict = report.verdicts.get(point.point)
         if verdict is None:
@@ -31,11 +37,24 @@ def plan_view(report: PointsReport) -> RenderableType:
             format_size(point.stored_bytes),
             Text("keep", style="green") if verdict.keep else Text("drop", style="yellow"),
             printable(", ".join(verdict.reasons)),
+            printable(waiting.get(point.point, "")),
         )
     drops = sum(not verdict.keep for verdict in report.verdicts.values())
     total = format_size(sum(point.stored_bytes for point in report.points))
     kept = len(report.verdicts) - drops
-    return Group(Text(rules), table, Text(f"\n{kept} stay, {drops} go; all together take {total}."))
+    told = f"\n{kept} stay, {drops} go; all together take {total}."
+    return Group(Text(rules), table, Text(told), *_merges(report.merges))
+
+
+def _merges(plan: MergePlan | None) -> Iterable[Text]:
+    """Say what merging does next, and how long the chains are."""
+    if plan is None:
+        return
+    yield Text(f"The longest chain has {plan.chain_depth} images; more than {plan.bound} are merged.")
+    for step in plan.steps[:_STEPS]:
+        yield Text(f"  {step.point}: {printable(step.text)}")
+    if len(plan.steps) > _STEPS:
+        yield Text(f"  and {len(plan.steps) - _STEPS} more steps")
 
 
 def export_view(report: PointExportReport, *, done: bool) -> RenderableType:

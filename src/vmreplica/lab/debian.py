@@ -1,6 +1,7 @@
 """A Debian guest with PostgreSQL and the guest agent: its root disk, made by mmdebstrap from this machine's sources.
 
-It is booted by the lab's kernel. Making it takes minutes and the network; the result is kept in the lab's cache.
+It is booted by the lab's kernel, which brings its init and its hook along. Making it takes minutes and the network; the
+result is kept in the lab's cache.
 """
 
 import hashlib
@@ -11,15 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from vmreplica.lab.commands import run
-from vmreplica.lab.guest_programs import installed, script
+from vmreplica.lab.guest_programs import installed
 from vmreplica.lab.qemu_img import raw_to_qcow2
 from vmreplica.model.errors import Refused
 from vmreplica.model.units import GiB
 
 _PACKAGES: Final = ("postgresql", "qemu-guest-agent")
 _SIZE: Final = 2 * GiB
-_SCRIPTS: Final = {"debian-init": "lab-init", "fsfreeze-hook": "etc/qemu/fsfreeze-hook"}
-#: Raise it when the way of building changes without a change of the guest's scripts.
+#: Raise it when the way of building changes without a change of the packages.
 _RECIPE: Final = b"1"
 _LIMIT: Final = 1800.0
 
@@ -47,11 +47,6 @@ def _build(scratch: Path, suite: str) -> Path:
     root, raw, image = scratch / "root", scratch / "root.raw", scratch / "root.qcow2"
     wanted = f"--include={','.join(_PACKAGES)}"
     run(["mmdebstrap", "-q", "--variant=minbase", wanted, suite, str(root), *_sources()], timeout=_LIMIT)
-    for name, place in _SCRIPTS.items():
-        path = root / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(script(name))
-        path.chmod(0o755)
     raw.touch()
     os.truncate(raw, _SIZE)
     run(["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(raw)], timeout=_LIMIT)
@@ -61,9 +56,8 @@ def _build(scratch: Path, suite: str) -> Path:
 
 def _sources() -> list[str]:
     """Name this machine's own package sources."""
-    parts = sorted(Path("/etc/apt/sources.list.d").glob("*.sources")) + sorted(
-        Path("/etc/apt/sources.list.d").glob("*.list")
-    )
+    listed = Path("/etc/apt/sources.list.d").iterdir()
+    parts = sorted(path for path in listed if path.suffix in {".sources", ".list"})
     return [str(path) for path in (Path("/etc/apt/sources.list"), *parts) if path.exists()]
 
 
@@ -73,7 +67,4 @@ def _suite() -> str:
 
 
 def _recipe_hash() -> str:
-    digest = hashlib.sha256(_RECIPE)
-    for name in _SCRIPTS:
-        digest.update(script(name))
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(_RECIPE + ",".join(_PACKAGES).encode()).hexdigest()[:16]

@@ -192,7 +192,7 @@ def make_images(directory: Path, spec: GuestSpec, say: Callable[[str], None]) ->
             options += f" lab.{_PURPOSES[spec.database]}=vd{_LETTERS[spec.disks]}"
         # A Debian has an agent of its own.
         ours = spec.database != "postgresql"
-        set_command_line(raw, options, agent=spec.agent and ours, database=spec.database == "sqlite")
+        set_command_line(raw, options, agent=spec.agent and ours, database=spec.database is not None)
         if spec.fill:
             say(f"putting {format_size(spec.fill)} of system files on the disk")
             fill_with_system_files(raw, FILL_AT, spec.fill)

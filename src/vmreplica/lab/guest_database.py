@@ -13,6 +13,8 @@ from vmreplica.model.units import MiB
 
 SQLITE: Final = "sqlite3"
 _SIZE: Final = 48 * MiB
+#: The last two are for a Debian with another database, before it takes over.
+_SCRIPTS: Final = ("database", "debian-init", "fsfreeze-hook")
 
 
 def database_archive() -> bytes:
@@ -20,7 +22,8 @@ def database_archive() -> bytes:
     program, archive = installed(SQLITE), Archive()
     if program is not None:
         pack_program(archive, program)
-        archive.file("bin/database", script("database"), 0o755)
+        for name in _SCRIPTS:
+            archive.file(f"bin/{name}", script(name), 0o755)
     return archive.finish()
 
 

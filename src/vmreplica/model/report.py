@@ -13,6 +13,7 @@ from vmreplica.model.health import Health
 from vmreplica.model.ids import DiskTarget, HostId, HostName, PointId, VmId
 from vmreplica.model.keep import Keep
 from vmreplica.model.keeping import Verdict
+from vmreplica.model.merging import MergePlan
 from vmreplica.model.point import PointKind, PointSummary
 from vmreplica.model.quiesce import NEVER, AppConsistent, Quiescence
 from vmreplica.model.rates import NO_LIMIT, Limit
@@ -157,6 +158,8 @@ class PointsReport(Shape):
     #: The rules in force, and what they say of each point.
     keep: Keep | None = None
     verdicts: dict[PointId, Verdict] = Field(default_factory=dict)
+    #: What merging will do; of a plan that was asked for on the replica.
+    merges: MergePlan | None = None
 
 
 class HistoryReport(Shape):

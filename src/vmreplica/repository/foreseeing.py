@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from vmreplica.model.ids import PointId
 from vmreplica.model.merging import MergePlan, PlannedMerge
 from vmreplica.model.units import format_size
 from vmreplica.repository.plan_merges import Delete, Fold, Limits, Node, Rebase, Step, depths, next_step
 
+#: So many steps are told; more come when a person drops many points at once.
+MOST_STEPS: Final = 100
+
 
 def foresee(nodes: Sequence[Node], limits: Limits) -> MergePlan:
-    """Tell all steps that follow from now on, and what waits afterwards.
+    """Tell the steps that follow from now on, so many at most, and what is still there after them.
 
     Args:
         nodes: all points, oldest first.
@@ -18,7 +22,7 @@ def foresee(nodes: Sequence[Node], limits: Limits) -> MergePlan:
     """
     steps: list[PlannedMerge] = []
     left = list(nodes)
-    while (step := next_step(left, limits)) is not None:
+    while len(steps) < MOST_STEPS and (step := next_step(left, limits)) is not None:
         steps.append(_told(step, left))
         left = _after(left, step)
     waiting = {node.id: _why(node, left, limits) for node in left if not node.keep and node is not left[-1]}
