@@ -1,17 +1,12 @@
 """Points compared with their primary through the command line: wrong bytes that QEMU cannot see, found and repaired."""
 
-import json
 import os
-from pathlib import Path
 
 import pytest
 from job_kit import (
-    Blank,
-    Document,
     NewBlank,
     cycles,
-    enable,
-    images,
+    inside,
     points,
     qemu_img,
     reasons,
@@ -20,72 +15,13 @@ from job_kit import (
     same_content,
     switch_off,
 )
+from proof_kit import FIRST, FRAME, OVERHEAD, PATCH, image_of, protected, rot, rot_frame, verify
 
-from vmreplica.lab import Host, Lab
+from vmreplica.lab import Lab
 from vmreplica.lab.waiting import until
-from vmreplica.model.units import CLUSTER, KiB, MiB
-from vmreplica.qcow2.frames import encode
+from vmreplica.model.units import CLUSTER, KiB
 
 pytestmark = pytest.mark.points
-
-#: What a cycle may cost besides data: heads, records, frames' own headers.
-OVERHEAD = 4 * KiB
-#: What the guest wrote: 2 MiB at first, then a block in between.
-FIRST, PATCH = 2 * MiB, MiB + 8 * KiB
-FRAME = 5
-
-
-def write(vm: Blank, target: str, offset: int, data: bytes) -> None:
-    """Let the guest's device write bytes that do not compress."""
-    source = vm.host.layout.images / f"{vm.name}.bytes"
-    source.write_bytes(data)
-    device = f"/machine/peripheral/virtio-disk{ord(target[-1]) - ord('a')}/virtio-backend"
-    for act in (f"write -s {source} {offset} {len(data)}", "flush"):
-        said = vm.host.virsh("qemu-monitor-command", vm.name, "--hmp", f'qemu-io -d {device} "{act}"').stdout
-        assert "rror" not in said, said
-
-
-def protected(lab: Lab, new_blank: NewBlank) -> tuple[Blank, bytes, bytes]:
-    """A VM with two points: whole clusters, then one block; and what was written."""
-    vm = new_blank(lab.host("a"))
-    data, patch = os.urandom(FIRST), os.urandom(4 * KiB)
-    write(vm, "vda", 0, data)
-    enable(vm.host, vm.name, every="24h")
-    write(vm, "vda", PATCH, patch)
-    vm.host.ask("sync", vm.name, timeout=300)
-    return vm, data, patch
-
-
-def rot(image: Path, old: bytes, new: bytes) -> None:
-    """Put other bytes in the place of some in an image; no length changes."""
-    raw = image.read_bytes()
-    assert raw.count(old) == 1
-    assert len(old) == len(new)
-    with image.open("r+b") as fh:
-        fh.seek(raw.index(old))
-        fh.write(new)
-
-
-def rot_frame(image: Path, cluster: bytes) -> None:
-    """Put a sound frame with other content in the place of a cluster's: no checksum of QEMU tells."""
-    (old,), (new,) = (encode(memoryview(content), 1) for content in (cluster, os.urandom(CLUSTER)))
-    assert old is not None
-    assert new is not None
-    rot(image, old, new)
-
-
-def image_of(lab: Lab, vm: Blank, place: int) -> Path:
-    """Tell the image of a point, counted from the oldest."""
-    (image,) = images(lab.host("b"), vm.uuid, points(vm.host, vm.name)[place]["point"])
-    return image
-
-
-def verify(host: Host, vm: str, *options: str, right: bool = True) -> Document:
-    """Verify, and give the report; the exit code says whether the point is right."""
-    done = host.vmreplica("verify", vm, *options, "--json", check=False, timeout=300)
-    assert done.returncode == (0 if right else 11), done.stdout + done.stderr
-    found: Document = json.loads(done.stdout)["verified"]
-    return found
 
 
 def test_wrong_blocks_that_qemu_cannot_see_are_found_quarantined_and_brought_again(
@@ -109,6 +45,7 @@ def test_wrong_blocks_that_qemu_cannot_see_are_found_quarantined_and_brought_aga
     assert newest["point"] == wrong["point"]
     assert newest["damaged"]
     assert points(replica, vm.name)[-1]["verified"]["verdict"] == "wrong"
+    assert refusal(replica, "failover", vm.name, "--yes")[1]["code"] == "point-damaged"
 
     report = verify(vm.host, vm.name, "--repair")
     assert report["repaired"]["verdict"] == "repaired"
@@ -125,9 +62,15 @@ def test_wrong_blocks_that_qemu_cannot_see_are_found_quarantined_and_brought_aga
     oldest = verify(vm.host, vm.name, "--point", listed[0]["point"], right=False)["verified"]
     assert [(d["verdict"], d["how"]) for d in oldest["disks"]] == [("wrong", "sum")]
     assert points(vm.host, vm.name)[0]["damaged"]
-    assert refusal(vm.host, "verify", vm.name, "--point", listed[0]["point"], "--repair")[1]["code"] == (
-        "repair-not-possible"
-    )
+    refused = refusal(vm.host, "verify", vm.name, "--point", listed[0]["point"], "--repair")[1]
+    assert refused["code"] == "repair-not-possible"
+
+    source = vm.images["vda"]
+    vm.stop()
+    replica.vmreplica("failover", vm.name, "--yes", timeout=300)
+    (layer,) = inside(replica, replica.layout.store / vm.uuid / "run").glob("*.qcow2")
+    assert same_content(layer, source), "the VM lives on what it had"
+    replica.vmreplica("failover", vm.name, "--cancel", "--yes", timeout=300)
 
 
 @pytest.mark.slow

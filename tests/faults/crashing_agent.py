@@ -36,6 +36,7 @@ _PLACES: Final = {
     "Repository": "vmreplica.repository.store",
     "adopting": "vmreplica.repository.adopting",
     "publish": "vmreplica.repository.publish",
+    "Damages": "vmreplica.repository.damage",
     "Awaiting": "vmreplica.repository.awaiting",
     "Parcel": "vmreplica.parcel.parcel",
     "Place": "vmreplica.parcel.place",

@@ -222,7 +222,7 @@ def act_on(model: Model, name: str, point: PointId, action: tuple[object, ...]) 
             model.damaged.add(point)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(actions, min_size=5, max_size=40), st.integers(5, 12))
 def test_whatever_is_done_in_whatever_order_each_point_that_is_left_reads_as_before(
     history: list[tuple[object, ...]], bound: int
@@ -237,7 +237,7 @@ def test_whatever_is_done_in_whatever_order_each_point_that_is_left_reads_as_bef
     assert kept <= set(model.images), "what is kept is never lost"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(actions.filter(lambda action: action[0] not in {"damage", "open"}), min_size=5, max_size=40))
 def test_when_space_is_short_and_nothing_is_in_the_way_all_that_goes_is_gone_in_the_end(
     history: list[tuple[object, ...]],
@@ -252,7 +252,7 @@ def test_when_space_is_short_and_nothing_is_in_the_way_all_that_goes_is_gone_in_
     assert model.next(pressed=True) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(6, BOUND), st.integers(1, 120), st.integers(1, 200), st.sampled_from([300.0, 3600.0]))
 def test_no_chain_is_longer_than_the_bound_however_many_points_are_kept(
     bound: int, keep: int, come: int, lasts: float

@@ -56,6 +56,7 @@ def test_any_chain_with_patches_reads_as_its_model_and_folds_to_it(
 ) -> None:
     model = {n: _changed({}, n, kind, n) for n, kind in first.items()}
     base, overlays = tmp_path / "base.qcow2", []
+    base.with_suffix(".tsums").unlink(missing_ok=True)
     write_image(base, model, SIZE)
     below = base
     for turn, wanted in enumerate(later):
@@ -144,6 +145,21 @@ def test_a_damaged_base_stops_the_fold_and_nothing_has_changed(tmp_path: Path) -
         fh.write(bytes(8))
     before = base.read_bytes()
     with pytest.raises(Corrupt, match="compressed cluster"):
+        _fold_whole(base, overlay)
+    fold.undo(base, len(before))
+    assert base.read_bytes() == before
+
+
+def test_a_block_of_a_patch_that_went_bad_is_not_folded(tmp_path: Path) -> None:
+    model = {n: noise(n) for n in range(9)}
+    base, overlay = tmp_path / "base.qcow2", tmp_path / "overlay.qcow2"
+    write_image(base, model, SIZE)
+    write_image(overlay, {n: noise(90 + n)[:4096] + model[n][4096:] for n in model}, SIZE, backing=base, below=model)
+    with overlay.open("r+b") as fh:
+        fh.seek(CLUSTER + 7 * CLUSTER + 99)
+        fh.write(b"?")
+    before = base.read_bytes()
+    with pytest.raises(Corrupt, match="of 7 that has not its sum"):
         _fold_whole(base, overlay)
     fold.undo(base, len(before))
     assert base.read_bytes() == before

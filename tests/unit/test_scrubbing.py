@@ -17,6 +17,7 @@ from vmreplica.agent.tasks import Tasks
 from vmreplica.model.damage import Damage
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.health import Facts, Level, judge
+from vmreplica.model.point import Manifest
 from vmreplica.model.report import TaskReport
 from vmreplica.model.scrubbing import Checked, ScrubRecord, is_due, turns
 from vmreplica.model.states import State
@@ -24,6 +25,7 @@ from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2.index import read_heads
 from vmreplica.repository import Replica, Repository
 from vmreplica.repository.layout import Layout
+from vmreplica.repository.scrub import Found, Moved, Tools, scrub_point
 from vmreplica.repository.scrub_record import read_record
 
 pytestmark = pytest.mark.points
@@ -118,6 +120,33 @@ def test_points_are_checked_by_themselves_in_their_turn(tmp_path: Path, monkeypa
     assert state is not None
     assert state.oldest is not None
     assert (dt.datetime.now(UTC) - state.oldest).total_seconds() < 600
+
+
+def test_a_point_that_cannot_be_checked_keeps_no_other_from_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrubbing, "_LOOK", 0.05)
+    host = _Host(tmp_path, period=WEEK)
+    first = host.points[0]
+
+    def moving(layout: Layout, manifest: Manifest, tools: Tools) -> Found:
+        if manifest.point == first:
+            raise Moved
+        return scrub_point(layout, manifest, tools)
+
+    monkeypatch.setattr("vmreplica.agent.scrubbing.scrub_point", moving)
+    host.scrubbing.start()
+    _until(lambda: set(read_record(host.replica.dir).points) == set(host.points[1:]))
+    host.scrubbing.stop()
+
+
+@pytest.mark.parametrize(("suffix", "misleads"), [("qcow2", True), ("index", False)])
+def test_a_missing_file_is_damage(suffix: str, misleads: bool, tmp_path: Path) -> None:
+    host = _Host(tmp_path)
+    (host.replica.dir / "points" / host.points[1] / f"vda.{suffix}").unlink()
+    report = host.wait(host.scrubbing.begin("web", host.points[1])).scrubbed
+    assert report is not None
+    assert [(damage.misleads, "missing" in damage.text) for damage in report.damages] == [(misleads, True)]
 
 
 def test_the_rate_is_held_and_a_person_who_asks_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ _NAP: Final = 0.25
 _THREADS: Final = 2
 #: How often a point whose files change is begun again.
 _ATTEMPTS: Final = 5
+#: Seconds before a point that could not be checked has its turn again.
+_AGAIN: Final = 600.0
 #: Seconds that a scrub has to end with the agent.
 _END: Final = 30.0
 
@@ -102,6 +104,8 @@ class Scrubbing:
         #: Held by whoever scrubs; a person who asks comes first.
         self._turn = threading.Lock()
         self._asked = threading.Event()
+        #: Points that wait, because they could not be checked; monotonic seconds.
+        self._again: dict[PointId, float] = {}
         self._lock = threading.Lock()
         self._running: threading.Thread | None = None
         self._thread = threading.Thread(target=self._work, name="scrub", daemon=True)
@@ -128,7 +132,7 @@ class Scrubbing:
             Conflict: ``scrub-runs``: somebody else's is under way.
         """
         replica = self._find(vm)
-        chosen = [replica.point(point).point] if point is not None else [m.point for m in replica.manifests()]
+        chosen = [replica.point(point).point] if point is not None else [m.point for m in _here(replica)]
         if not chosen:
             raise NotFound("no-points", f"{replica.record.name} has no recovery point here yet")
         with self._lock:
@@ -144,7 +148,7 @@ class Scrubbing:
 
     def state(self, replica: Replica) -> ScrubState | None:
         """Tell how scrub of a replica's points stands; None: it has none."""
-        manifests = replica.manifests()
+        manifests = _here(replica)
         if not manifests:
             return None
         oldest = self._turns(replica, manifests)[0].since
@@ -220,8 +224,6 @@ class Scrubbing:
                     pass
             except _Stopped:
                 continue
-            except VmReplicaError as error:
-                _log.warning("scrub failed", why=error.message)
             except Exception:  # noqa: BLE001 - one VM's trouble must not end the scrub of others
                 _log.exception("scrub failed")
 
@@ -230,15 +232,29 @@ class Scrubbing:
         period, now = self._period or 0, dt.datetime.now(dt.UTC)
         waiting = []
         for replica in self._repository.replicas():
-            found = self._turns(replica, replica.manifests())
-            waiting += [(turn, replica) for turn in found[:1] if is_due(turn, period, now)]
+            found = self._turns(replica, _here(replica))
+            waiting += [(turn, replica) for turn in found if is_due(turn, period, now) and self._may(turn.point)]
         if not waiting or self._asked.is_set():
             return False
         turn, replica = min(waiting, key=lambda pair: pair[0].since)
+        # Until it is done; whatever keeps it from being done must not keep the others.
+        self._again[turn.point] = time.monotonic() + _AGAIN
         frames = FrameReader(1)
         with self._turn:
             pace = _Pace(self._rate, lambda: self._stop.is_set() or self._asked.is_set())
-            return self._scrub(replica, turn.point, pace, frames) is not None
+            try:
+                self._scrub(replica, turn.point, pace, frames)
+            except _Stopped:
+                self._again.pop(turn.point, None)
+                raise
+            except VmReplicaError as error:
+                _log.warning("scrub failed", vm=replica.record.vm, point=turn.point, why=error.message)
+        return True
+
+    def _may(self, point: PointId) -> bool:
+        now = time.monotonic()
+        self._again = {known: until for known, until in self._again.items() if until > now}
+        return point not in self._again
 
     def _turns(self, replica: Replica, manifests: Sequence[Manifest]) -> list[Turn]:
         back = dt.timedelta(seconds=self._period or 0)
@@ -299,6 +315,12 @@ class Scrubbing:
             self._journal.event(vm, "scrub", "scrub-good-again", f"point {point} is good again", point=point)
         else:
             self._journal.event(vm, "scrub", "scrubbed", f"point {point} was read and is good", point=point)
+
+
+def _here(replica: Replica) -> list[Manifest]:
+    """List what can be read: not a base that travels in an export."""
+    layout = Layout(replica.dir)
+    return [manifest for manifest in replica.manifests() if layout.manifest(manifest.point).exists()]
 
 
 class _Pass:

@@ -19,7 +19,7 @@ from vmreplica.agent.comparing import Comparison, again_possible, cancelled, sum
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.protect import paused, require_not_planned
+from vmreplica.agent.protect import not_protected, paused, require_not_planned
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import delete_checkpoints
@@ -44,6 +44,7 @@ _LOOK: Final = 0.25
 _ROUNDS: Final = 20
 #: Seconds to wait for a running cycle before its bitmaps are dropped.
 _PATIENCE: Final = 600.0
+_TURN: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,10 +290,10 @@ class Verifying:
         for _ in range(_ROUNDS):
             job.meter.phase("bringing again what is wrong")
             cycle = Task(f"repair of {job.rel.name}")
+            self._require_cycles(job)
             self._runner.ask_cycle(job.rel, cycle)
             while not cycle.wait(_LOOK):
-                if job.halt.is_set():
-                    raise cancelled()
+                self._require_cycles(job)
             cycle.raise_error()
             result = cycle.report().result
             wire += result.wire_bytes if result is not None else 0
@@ -302,11 +303,25 @@ class Verifying:
 
     def _compare_all_next(self, job: _Job) -> None:
         """Let the next cycle read the disks whole and compare: nobody knows better than the disks themselves."""
-        with self._runner.turn(job.rel, "preparing a comparison", _PATIENCE) as taken:
-            if not taken:
-                raise repair_failed(job.rel.name, "its cycles leave no moment for it")
-            self._stages.hypervisor.end_backup(job.vm)
-            delete_checkpoints(self._stages, job.vm, job.rel.policy.replica)
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            self._require_cycles(job)
+            with self._runner.turn(job.rel, "preparing a comparison", _TURN) as taken:
+                if taken:
+                    self._stages.hypervisor.end_backup(job.vm)
+                    delete_checkpoints(self._stages, job.vm, job.rel.policy.replica)
+                    return
+        raise repair_failed(job.rel.name, "its cycles leave no moment for it")
+
+    def _require_cycles(self, job: _Job) -> None:
+        """Go on only while cycles of the VM come: none would ever end the waiting."""
+        if job.halt.is_set():
+            raise cancelled()
+        if self._runner.find(job.vm) is not job.rel:
+            raise not_protected(job.rel.name)
+        require_not_planned(job.rel.name, job.rel.policy)
+        if job.rel.policy.paused:
+            raise paused(job.rel.name)
 
     def _look_again(self, job: _Job, before: Verified, wire: int) -> tuple[Verified, int]:
         """Compare what was wrong in the newest point."""

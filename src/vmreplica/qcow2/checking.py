@@ -241,6 +241,9 @@ def check_segments(
         walk: is filled in.
     """
     check = SegmentCheck(file, frame_reader)
+    if not index.exists():
+        walk.damaged = f"{index} is missing"
+        return
     with index.open("rb", buffering=_BUFFER) as heads, SumsReader(sums) as known:
         while True:
             try:

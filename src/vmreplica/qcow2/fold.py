@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vmreplica.model.units import CLUSTER
-from vmreplica.qcow2.head import KIND_ZERO, KIND_ZSTD, Records, SegmentHead, is_patch
-from vmreplica.qcow2.index import read_heads
+from vmreplica.qcow2.head import KIND_ZERO, KIND_ZSTD, Records, is_patch, split
+from vmreplica.qcow2.index import read_entry
 from vmreplica.qcow2.layout import (
     BIG16,
     BIG64,
@@ -40,6 +40,7 @@ from vmreplica.qcow2.patching import Patcher
 from vmreplica.qcow2.rawio import copy_range, punch, pwrite_all
 from vmreplica.qcow2.reader import Image
 from vmreplica.qcow2.space import HostSpace, free_runs
+from vmreplica.qcow2.sums import Sums, SumsReader, blocks_in
 from vmreplica.qcow2.table_sums import (
     NONE,
     SummedTables,
@@ -61,7 +62,7 @@ _PATCHES: Final = 64
 class Beside:
     """Files beside the images of a fold."""
 
-    #: Of the overlay.
+    #: Of the overlay; the sums of its patches stand beside it.
     index: Path
     #: To be written: what it supersedes in the base, for ``reclaim``.
     dead: Path
@@ -91,8 +92,9 @@ def prepare_fold(base: Path, overlay: Path, beside: Beside, *, size: int, check:
     with _opened(base, os.O_RDWR) as fd, _opened(overlay, os.O_RDONLY) as source, beside.dead.open("wb") as gone:
         image = Image(fd, base)
         fold = _Fold(image, fd, size, _summed(image, beside.sums, base))
-        with beside.index.open("rb", buffering=_BUFFER) as heads:
-            batches = _Mover(fold, source, overlay, check).batches(heads)
+        sums = beside.index.with_suffix(".sums")
+        with beside.index.open("rb", buffering=_BUFFER) as heads, SumsReader(sums) as known:
+            batches = _Mover(fold, source, overlay, check).batches(heads, known)
             for number, entries, said in l2_tables(batches, UNALLOCATED):
                 check()
                 fold.merge(number, entries, said, gone)
@@ -285,16 +287,17 @@ class _Mover:
         self._room = _Room()
         self._patcher = Patcher(fold.image, fold.fd, source, path)
 
-    def batches(self, heads: BinaryIO) -> Iterator[Batch]:
+    def batches(self, heads: BinaryIO, known: SumsReader) -> Iterator[Batch]:
         """Move each segment's data; tell its records, without patches any more, and where its clusters are now."""
-        entries: Iterator[tuple[SegmentHead, Records]] = read_heads(heads)
-        for head, records in entries:
+        while (entry := read_entry(heads)) is not None:
+            head, records, head_bytes = split(entry)
             self._check()
             zstd, offsets = records["kind"] == KIND_ZSTD, np.zeros(len(records), np.int64)
             offsets[zstd] = self._copy(records["length"][zstd].astype(np.int64), head.data_offset)
             if head.patch_count:
-                records = records.copy()  # noqa: PLW2901 - the same records, said in another way
-                self._merge_patches(records, offsets, head.patches_at)
+                sums = known.of(head_bytes, head.number, records)
+                records = records.copy()
+                self._merge_patches(records, offsets, head.patches_at, sums)
             yield records, offsets[records["kind"] == KIND_ZSTD]
 
     def _copy(self, lengths: I64, start: int) -> I64:
@@ -303,13 +306,15 @@ class _Mover:
 
         return self._fold.place(lengths, self._room, put)
 
-    def _merge_patches(self, records: Records, offsets: I64, start: int) -> None:
+    def _merge_patches(self, records: Records, offsets: I64, start: int, sums: Sums) -> None:
         """Make whole clusters of patches, some at a time: bounded memory."""
         patches = np.flatnonzero(is_patch(records))
         for low in range(0, len(patches), _PATCHES):
             self._check()
             part = patches[low : low + _PATCHES]
-            made = self._patcher.frames(records[part], start + low * CLUSTER)
+            blocks = blocks_in(records[part])
+            made = self._patcher.frames(records[part], start + low * CLUSTER, sums[:blocks])
+            sums = sums[blocks:]
             records["kind"][part] = [KIND_ZERO if frame is None else KIND_ZSTD for frame in made]
             records["length"][part] = [1 if frame is None else len(frame) for frame in made]
             used = part[[frame is not None for frame in made]]

@@ -15,7 +15,7 @@ from vmreplica.qcow2.head import BLOCK, BLOCKS
 from vmreplica.qcow2.layout import I64
 from vmreplica.qcow2.overlaying import I16, Blocks
 from vmreplica.qcow2.rawio import begin_writing, copy_range, pread_exact, pread_into, pwrite_all
-from vmreplica.qcow2.sums import UNKNOWN, block_sums
+from vmreplica.qcow2.sums import agree
 
 #: Frames that stand one behind the other in their image are copied in the kernel from so many bytes on; fewer are
 #: read and written together with their neighbours.
@@ -129,9 +129,8 @@ class Pool:
             fd, path = self._images[number]
             data = pread_exact(fd, size, start, path)
             first = target // BLOCK
-            known = blocks.sums[0, first : first + size // BLOCK]
             # In the new frame nobody could see any more that it had gone bad.
-            if ((known != UNKNOWN) & (known != block_sums(data))).any():
+            if not agree(data, blocks.sums[0, first : first + size // BLOCK]):
                 raise Corrupt("image-damaged", f"{path} has a changed block at {start} that does not have its sum")
             cluster[target : target + size] = data
         (frame,) = frames.encode(memoryview(cluster), _LEVEL)

@@ -13,7 +13,7 @@ from vmreplica.qcow2.head import BLOCK, BLOCKS, Records, Segment, is_patch, patc
 from vmreplica.qcow2.layout import COMPRESSED, L2_ENTRIES, READS_ZERO, U64, described
 from vmreplica.qcow2.rawio import pread_exact, pwrite_all
 from vmreplica.qcow2.reader import Image
-from vmreplica.qcow2.sums import Sums, block_sums
+from vmreplica.qcow2.sums import Sums, agree, block_sums
 
 #: Of the base's frames, which are read far more often than they are made.
 _LEVEL: Final = 3
@@ -97,25 +97,30 @@ class Patcher:
         self._path = path
         self._table: tuple[int, U64] = (-1, np.zeros(0, np.uint64))
 
-    def frames(self, patches: Records, offset: int) -> list[bytes | None]:
+    def frames(self, patches: Records, offset: int, sums: Sums) -> list[bytes | None]:
         """Make the frames of patched clusters; None for one that became all zero.
 
         Args:
             patches: their records.
             offset: bytes; where the host cluster of the first one stands in the overlay, the others follow.
+            sums: of their blocks.
 
         Raises:
             Corrupt: ``image-damaged`` or ``frame-broken``.
         """
         made: list[bytes | None] = []
+        known = 0
         rows = zip(patches["cluster"].tolist(), patch_masks(patches).tolist(), strict=True)
         for place, (number, mask) in enumerate(rows):
             raw = pread_exact(self._overlay, CLUSTER, offset + place * CLUSTER, self._path)
             cluster = bytearray(self._cluster(number))
             chosen = (mask >> np.arange(BLOCKS)) & 1 == 1
-            np.frombuffer(cluster, np.uint8).reshape(BLOCKS, BLOCK)[chosen] = np.frombuffer(raw, np.uint8).reshape(
-                BLOCKS, BLOCK
-            )[chosen]
+            blocks = np.frombuffer(raw, np.uint8).reshape(BLOCKS, BLOCK)[chosen]
+            if not agree(blocks.tobytes(), sums[known : known + len(blocks)]):
+                # In the new frame nobody could see any more that it had gone bad.
+                raise Corrupt("image-damaged", f"{self._path} has a changed block of {number} that has not its sum")
+            np.frombuffer(cluster, np.uint8).reshape(BLOCKS, BLOCK)[chosen] = blocks
+            known += len(blocks)
             made += frames.encode(memoryview(cluster), _LEVEL)
         return made
 

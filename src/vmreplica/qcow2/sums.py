@@ -46,6 +46,11 @@ def block_sums(blocks: bytes | memoryview) -> Sums:
     return np.array(found, np.uint64)
 
 
+def agree(blocks: bytes | memoryview, sums: Sums) -> bool:
+    """Tell whether blocks that stand one behind the other have their sums, as far as these are known."""
+    return bool(((sums == UNKNOWN) | (sums == block_sums(blocks))).all())
+
+
 def blocks_in(records: Records) -> int:
     """Tell how many blocks the patches among these records have together: so many sums belong to them."""
     return int(patch_blocks(records).sum())

@@ -100,7 +100,7 @@ class _State:
         """
         layout, point = self._layout, self._manifest.point
         try:
-            inodes = tuple(layout.image(point, disk.target).stat().st_ino for disk in self._manifest.disks)
+            inodes = tuple(_inode(layout.image(point, disk.target)) for disk in self._manifest.disks)
             return (layout.manifest(point).stat().st_ino, inodes, *(_committing(path) for path in layout.journals))
         except FileNotFoundError as error:
             raise Moved from error
@@ -213,20 +213,22 @@ class _PointScrub:
 
     def _of_disk(self, disk: DiskManifest) -> Iterable[Fault]:
         if disk.device is not None or disk.adopted is not None:
-            return self._settled(lambda: list(self._shim(disk)))
+            return self._settled(disk, lambda: list(self._shim(disk)))
         index = self._layout.index(self._manifest.point, disk.target)
         if self._manifest.folded and not index.exists():
             return self._folded(disk)
-        return self._settled(lambda: list(self._indexed(disk)))
+        return self._settled(disk, lambda: list(self._indexed(disk)))
 
-    def _settled(self, run: Callable[[], list[Fault]]) -> list[Fault]:
+    def _settled(self, disk: DiskManifest, run: Callable[[], list[Fault]]) -> list[Fault]:
         """Believe faults only when nothing changed files meanwhile."""
         for _attempt in range(_ATTEMPTS):
             before = self._state.now()
             try:
                 faults = run()
             except FileNotFoundError as error:
-                faults = [Fault("data", 0, 0, f"{error.filename} is missing")]
+                index = str(error.filename).endswith(".index")
+                text = f"{error.filename} is missing"
+                faults = [Fault("index", 0, 0, text) if index else Fault("header", 0, disk.size, text)]
             if not faults or self._state.now() == before:
                 return faults
         raise Moved
@@ -270,12 +272,12 @@ class _PointScrub:
 
     def _folded(self, disk: DiskManifest) -> Iterator[Fault]:
         """Check a folded image table by table: a fold may go on in between."""
-        yield from self._settled(lambda: self._rest(disk))
+        yield from self._settled(disk, lambda: self._rest(disk))
         if not disk.summed:
             self._remarks.append(f"disk {disk.target} of point {self._manifest.point}: its tables have no sums yet")
         begin = self._tools.begin(disk.target)
         for number in [number for number in self._numbers(disk) if number >= begin]:
-            yield from self._settled(partial(self._table, disk, number))
+            yield from self._settled(disk, partial(self._table, disk, number))
             self._tools.reached(disk.target, number + 1)
         self._tools.reached(disk.target, 0)
 
@@ -287,8 +289,8 @@ class _PointScrub:
         try:
             with self._opened(disk) as image:
                 return image.numbers()
-        except FileNotFoundError as error:
-            raise Moved from error
+        except FileNotFoundError:
+            return []
 
     def _table(self, disk: DiskManifest, number: int) -> list[Fault]:
         with self._opened(disk) as image:
@@ -340,6 +342,14 @@ def made_at(root: Path, manifest: Manifest) -> dt.datetime:
         with contextlib.suppress(OSError):
             times.append(Layout(root).index(manifest.point, disk.target).stat().st_mtime)
     return dt.datetime.fromtimestamp(max(times), dt.UTC)
+
+
+def _inode(path: Path) -> int:
+    """Tell which file it is; 0: there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _committing(path: Path) -> bytes | None:
