@@ -8,7 +8,7 @@ from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
 from vmreplica.cli.consistency import AppConsistentOption, read_app_consistent
 from vmreplica.cli.exports import PassphraseFile, Recipient, next_step, seed_fields
-from vmreplica.cli.keeps import KeepOption, read_keep
+from vmreplica.cli.keeps import KeepOption, confirm_fewer, read_keep
 from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_document, show_done
@@ -108,6 +108,7 @@ def enable(
         app_consistent=read_app_consistent(app_consistent),
     )
     client = AgentClient(socket)
+    confirm_fewer(client, vm, body.keep, yes=yes, as_json=as_json)
     _show_beginning(client, vm, _enabled(client, vm, body, as_json=as_json), body, wait=wait, as_json=as_json)
 
 
