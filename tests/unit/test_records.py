@@ -179,12 +179,14 @@ def test_a_question_for_news_waits_for_them(tmp_path: Path) -> None:
 
 
 def test_whoever_waits_for_news_does_not_hold_up_the_end_of_the_agent(tmp_path: Path) -> None:
-    with serving(SmallAgent(), tmp_path / "agent.sock"):
+    agent = SmallAgent()
+    with serving(agent, tmp_path / "agent.sock"):
         waiting = threading.Thread(
             target=lambda: client(tmp_path).get("/v1/events", after="5", wait="30"), name="waits"
         )
         waiting.start()
-        time.sleep(0.5)
+        assert agent.entered.wait(20)
+        time.sleep(0.2)
         began = time.monotonic()
     assert time.monotonic() - began < 5
     waiting.join(10)
