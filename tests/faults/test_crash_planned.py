@@ -58,9 +58,7 @@ def test_a_killed_agent_leaves_one_vm_with_all_its_data(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("whose", "step", "ends"), [("a", "final", "a"), ("a", "start", "b"), ("b", "define", "b"), ("b", "resume", "b")]
-)
+@pytest.mark.parametrize(("whose", "step", "ends"), _QUICK + _THOROUGH)
 def test_a_libvirtd_killed_with_its_agent_leaves_one_vm_with_all_its_data(
     lab: Lab, new_blank: NewBlank, whose: str, step: str, ends: str
 ) -> None:
@@ -72,10 +70,7 @@ def test_a_libvirtd_killed_with_its_agent_leaves_one_vm_with_all_its_data(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("whose", "step", "ends"),
-    [("a", "final", "a"), ("a", "start", "b"), ("a", "started", "b"), ("b", "define", "b"), ("b", "start", "b")],
-)
+@pytest.mark.parametrize(("whose", "step", "ends"), _QUICK + _THOROUGH)
 def test_a_host_that_loses_its_power_leaves_one_vm_with_all_its_data(
     lab: Lab, new_blank: NewBlank, whose: str, step: str, ends: str
 ) -> None:
