@@ -78,8 +78,8 @@ def test_a_disk_left_out_is_nowhere_on_the_replica_until_the_policy_changes(lab:
     task = enable(a, vm.name, "--keep", "5", every="12h")
     assert task["result"]["kind"] == "delta", "the disk that was known is not copied whole again"
     here = relation(a, vm.name)
-    assert (here["excluded"], here["interval"], here["keep"]) == ([], 12 * 3600, 5)
-    assert (relation(b, vm.name)["interval"], relation(b, vm.name)["keep"]) == (12 * 3600, 5)
+    assert (here["excluded"], here["interval"], here["keep"]["last"]) == ([], 12 * 3600, 5)
+    assert (relation(b, vm.name)["interval"], relation(b, vm.name)["keep"]["last"]) == (12 * 3600, 5)
     for target, copy in zip(("vda", "vdb"), images(b, vm.uuid, points(b, vm.name)[-1]["point"]), strict=True):
         assert same_content(vm.images[target], copy)
 

@@ -1,5 +1,6 @@
 """The API's unix socket: one agent per socket, readable by its owner and group only."""
 
+import asyncio
 import fcntl
 import os
 import secrets
@@ -17,6 +18,8 @@ from vmreplica.model.errors import BadRequest, Conflict
 
 _MODE: Final = 0o660
 _BACKLOG: Final = 64
+#: Seconds in which a loop that has nothing else to do makes many turns.
+_TURNS: Final = 0.05
 _MAX_PATH: Final = 107  # bytes that sockaddr_un holds before its final NUL
 
 
@@ -31,7 +34,13 @@ class ApiServer:
     async def stop(self) -> None:
         """Take no new request, let running ones end (for some seconds), remove the socket."""
         self.socket.unlink(missing_ok=True)
+        for site in tuple(self._runner.sites):
+            await site.stop()
+        # A connection that was just accepted is known some turns of the loop later: only then it is ended below.
+        await asyncio.sleep(_TURNS)
         await self._runner.cleanup()
+        # And what was closed just now is really closed some turns later.
+        await asyncio.sleep(_TURNS)
         os.close(self._lock)
 
 
