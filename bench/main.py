@@ -42,12 +42,12 @@ MEASURES: Final = {
     "delta_random_4k": Entry(delta_random_4k.run, quick=False),
     "resync_1pct": Entry(resync_1pct.run),
     "failover": Entry(failover.run),
-    "freeze": Entry(freeze.run),
+    "freeze": Entry(freeze.run, quick=False),
     "planned_downtime": Entry(planned_downtime.run, quick=False),
-    "reverse": Entry(reverse.run),
+    "reverse": Entry(reverse.run, quick=False),
     "replica_writes": Entry(replica_writes.run, quick=False),
     "merge": Entry(merge.run),
-    "verify_read": Entry(verify_read.run),
+    "verify_read": Entry(verify_read.run, quick=False),
     "memory": Entry(memory.run, quick=False),
 }
 

@@ -245,7 +245,8 @@ def test_history_shows_what_else_happened(program: Program, agent: SmallAgent) -
 
 def _follow(socket: Path, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*COMMAND, "events", "--follow", *more],
+        # Whoever runs the tests in the background has its children ignore Ctrl-C.
+        ["env", "--default-signal=INT", *COMMAND, "events", "--follow", *more],
         env={**os.environ, "VMREPLICA_SOCKET": str(socket)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
