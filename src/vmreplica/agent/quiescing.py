@@ -204,8 +204,8 @@ class Attempt:
             thawed = freeze.thaw()
         except VmReplicaError as error:
             return error.code, error.message
-        if late:
-            return "freeze-too-long", "the guest was frozen for too long and had to be thawed before the disks were"
+        if late or (thawed == 0 and freeze.overdue):
+            return "freeze-too-long", "the guest was frozen for too long and was thawed by the watchdog"
         if freeze.systems == 0:
             return "nothing-frozen", "the guest agent froze no file system"
         if thawed == 0:
