@@ -4,6 +4,7 @@ A test is written into the replica's record before anything of it exists, and ta
 killed in between, the next start of the agent removes what is there.
 """
 
+import contextlib
 import datetime as dt
 import secrets
 import threading
@@ -83,7 +84,8 @@ class FailoverTests:
                 replica.update(tests=(*replica.record.tests, test))
                 notes = self._run(replica, test)
             except BaseException:
-                self._remove(replica, test)
+                with contextlib.suppress(VmReplicaError):  # why it did not start says more
+                    self._remove_or_due(replica, test)
                 raise
         _log.info("test failover started", vm=replica.record.vm, name=test.name, point=test.point)
         return self._report(test.model_copy(update={"started": True})), notes
@@ -110,11 +112,7 @@ class FailoverTests:
         with self._lock:
             for test in replica.record.tests:
                 if test.vm == vm:
-                    try:
-                        self._remove(replica, test)
-                    except VmReplicaError:
-                        self._keep(replica, test.model_copy(update={"until": dt.datetime.now(dt.UTC)}))
-                        raise
+                    self._remove_or_due(replica, test)
 
     def expire(self, replica: Replica, now: dt.datetime) -> tuple[VmName, ...]:
         """Remove the tests whose time is over; tells their names."""
@@ -204,6 +202,14 @@ class FailoverTests:
         if hold is not None:
             replica.release(hold)
         _log.info("test failover removed", vm=replica.record.vm, name=test.name)
+
+    def _remove_or_due(self, replica: Replica, test: FailoverTestRecord) -> None:
+        """Remove a test; where that fails it is due from now on, and the upkeep tries again."""
+        try:
+            self._remove(replica, test)
+        except VmReplicaError:
+            self._keep(replica, test.model_copy(update={"until": dt.datetime.now(dt.UTC)}))
+            raise
 
     def _report(self, test: FailoverTestRecord) -> FailoverTest:
         return FailoverTest(
