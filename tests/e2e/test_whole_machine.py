@@ -82,6 +82,7 @@ def test_a_uefi_guest_is_moved_there_and_back_with_its_variables_and_its_last_re
     vm = guest.uuid
     last = 0
     for here, there in ((a, b), (b, a)):
+        assert until(lambda here=here: _agent_answers(here, guest.name), 120)  # type: ignore[misc]
         moved = here.ask("failover", guest.name, "--planned", "--yes", timeout=300)["planned"]
         assert moved["shutdown"] == "agent"
         last = check_point(here, vm, moved["plan"]["point"]).last
@@ -158,6 +159,10 @@ def _with_variable(store: bytes, name: str, value: bytes) -> bytes:
     variable = header + encoded + value
     assert store[place : place + len(variable)] == b"\xff" * len(variable), "nothing is there"
     return store[:place] + variable + store[place + len(variable) :]
+
+
+def _agent_answers(host: Host, name: str) -> bool:
+    return host.virsh("qemu-agent-command", name, '{"execute": "guest-ping"}', check=False).returncode == 0
 
 
 def _nvram(host: Host, name: str) -> Path:
