@@ -15,7 +15,7 @@ from vmreplica.lab.records import (
     RING,
     SLOTS,
     DiskRecords,
-    last_record_before,
+    last_record_finished_before,
     parse_ring,
     record_number,
     summarise,
@@ -105,10 +105,10 @@ def test_images_of_a_boot_disk_and_a_data_disk_are_read_at_their_own_places(tmp_
     assert (report.ok, report.last, [disk.last for disk in report.disks]) == (True, 11, [12, 11])
 
 
-def test_records_are_told_by_their_time(tmp_path: Path) -> None:
+def test_a_record_is_known_to_be_finished_when_the_next_was_begun(tmp_path: Path) -> None:
     disk = write_data_disk(tmp_path / "vdb.raw", make_ring(50))
-    assert last_record_before(disk, _EPOCH + 30) == 29
-    assert last_record_before(disk, _EPOCH) == 0
+    assert last_record_finished_before(disk, _EPOCH + 30) == 28
+    assert last_record_finished_before(disk, _EPOCH) == 0
 
 
 def test_an_image_that_does_not_exist_is_named(tmp_path: Path) -> None:

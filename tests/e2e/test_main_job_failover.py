@@ -27,7 +27,7 @@ from job_kit import (
 )
 
 from vmreplica.lab import Guest, Host, Lab
-from vmreplica.lab.records import last_record_before
+from vmreplica.lab.records import last_record_finished_before
 from vmreplica.lab.waiting import until
 
 pytestmark = pytest.mark.failover
@@ -87,7 +87,7 @@ def _expect_whole(b: Host, guest: Guest, vm: str, plan: dict[str, Any]) -> int:
     """Expect all records up to the point's instant in the point; tell the last one."""
     report = check_point(b, vm, plan["point"])
     instant = dt.datetime.fromisoformat(plan["instant"]).timestamp()
-    promised = last_record_before(guest.images[0], instant - _CLOCK_SLACK)
+    promised = last_record_finished_before(guest.images[0], instant - _CLOCK_SLACK)
     assert 0 < promised <= report.last <= guest.check().last
     return report.last
 

@@ -27,7 +27,7 @@ from job_kit import (
 )
 
 from vmreplica.lab import Guest, Host, Lab
-from vmreplica.lab.records import last_record_before
+from vmreplica.lab.records import last_record_finished_before
 from vmreplica.lab.waiting import until
 from vmreplica.model.units import KiB, MiB
 
@@ -117,7 +117,7 @@ def test_a_guest_seeded_from_a_restored_backup_fails_over_with_all_its_records(l
     alive = b.wait_domain_alive(guest.name)
     last = check_point(b, vm, report["plan"]["point"]).last
     instant = dt.datetime.fromisoformat(report["plan"]["instant"]).timestamp()
-    assert 0 < last_record_before(guest.images[0], instant - CLOCK_SLACK) <= last < alive
+    assert 0 < last_record_finished_before(guest.images[0], instant - CLOCK_SLACK) <= last < alive
 
 
 def _back_up_running(guest: Guest, replica: Host) -> dict[str, Path]:

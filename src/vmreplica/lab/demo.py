@@ -15,7 +15,7 @@ from typing import Any, Final
 from vmreplica.lab.guest import Guest, GuestSpec
 from vmreplica.lab.host import Host
 from vmreplica.lab.lab import Lab
-from vmreplica.lab.records import RecordsReport, check_records, last_record_before
+from vmreplica.lab.records import RecordsReport, check_records, last_record_finished_before
 from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.units import MiB, format_duration, format_size
 
@@ -153,7 +153,7 @@ class Demo:
 
 def _lost(written: RecordsReport, recovered: RecordsReport, images: tuple[Path, ...], instant: dt.datetime) -> int:
     """Count records that were on the primary's disks when the point was taken and are not in the point."""
-    promised = last_record_before(images[0], instant.timestamp() - _CLOCK_SLACK)
+    promised = last_record_finished_before(images[0], instant.timestamp() - _CLOCK_SLACK)
     if promised == 0 or promised > written.last:
         raise VmReplicaError("demo-clock", "the records' times do not fit the point's", hint="is the clock being set?")
     return max(0, promised - recovered.last) + recovered.missing

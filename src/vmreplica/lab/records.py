@@ -72,16 +72,20 @@ def check_records(images: Sequence[Path]) -> RecordsReport:
     return summarise([_check_image(image) for image in images])
 
 
-def last_record_before(image: Path, moment: float) -> int:
-    """Tell the newest record on an image that the guest's clock dates before a moment, 0 when there is none.
+def last_record_finished_before(image: Path, moment: float) -> int:
+    """Tell the newest record that was on every disk before a moment, 0 when there is none.
+
+    A record is dated before it is written, and a guest on a busy machine takes seconds to write it to all its disks.
+    It begins the next one only then: so the record before the newest that is dated before the moment was finished.
 
     Args:
-        image: as for ``check_records``.
+        image: as for ``check_records``; it must hold what the guest wrote after the moment too.
         moment: seconds since 1970; the guest's clock has whole seconds.
     """
     ring = _read_ring(image)
     heads = (_HEAD.match(ring, slot * RECORD) for slot in range(SLOTS))
-    return max((int(head[3]) for head in heads if head is not None and int(head[5]) < moment), default=0)
+    begun = max((int(head[3]) for head in heads if head is not None and int(head[5]) < moment), default=0)
+    return max(0, begun - 1)
 
 
 def summarise(disks: Sequence[DiskRecords]) -> RecordsReport:
