@@ -41,6 +41,7 @@ _PLACES: Final = {
     "Parcel": "vmreplica.parcel.parcel",
     "Place": "vmreplica.parcel.place",
     "folding": "vmreplica.repository.folding",
+    "merging": "vmreplica.repository.merging",
 }
 
 
