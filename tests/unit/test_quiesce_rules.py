@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from point_kit import make_summary
 
 from vmreplica.agent.doctor.judge_vm import judge_freezing
+from vmreplica.agent.point_verbs import chosen_point
 from vmreplica.failover.plan import resolve
 from vmreplica.hypervisor.quiesce import FreezeLook
 from vmreplica.model.errors import NotFound
@@ -102,6 +103,21 @@ def test_the_newest_application_consistent_point_is_found_by_what_it_is() -> Non
     with pytest.raises(NotFound, match="db has no application-consistent") as refused:
         resolve("db", points[:1], LATEST_APP)
     assert refused.value.code == "no-application-point"
+
+
+def test_whoever_pins_exports_or_mounts_names_a_point_by_what_it_is_too() -> None:
+    points = [
+        make_summary("20261122T110300Z-00000003", consistency="crash"),
+        make_summary("20261122T110200Z-00000002", consistency="application"),
+    ]
+    assert chosen_point("db", points, LATEST_APP) is points[1]
+    assert chosen_point("db", points, LATEST) is points[0]
+    assert chosen_point("db", points, points[1].point) is points[1]
+    with pytest.raises(NotFound, match="no recovery point 20261122T110100Z") as refused:
+        chosen_point("db", points, "20261122T110100Z-00000001")
+    assert refused.value.code == "point-unknown"
+    with pytest.raises(NotFound, match="no recovery point"):
+        chosen_point("db", [], LATEST_APP)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from vmreplica.agent.acts import Act, Acts
 from vmreplica.agent.mounts import Mounts
 from vmreplica.agent.point_exports import PointExports, Writing, plan_export
 from vmreplica.agent.tasks import Tasks
+from vmreplica.failover.plan import resolve
 from vmreplica.failover.sound import require_sound
 from vmreplica.model.errors import Conflict, NotFound
 from vmreplica.model.ids import PointId, VmId
@@ -14,9 +15,6 @@ from vmreplica.model.point import PointSummary
 from vmreplica.model.report import RelationshipReport, TaskReport
 from vmreplica.model.taking import PointExportReport, PointExportWish, PointMount
 from vmreplica.repository import Replica
-
-#: In place of a point's id: the newest recovery point.
-LATEST = "latest"
 
 
 class PointVerbs:
@@ -142,21 +140,20 @@ class PointVerbs:
 
 
 def chosen_point(name: str, points: Sequence[PointSummary], choice: str) -> PointSummary:
-    """Find the recovery point of an id, or the newest one.
+    """Find the recovery point of an id, or the newest one: ``latest``, ``latest-app``.
 
     Raises:
-        NotFound: ``no-points``, ``point-unknown``.
+        NotFound: ``no-points``, ``point-unknown``, ``no-application-point``.
     """
     bootable = [point for point in points if point.bootable]
     if not bootable:
         hint = "wait for the initial replication; `vmreplica status` shows it"
         raise NotFound("no-points", f"{name} has no recovery point here yet", hint=hint)
-    if choice == LATEST:
-        return bootable[0]
+    wanted = resolve(name, points, choice)
     for point in bootable:
-        if point.point == choice:
+        if wanted in {None, point.point}:
             return point
-    hint = f"`vmreplica points {name}` lists them; `latest` is the newest"
+    hint = f"`vmreplica points {name}` lists them; also: `latest`, or `latest-app`, the newest application-consistent"
     raise NotFound("point-unknown", f"{name} has no recovery point {choice} here", hint=hint)
 
 

@@ -12,7 +12,7 @@ from vmreplica.cli.output import make_request, printable, read_report, show, sho
 PointArgument = Annotated[
     str,
     typer.Argument(
-        metavar="POINT", help="The point's id, as vmreplica points lists it, or latest.", show_default=False
+        metavar="POINT", help="The point's id, as vmreplica points lists it, latest, or latest-app.", show_default=False
     ),
 ]
 EvenDamaged = Annotated[bool, typer.Option("--even-damaged", help="Use a point that is known to be damaged.")]

@@ -160,7 +160,7 @@ def mount(
 def unmount(
     vm: VmArgument,
     point: Annotated[
-        str | None, typer.Argument(metavar="POINT", help="The point's id, or latest.", show_default=False)
+        str | None, typer.Argument(metavar="POINT", help="The point's id, latest, or latest-app.", show_default=False)
     ] = None,
     *,
     as_json: AsJson = False,

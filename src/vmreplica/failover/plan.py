@@ -172,7 +172,7 @@ def resolve(name: str, points: Sequence[PointSummary], choice: PointChoice | Non
         raise NotFound(
             "no-application-point",
             f"{name} has no application-consistent recovery point here",
-            hint=f"`vmreplica points {name}` lists those that there are; without --point the newest is taken",
+            hint=f"`vmreplica points {name}` lists those that there are; `latest` is the newest of all",
         )
     return None if choice == LATEST else choice
 
