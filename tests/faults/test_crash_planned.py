@@ -48,6 +48,9 @@ _THOROUGH: Final = (
 #: that has it not run.
 _RAN: Final = {("a", "preparing"), ("b", "resume"), ("b", "started"), ("b", "reverse")}
 
+#: The agent that began it is killed, and the one that follows sees it through.
+_GONE_ON_WITH: Final = {("a", "settle"), ("a", "start"), ("a", "started")}
+
 
 def _cases(quick: Sequence[tuple[str, str, str]], thorough: Sequence[tuple[str, str, str]]) -> list[ParameterSet]:
     return [pytest.param(*case) for case in quick] + [pytest.param(*case, marks=pytest.mark.slow) for case in thorough]
@@ -60,6 +63,8 @@ def test_a_killed_agent_leaves_one_vm_with_all_its_data(
     vm = _killed_on_its_way(lab, new_blank, whose, step)
     lab.host(whose).start_agent()
     _expect_to_end(lab, vm, ends)
+    if (whose, step) in _GONE_ON_WITH:
+        assert until(lambda: "moved" in _events(lab.host("a"), vm), 30), _said(lab)
 
 
 @pytest.mark.slow
@@ -149,6 +154,10 @@ def _at_peace(host: Host, vm: Blank) -> bool:
     """Tell whether nothing is under way any more: it is protected from where it runs, on images of its own."""
     found = relation(host, vm.name)
     return (found["role"], found["state"], found["stands_on"]) == ("primary", "replicating", 0)
+
+
+def _events(host: Host, vm: Blank) -> list[str]:
+    return [event["code"] for event in host.ask("history", vm.name)["events"]]
 
 
 def _has_all(host: Host, vm: Blank) -> bool:

@@ -246,6 +246,11 @@ class PlannedFailovers:
         elif way == "back":
             self._journal.event(rel.vm, "planned", "planned-cancelled", "its planned failover was taken back")
 
+    def _write_down_late(self, rel: Relationship, *, reversed_: bool) -> None:
+        """Of one that was gone on with, the figures went with the run that began it."""
+        text = f"moved to {self._book.by_id(rel.policy.replica).name}, nothing is lost; it was gone on with on the way"
+        self._journal.event(rel.vm, "planned", "moved", text, reversed=reversed_)
+
     def _go(
         self, rel: Relationship, run: _Active, wish: PlannedWish, way: Wish, plan: FailoverPlan | None
     ) -> PlannedReport | None:
@@ -270,6 +275,9 @@ class PlannedFailovers:
         run.task.meter.phase("reversing replication")
         swapped = self._await_swap(rel, run)
         account.steps.append(StepTime(name="reverse", seconds=swapped[1]))
+        if plan is None:
+            self._write_down_late(rel, reversed_=swapped[0])
+            return None
         return self._report(rel, journey, plan, reversed_=swapped[0], seconds=time.monotonic() - began)
 
     def _make_room(self, rel: Relationship) -> None:
@@ -331,10 +339,8 @@ class PlannedFailovers:
             _log.info("the replica does not swap the roles yet", vm=rel.vm, why=error.message)
 
     def _report(
-        self, rel: Relationship, journey: Run, plan: FailoverPlan | None, *, reversed_: bool, seconds: float
-    ) -> PlannedReport | None:
-        if plan is None:
-            return None
+        self, rel: Relationship, journey: Run, plan: FailoverPlan, *, reversed_: bool, seconds: float
+    ) -> PlannedReport:
         account = journey.account
         final = plan if account.point is None else plan.model_copy(update={"point": account.point})
         return PlannedReport(
