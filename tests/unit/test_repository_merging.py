@@ -168,6 +168,19 @@ def test_hundreds_of_points_are_kept_by_short_chains(tmp_path: Path) -> None:
     assert check_all(replica, primary)[-3:] == listed[-3:]
 
 
+def test_space_for_less_than_one_whole_image_is_complained_of(tmp_path: Path) -> None:
+    replica, primary = new_replica(tmp_path, keep=5), Primary(patches=True)
+    primary.send(replica, {"vda": {number: noise(number) for number in range(2 * MiB // CLUSTER)}})
+    fill(replica, primary, 2)
+    replica.update(keep=Keep(last=5, space=4 * MiB))
+    assert not replica.position().complaints
+    replica.update(keep=Keep(last=5, space=MiB))
+    replica.apply_retention()
+    assert check_all(replica, primary) == sorted(primary.expected)[-1:]
+    (complaint,) = replica.position().complaints
+    assert "leaves room for the newest recovery point only" in complaint
+
+
 def test_the_plan_says_what_is_done_and_what_waits_and_why(tmp_path: Path) -> None:
     replica, primary = pinned(tmp_path, 9, 0, 5)
     listed = sorted(primary.expected)

@@ -106,8 +106,8 @@ class Replica(Catalogue):
             known = (*self._complaints, *self.damages.complaints())
             seeding = seeding_of(record, self.seeding)
         free = free_bytes(self.dir)
-        room, manifests = (free, self._min_free), self._shelf.manifests()
-        complaints = complaints_of(self._layout, record, manifests, known, self._chores.stuck, room=room)
+        room, held = (free, self._min_free), self._shelf.all()
+        complaints = complaints_of(self._layout, record, held, known, self._chores.stuck, room=room)
         return Position(
             vm=record.vm,
             state=str(record.state),
