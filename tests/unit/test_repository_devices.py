@@ -150,6 +150,22 @@ def test_a_hold_does_not_wait_for_a_device_and_the_fold_goes_on_later(tmp_path: 
     assert raw_bytes(loop, SIZE) == primary.expected[sorted(primary.expected)[-2]]["vda"]
 
 
+def test_what_is_written_to_a_device_keeps_to_the_limit(tmp_path: Path, device: MakeDevice) -> None:
+    loop = device(4 * MiB)
+    replica, primary = new_replica(tmp_path, {"vda": (loop, SIZE)}), Primary({"vda": SIZE}, patches=True)
+    told: list[int] = []
+    replica._chores._pace = told.append  # type: ignore[assignment]
+    primary.send(replica, {"vda": {number: noise(number) for number in range(8)}})
+    replica.apply_retention()
+    assert sum(told) == 8 * CLUSTER, "the base moved there"
+    fill(replica, primary, 2)
+    primary.send(replica, {"vda": {number: noise(50 + number) for number in range(4)}})
+    told.clear()
+    replica.apply_retention()
+    assert check_all(replica, primary) == sorted(primary.expected)[-2:]
+    assert sum(told) > 0, "points were folded there"
+
+
 def test_a_move_that_was_interrupted_by_a_hold_goes_on_where_it_stopped(tmp_path: Path, device: MakeDevice) -> None:
     loop = device(LARGE, fill=b"")
     replica, primary = new_replica(tmp_path, {"vda": (loop, LARGE)}), Primary({"vda": LARGE})

@@ -40,6 +40,8 @@ class TargetDisk(ABC):
         self._size = size
         self._parts: list[bytes] = []
         self._start = self._end = self._unsynced = 0
+        #: Told how many bytes were written, zeroes aside; waits as long as a limit wants.
+        self.pace: Callable[[int], None] = lambda _count: None
 
     def put(self, offset: int, data: bytes) -> None:
         """Write bytes at an offset, at the latest with ``sync``."""
@@ -78,12 +80,14 @@ class TargetDisk(ABC):
     def _write(self) -> None:
         if self._parts:
             self._store(b"".join(self._parts), self._start)
-        self._unsynced += self._end - self._start
+        written = self._end - self._start
+        self._unsynced += written
         self._parts = []
         self._start = self._end
         if self._unsynced >= _UNSYNCED:
             self._flush()
             self._unsynced = 0
+        self.pace(written)
 
 
 class RawDisk(TargetDisk):

@@ -116,7 +116,7 @@ class Chores:
         if self._keeper.record.live:
             return
         merged = merging.recover_merge(self._layout)
-        if landing.settle(self._layout, pause=pause, held=self._holds.any) or merged:
+        if landing.settle(self._layout, pause=pause, held=self._holds.any, pace=self._pace) or merged:
             self._keeper.reload()
 
     def plan(self) -> MergePlan:
@@ -138,9 +138,9 @@ class Chores:
             except FoldStopped:
                 return
             except NoSpace:
-                self._land(land=land)  # moving a base away makes room
+                self._land(guide, land=land)  # moving a base away makes room
                 raise
-            self._land(land=land)
+            self._land(guide, land=land)
 
     def _choose(self) -> Step | None:
         if self._layout.fold.exists():
@@ -163,7 +163,7 @@ class Chores:
     def _may_merge(self, points: Sequence[PointId]) -> bool:
         return self._damages.may_merge(points)
 
-    def _land(self, *, land: bool) -> None:
+    def _land(self, guide: Guidance, *, land: bool) -> None:
         """Move bases to their devices, as far as nobody holds a point."""
         wanted: Mapping[DiskTarget, BaseDevice] = self._keeper.record.base_devices if land else {}
         for manifest in landing.land_all(
@@ -171,7 +171,6 @@ class Chores:
             self._shelf.manifests,
             wanted,
             self._holds.covers,
-            stopped=self.stop.is_set,
-            before=self.before,
+            guide,
         ):
             self._shelf.put(manifest.point, manifest)

@@ -115,16 +115,23 @@ def fold(layout: Layout, base: Manifest, point: Manifest, guide: Guidance) -> Ma
     except Exception:
         _undo(layout, record)
         raise
-    return _roll_forward(layout, record, stopped=guide.stopped, pause=guide.stopped, before=guide.before)
+    return _roll_forward(layout, record, guide, pause=guide.stopped)
 
 
-def recover_fold(layout: Layout, *, pause: Callable[[], bool], held: Callable[[], bool] = lambda: True) -> None:
+def recover_fold(
+    layout: Layout,
+    *,
+    pause: Callable[[], bool],
+    held: Callable[[], bool] = lambda: True,
+    pace: Callable[[int], None] = lambda _count: None,
+) -> None:
     """Finish or undo a fold that was interrupted; nothing happens when none was.
 
     Args:
         layout: of the replica.
         pause: asked often while a device is written, which may take long; once true that waits again.
         held: tells whether anybody may have images open: a device may be written below them, an old disk not.
+        pace: told how many bytes were written to a device; waits as long as the limit wants.
 
     Raises:
         FoldStopped: a device is not written yet; all listed points are readable.
@@ -137,13 +144,7 @@ def recover_fold(layout: Layout, *, pause: Callable[[], bool], held: Callable[[]
         _undo(layout, record)
     else:
         old = any(disk.adopted is not None for disk in record.disks)
-        _roll_forward(
-            layout,
-            record,
-            stopped=lambda: False,
-            pause=lambda: pause() or (old and held()),
-            before=lambda _step: None,
-        )
+        _roll_forward(layout, record, Guidance(pace=pace), pause=lambda: pause() or (old and held()))
 
 
 def _check(stopped: Callable[[], bool]) -> None:
@@ -240,9 +241,8 @@ def _undo(layout: Layout, record: FoldRecord) -> None:
         fsync_dir(layout.root)
 
 
-def _roll_forward(
-    layout: Layout, record: FoldRecord, *, stopped: Callable[[], bool], pause: Callable[[], bool], before: StepHook
-) -> Manifest:
+def _roll_forward(layout: Layout, record: FoldRecord, guide: Guidance, *, pause: Callable[[], bool]) -> Manifest:
+    before = guide.before
     with store_errors(layout.fold):
         before("hide")
         if layout.point(record.base).is_dir():
@@ -250,13 +250,13 @@ def _roll_forward(
             fsync_dir(layout.point(record.base))
         for disk in record.disks:
             if disk.outside:
-                _write_base(layout, record, disk, pause=pause, before=before)
+                _write_base(layout, record, disk, guide, pause)
             else:
                 _switch(layout, record, disk, before)
         fsync_dir(layout.point(record.point))
         before("reclaim")
         for disk in record.disks:
-            _reclaim(layout, record, disk, stopped)
+            _reclaim(layout, record, disk, guide.stopped)
         before("manifest")
         manifest = write_manifest(layout.manifest(record.point), _standing_alone(layout, record))
         before("remove")
@@ -279,21 +279,20 @@ def _switch(layout: Layout, record: FoldRecord, disk: FoldDisk, before: StepHook
     image.replace(layout.image(record.point, disk.target))
 
 
-def _write_base(
-    layout: Layout, record: FoldRecord, disk: FoldDisk, *, pause: Callable[[], bool], before: StepHook
-) -> None:
+def _write_base(layout: Layout, record: FoldRecord, disk: FoldDisk, guide: Guidance, pause: Callable[[], bool]) -> None:
     image = layout.image(record.point, disk.target)
     if is_shim(image):
         return  # it was all done before a crash
     (size,) = (spec.size for spec in read_manifest(layout.manifest(record.point)).disks if spec.target == disk.target)
     _check(pause)
-    before(f"write {disk.target}")
+    guide.before(f"write {disk.target}")
     with writable_base(layout, disk, size) as base:
+        base.pace = guide.pace
         base.zero(disk.disk_bytes, size - disk.disk_bytes)
         apply_overlay(image, layout.index(record.point, disk.target), base, lambda: _check(pause))
-        before(f"sync {disk.target}")
+        guide.before(f"sync {disk.target}")
         base.sync()
-    before(f"shim {disk.target}")
+    guide.before(f"shim {disk.target}")
     put_shim(image, disk, size)
 
 

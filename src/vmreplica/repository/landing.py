@@ -16,7 +16,7 @@ from vmreplica.model.point import BaseDevice, DiskManifest, Manifest
 from vmreplica.qcow2.flatten import RawDisk, copy_base
 from vmreplica.qcow2.shim import write_shim
 from vmreplica.repository.devices import on_device, writable
-from vmreplica.repository.folding import FoldStopped, StepHook, recover_fold
+from vmreplica.repository.folding import FoldStopped, Guidance, StepHook, recover_fold
 from vmreplica.repository.layout import Layout, read_shape, store_errors, write_shape
 from vmreplica.repository.manifests import read_manifest, write_manifest
 from vmreplica.repository.record import LandingRecord
@@ -47,9 +47,7 @@ def land_all(
     manifests: Callable[[], Sequence[Manifest]],
     devices: Mapping[DiskTarget, BaseDevice],
     held: Callable[[PointId], bool],
-    *,
-    stopped: Callable[[], bool],
-    before: StepHook,
+    guide: Guidance,
 ) -> Iterator[Manifest]:
     """Move all bases to their devices that can be moved now; one that was stopped goes on the next time.
 
@@ -59,25 +57,26 @@ def land_all(
     Raises:
         VmReplicaError: see ``land``.
     """
-    while not stopped() and not layout.fold.exists():
+    while not guide.stopped() and not layout.fold.exists():
         known = manifests()
         wanted = next_landing(known, devices, held)
         if wanted is None:
             return
         try:
-            manifest = land(layout, known[0], *wanted, stopped=stopped, before=before)
+            manifest = land(layout, known[0], *wanted, guide)
         except FoldStopped:
             return
         yield manifest
 
 
-def settle(layout: Layout, *, pause: Callable[[], bool], held: Callable[[], bool]) -> bool:
+def settle(layout: Layout, *, pause: Callable[[], bool], held: Callable[[], bool], pace: Callable[[int], None]) -> bool:
     """Finish or undo the fold or landing that was interrupted, as far as it need not wait.
 
     Args:
         layout: of the replica.
         pause: as for ``recover_fold``.
         held: likewise.
+        pace: likewise.
 
     Returns:
         Whether anything may have changed.
@@ -89,19 +88,11 @@ def settle(layout: Layout, *, pause: Callable[[], bool], held: Callable[[], bool
         return False
     recover_landing(layout)
     with contextlib.suppress(FoldStopped):
-        recover_fold(layout, pause=pause, held=held)
+        recover_fold(layout, pause=pause, held=held, pace=pace)
     return True
 
 
-def land(
-    layout: Layout,
-    base: Manifest,
-    target: DiskTarget,
-    device: BaseDevice,
-    *,
-    stopped: Callable[[], bool],
-    before: StepHook,
-) -> Manifest:
+def land(layout: Layout, base: Manifest, target: DiskTarget, device: BaseDevice, guide: Guidance) -> Manifest:
     """Move the base of a disk to its device, or go on with it.
 
     Args:
@@ -109,8 +100,7 @@ def land(
         base: the oldest point; stands alone.
         target: of the disk.
         device: where its base shall stand.
-        stopped: asked often; once true the rest waits.
-        before: observer of steps.
+        guide: when to stop and how fast to go; what is stopped waits.
 
     Returns:
         The new manifest of the point.
@@ -126,13 +116,13 @@ def land(
     (disk,) = (disk for disk in base.disks if disk.target == target)
     record = _begun(layout, base.point, target, device)
     if record.stage == "copy":
-        before(f"land {target}")
+        guide.before(f"land {target}")
         with store_errors(Path(device.path)), writable(device, disk.size) as fd:
             raw = RawDisk(fd, disk.size)
-            record = _copy(layout, record, raw, stopped, before)
-        before(f"landed {target}")
+            record = _copy(layout, record, raw, guide)
+        guide.before(f"landed {target}")
         write_shape(layout.landing, record.model_copy(update={"stage": "switch"}))
-    return _roll_forward(layout, record, before)
+    return _roll_forward(layout, record, guide.before)
 
 
 def recover_landing(layout: Layout) -> None:
@@ -158,20 +148,14 @@ def _begun(layout: Layout, point: PointId, target: DiskTarget, device: BaseDevic
     return record
 
 
-def _copy(
-    layout: Layout, record: LandingRecord, raw: RawDisk, stopped: Callable[[], bool], before: StepHook
-) -> LandingRecord:
+def _copy(layout: Layout, record: LandingRecord, raw: RawDisk, guide: Guidance) -> LandingRecord:
     """Copy table by table; when stopped, what has been copied is kept."""
-
-    def check() -> None:
-        if stopped():
-            raise FoldStopped
-
+    raw.pace = guide.pace
     try:
-        for table in copy_base(layout.image(record.point, record.target), raw, first=record.table, check=check):
+        for table in copy_base(layout.image(record.point, record.target), raw, first=record.table, check=guide.check):
             raw.sync()
             record = record.model_copy(update={"table": table})
-            before(f"landed table {table}")
+            guide.before(f"landed table {table}")
     except FoldStopped:
         write_shape(layout.landing, record)
         raise
