@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final, Literal
 
@@ -107,14 +107,20 @@ def served(path: Path, form: ImageFormat, size: int) -> Iterator[ServedDisk]:
         TimedOut: ``adopted-base-timeout``.
     """
     _grow(path, form, size)
-    with tempfile.TemporaryDirectory(prefix="vmreplica-") as directory, tempfile.TemporaryFile() as complaints:
-        listen = Path(directory) / "nbd"
-        server = _begun(path, form, listen, complaints)
-        try:
+    with tempfile.TemporaryFile() as complaints, _running(path, form, complaints) as handle:
+        yield ServedDisk(handle, size, str(path))
+
+
+@contextmanager
+def _running(path: Path, form: ImageFormat, complaints: IO[bytes]) -> Iterator[nbd.NBD]:
+    with ExitStack() as ending:
+        # Once connected, nobody needs the socket's name: an agent that is killed later leaves no file.
+        with tempfile.TemporaryDirectory(prefix="vmreplica-") as directory:
+            listen = Path(directory) / "nbd"
+            server = _begun(path, form, listen, complaints)
+            ending.callback(_end, server)
             handle = _connected(server, listen, lambda: _said(complaints), str(path))
-            yield ServedDisk(handle, size, str(path))
-        finally:
-            _end(server)
+        yield handle
 
 
 def _begun(path: Path, form: ImageFormat, listen: Path, complaints: IO[bytes]) -> subprocess.Popen[bytes]:
