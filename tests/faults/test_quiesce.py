@@ -205,6 +205,8 @@ def test_a_vm_that_cannot_be_asked_is_not_disturbed_and_its_points_say_why(lab: 
     ]
     code, error = refusal(b, "failover", vm.name, "--test", "--point", "latest-app")
     assert (code, error["code"]) == (3, "no-application-point")
+    findings = {finding["code"]: finding["text"] for finding in a.ask("doctor", vm.name)["findings"]}
+    assert f"no guest agent is connected in {vm.name}" in findings["guest-not-quiesced"]
 
 
 @pytest.mark.slow

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from point_kit import make_summary
 
-from vmreplica.agent.doctor.judge_vm import judge_freezing
+from vmreplica.agent.doctor.judge_vm import judge_freezing, judge_quiescing
 from vmreplica.agent.point_verbs import chosen_point
 from vmreplica.failover.plan import resolve
 from vmreplica.hypervisor.quiesce import FreezeLook
 from vmreplica.model.errors import NotFound
 from vmreplica.model.ids import LATEST, LATEST_APP
+from vmreplica.model.proof import QuiesceFacts
 from vmreplica.model.quiesce import (
     MAX_CYCLES,
     MAX_EVERY,
@@ -134,3 +135,11 @@ def test_a_guest_s_ability_to_freeze_is_judged(look: FreezeLook, code: str, text
     (judged,) = judge_freezing("web", look)
     assert judged.code == code
     assert text in judged.text
+
+
+def test_doctor_tells_how_the_last_tries_went_whatever_the_agent_says() -> None:
+    assert judge_quiescing("web", QuiesceFacts()) == []
+    (judged,) = judge_quiescing("web", QuiesceFacts(failures=3, text="the guest agent froze no file system"))
+    assert judged.code == "guest-not-quiesced"
+    assert judged.text == "it failed 3 times in a row: the guest agent froze no file system"
+    assert "vmreplica history web" in judged.remedy

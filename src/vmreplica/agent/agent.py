@@ -205,6 +205,7 @@ class Agent(Relations, FailoverVerbs, ProofVerbs, Hosts):
             journal=self._journal,
             repository=repository,
             trials=Trials(self.config.agent.state_dir / "trials", self._hypervisor),
+            quiescer=self._quiescer,
         )
         return Doctor(parts)
 

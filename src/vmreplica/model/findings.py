@@ -302,6 +302,10 @@ CATALOGUE: Final[dict[str, Entry]] = {
         "guest-agent", _P, "the guest's file systems are frozen: whatever writes in it waits",
         "virsh domfsthaw {vm}; when that fails, in the guest: fsfreeze -u MOUNTPOINT, or reset it",
     ),
+    "guest-not-quiesced": Entry(
+        "guest-agent", _W, "application-consistent points are wanted, and the last tries came to none",
+        "vmreplica history {vm} --kind quiesce tells since when; docs/howto/application-consistent-points.md, why",
+    ),
     "freeze-hook-absent": Entry(
         "guest-agent", _I, "no hook tells the guest's programs that the file systems will be frozen",
         "put a script in the guest at /etc/qemu/fsfreeze-hook: docs/howto/application-consistent-points.md",

@@ -14,6 +14,7 @@ from vmreplica.agent.doctor.leftovers import find_leftovers
 from vmreplica.agent.doctor.probing import Probe
 from vmreplica.agent.doctor.trial import Trials
 from vmreplica.agent.journal import Journal
+from vmreplica.agent.quiescing import Quiescer
 from vmreplica.agent.runner import Runner
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.hypervisor.examine import HostLook
@@ -44,6 +45,7 @@ class Parts:
     journal: Journal
     repository: Repository
     trials: Trials
+    quiescer: Quiescer
 
 
 def host_probes(parts: Parts, look: HostLook | None) -> dict[str, Probe]:

@@ -13,6 +13,7 @@ from vmreplica.model.findings import Finding, fine, found
 from vmreplica.model.ids import CHECKPOINT_PREFIX, DiskTarget, HostName, VmName
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
+from vmreplica.model.proof import QuiesceFacts
 from vmreplica.model.report import CycleReport
 from vmreplica.model.units import MiB, format_duration, format_size
 
@@ -190,6 +191,14 @@ def judge_freezing(name: VmName, look: FreezeLook) -> list[Finding]:
         return [found("freeze-hook-absent", name, f"there is no {HOOK}")]
     told = {True: f"there is a hook, {HOOK}", None: "whether there is a hook, its agent does not tell"}[look.hook]
     return [fine("guest-agent", name, f"its file systems can be frozen; {told}")]
+
+
+def judge_quiescing(name: VmName, went: QuiesceFacts) -> list[Finding]:
+    """Judge how the last tries to quiesce a guest went, whatever its agent says now."""
+    if not went.failures:
+        return []
+    times = "the last time" if went.failures == 1 else f"{went.failures} times in a row"
+    return [found("guest-not-quiesced", name, f"it failed {times}: {went.text}", vm=name)]
 
 
 def judge_definition(name: VmName, notes: Sequence[str]) -> list[Finding]:

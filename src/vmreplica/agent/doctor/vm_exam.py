@@ -15,6 +15,7 @@ from vmreplica.agent.doctor.judge_vm import (
     judge_freezing,
     judge_guest_agent,
     judge_image,
+    judge_quiescing,
     judge_replica,
     judge_scratch,
     judge_state,
@@ -111,6 +112,12 @@ class VmExam:
         return judge_image(self._view.name, image_facts(disk), active=self._view.active, min_free=least)
 
     def _guest_agent(self) -> list[Finding]:
+        seen = self._agent_in_guest()
+        if self._policy is None:
+            return seen
+        return [*seen, *judge_quiescing(self._view.name, self._parts.quiescer.facts(self._vm, self._policy))]
+
+    def _agent_in_guest(self) -> list[Finding]:
         name, wanted = self._view.name, self._policy is not None and self._policy.app_consistent.wanted
         answer = self._parts.hypervisor.examiner().guest_agent(self._vm) if self._look.guest_agent else "absent"
         judged = [judge_guest_agent(name, answer, wanted=wanted)]
