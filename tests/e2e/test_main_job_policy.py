@@ -129,7 +129,7 @@ def _moment(vm: Blank, kept: Path) -> Path:
 def test_disable_leaves_nothing_on_the_primary_and_the_copy_on_the_replica(lab: Lab, new_blank: NewBlank) -> None:
     a, b = lab.host("a"), lab.host("b")
     vm = new_blank(a)
-    enable(a, vm.name)
+    enable(a, vm.name, "--keep", "last=7,within=1h")
     wait_cycles(a, vm.name, 2)
     assert _traces(a, vm), "the search finds what is there"
     code, error = refusal(a, "disable", vm.name)
@@ -141,8 +141,14 @@ def test_disable_leaves_nothing_on_the_primary_and_the_copy_on_the_replica(lab: 
     assert refusal(a, "disable", vm.name, "--yes")[1]["code"] == "not-protected"
     assert len(points(b, vm.name)) >= 2, "the copy stays"
 
+    code, error = refusal(a, "enable", vm.name, "--to", "b", "--every", "24h", "--keep", "1")
+    assert (code, error["code"]) == (2, "confirmation-needed")
+    assert "recovery points" in error["message"] + error["hint"]
+    held = len(points(b, vm.name))
     again = enable(a, vm.name, every="24h")
     assert again["result"]["outcome"] == "published"
+    assert relation(a, vm.name)["keep"]["last"] == 7, "the rules of the copy that was kept are those of before"
+    assert len(points(b, vm.name)) == held + 1
     a.ask("disable", vm.name, "--delete-copy", "--yes")
     assert _traces(a, vm) == []
     assert refusal(b, "points", vm.name)[0] == 3

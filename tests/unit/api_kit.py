@@ -17,6 +17,7 @@ from start_kit import SmallStarts
 from taking_kit import CancelsTasks, SmallSingle
 from verify_kit import VerifiesPoints
 
+from vmreplica.agent.retaining import require_kept
 from vmreplica.api.server import ApiServer, start_api
 from vmreplica.model.errors import Conflict, NotFound, VmReplicaError
 from vmreplica.model.findings import Finding, arranged, fine, worst
@@ -137,15 +138,12 @@ class SmallAgent(KeepsFailovers, CancelsTasks, VerifiesPoints):
     def points(self, vm: str, *, plan: bool = False) -> PointsReport:
         """List two points."""
         self._asked("points", vm)
+        listed = self._listed(vm)
+        return listed.model_copy(update={"merges": self.merges}) if plan else listed
+
+    def _listed(self, vm: str) -> PointsReport:
         name, verdicts = self._known(vm).name, self.verdicts
-        return PointsReport(
-            vm=VM_ID,
-            name=name,
-            points=self.listed,
-            keep=DEFAULT_KEEP,
-            verdicts=verdicts,
-            merges=self.merges if plan else None,
-        )
+        return PointsReport(vm=VM_ID, name=name, points=self.listed, keep=DEFAULT_KEEP, verdicts=verdicts)
 
     def enable(
         self,
@@ -159,6 +157,7 @@ class SmallAgent(KeepsFailovers, CancelsTasks, VerifiesPoints):
         erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
+        drop_points: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
         app_consistent: AppConsistent | None = None,
@@ -167,6 +166,8 @@ class SmallAgent(KeepsFailovers, CancelsTasks, VerifiesPoints):
         if base_devices and not erase:
             what = f"all that is on the replica's {', '.join(base_devices.values())} would be lost"
             raise Conflict("base-device-unconfirmed", what, hint="--yes agrees")
+        if keep is not None and vm in self.relations and not drop_points:
+            require_kept(self._listed(vm), keep, NOW)
         told = (("limit", limit), ("at", at), ("app_consistent", app_consistent))
         more = {name: value for name, value in told if value is not None}
         seeded = filter(None, [seed, seed and give_up])

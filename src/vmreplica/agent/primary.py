@@ -25,7 +25,7 @@ from vmreplica.agent.protect import (
     seed_disks,
 )
 from vmreplica.agent.relationship import Relationship, describe
-from vmreplica.agent.retaining import wanted_keep
+from vmreplica.agent.retaining import require_kept, wanted_keep
 from vmreplica.agent.runner import Runner
 from vmreplica.agent.sweeping import delete_checkpoints, forget_primary, sweep_checkpoints
 from vmreplica.agent.tasks import Task, Tasks
@@ -39,7 +39,7 @@ from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy, ReplicaOffer
 from vmreplica.model.quiesce import NEVER, AppConsistent
 from vmreplica.model.rates import NO_LIMIT, Limit
-from vmreplica.model.report import RelationshipReport
+from vmreplica.model.report import PointsReport, RelationshipReport
 from vmreplica.model.seed import SeedRequest
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.client import PeerClient
@@ -91,6 +91,7 @@ class PrimarySide:
         bases: Bases,
         seed: SeedRequest | None = None,
         give_up: bool = False,
+        drop_points: bool = False,
         limit: Limit | None = None,
         begin_at: dt.datetime | None = None,
         app_consistent: AppConsistent | None = None,
@@ -106,37 +107,60 @@ class PrimarySide:
             bases: devices of the replica for bases.
             seed: how the first copy gets there; None: over the network, or as it was.
             give_up: an export that the replica waits for is lost.
+            drop_points: the rules may take recovery points away that the present ones keep.
             limit: how fast may be sent; None: as before.
             begin_at: when initial replication begins; None: now.
             app_consistent: how often the guest is quiesced for a point; None: as before.
 
         Raises:
             BadRequest: the moment is past or too far ahead, or there is no initial replication to come.
-            Conflict: ``export-awaited``: the export has to be given up, and nobody said so.
+            Conflict: ``export-awaited``: the export has to be given up, and nobody said so; ``points-would-go``:
+                recovery points would go, likewise.
             VmReplicaError: unknown VM, no eligible disk, or the replica refuses or does not answer.
         """
         brief = self._hypervisor.find(vm)
         disks = check_disks(self._hypervisor.inspect(brief.vm), excluded)
         check_beginning(brief.name, begin_at, dt.datetime.now(dt.UTC))
         old = self._hypervisor.policy(brief.vm)
+        if old is not None:
+            self._check_change(brief.name, old, to)
+        kept = self._agreed_keep(brief.vm, to, old, keep, interval, drop_points=drop_points)
         policy = Policy(
             replica=to,
             interval=interval,
-            keep=wanted_keep(keep, old, interval),
+            keep=kept,
             excluded=excluded,
             limit=(old.limit if old else NO_LIMIT) if limit is None else limit,
             begin_at=begin_at,
             app_consistent=(old.app_consistent if old else NEVER) if app_consistent is None else app_consistent,
             **_lasting(old),
         )
-        if old is not None:
-            self._check_change(brief.name, old, to)
         with self._other_way(brief, seed, old, give_up=give_up):
             position = self._clients.to(to).offer(brief.vm, _offer(brief.name, policy, disks, bases, seed))
             check_not_begun(brief.name, begin_at, position)
             policy = self._with_seed(brief, policy, seed, old, position)
             self._hypervisor.set_policy(brief.vm, policy)
         return self._begin(brief, policy)
+
+    def _agreed_keep(
+        self, vm: VmId, to: HostId, old: Policy | None, asked: Keep | None, interval: int, *, drop_points: bool
+    ) -> Keep:
+        """Tell which rules are in force from now on; a copy that was kept when the VM was given up has rules too."""
+        known = old.keep if old is not None else None
+        if known is not None and asked in {None, known}:
+            return wanted_keep(None, known, interval)
+        held = self._held_points(vm, to)
+        keep = wanted_keep(asked, known or (held.keep if held is not None else None), interval)
+        if not drop_points:
+            require_kept(held, keep, dt.datetime.now(dt.UTC))
+        return keep
+
+    def _held_points(self, vm: VmId, to: HostId) -> PointsReport | None:
+        """Ask a host what it holds of a VM for this one; None: nothing, or nothing that is ours."""
+        try:
+            return self._clients.to(to).points(vm)
+        except (NotFound, Refused):
+            return None
 
     def _begin(self, brief: DomainBrief, policy: Policy) -> Task:
         """Let a policy that was agreed on take effect."""

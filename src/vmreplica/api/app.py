@@ -143,6 +143,7 @@ class _Vms:
             erase=body.erase,
             seed=body.seed,
             give_up=body.give_up,
+            drop_points=body.drop_points,
             limit=body.limit,
             at=body.at,
             app_consistent=body.app_consistent,

@@ -145,13 +145,15 @@ class AgentFacade(Protocol):
         erase: bool,
         seed: SeedRequest | None = None,
         give_up: bool = False,
+        drop_points: bool = False,
         limit: Limit | None = None,
         at: dt.datetime | None = None,
         app_consistent: AppConsistent | None = None,
     ) -> TaskReport:
         """Protect a VM; the task is its initial replication.
 
-        ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost.
+        ``base_devices`` are the replica's, by disk; ``erase`` agrees that their content is lost, ``drop_points``
+        that rules take points away.
         """
 
     def import_export(self, directory: str, *, passphrase: str | None, identity: str | None) -> TaskReport:

@@ -35,6 +35,8 @@ class EnableRequest(Shape):
     seed: SeedRequest | None = None
     #: An export that the replica waits for is lost.
     give_up: bool = False
+    #: The rules may take recovery points away that the present ones keep.
+    drop_points: bool = False
     #: How fast points may be sent; None: as before.
     limit: Limit | None = None
     #: When initial replication begins; None: now.

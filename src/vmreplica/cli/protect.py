@@ -8,7 +8,7 @@ from vmreplica.cli.client import LONG, AgentClient, vm_path
 from vmreplica.cli.commands import add_command
 from vmreplica.cli.consistency import AppConsistentOption, read_app_consistent
 from vmreplica.cli.exports import PassphraseFile, Recipient, next_step, seed_fields
-from vmreplica.cli.keeps import KeepOption, confirm_fewer, read_keep
+from vmreplica.cli.keeps import KeepOption, read_keep
 from vmreplica.cli.limits import AtOption, LimitOption, read_limit, read_moment
 from vmreplica.cli.options import DEFAULT_SOCKET, AsJson, SocketPath, VmArgument, Yes
 from vmreplica.cli.output import confirm, make_request, read_report, show_document, show_done
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from vmreplica.api.requests import EnableRequest
 
 #: Errors that a person may agree to, and the field that says so.
-_CONFIRMED: Final = {"base-device-unconfirmed": "erase", "export-awaited": "give_up"}
+_CONFIRMED: Final = {
+    "base-device-unconfirmed": "erase",
+    "export-awaited": "give_up",
+    "points-would-go": "drop_points",
+}
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it is done, or return at once.")]
 Seed = Annotated[
     str | None,
@@ -103,12 +107,12 @@ def enable(
         erase=yes,
         seed=seed_fields(seed, passphrase_file, recipient),
         give_up=yes,
+        drop_points=yes,
         limit=read_limit(limit),
         at=read_moment(at),
         app_consistent=read_app_consistent(app_consistent),
     )
     client = AgentClient(socket)
-    confirm_fewer(client, vm, body.keep, yes=yes, as_json=as_json)
     _show_beginning(client, vm, _enabled(client, vm, body, as_json=as_json), body, wait=wait, as_json=as_json)
 
 
