@@ -129,7 +129,7 @@ class Chores:
     # ---- helpers
 
     def _run(self, *, land: bool) -> None:
-        guide = Guidance(stopped=self.stop.is_set, pace=self._pace, before=self.before)
+        guide = Guidance(stopped=self.stop.is_set, pace=self._pace, before=self.before, may_merge=self._may_merge)
         with self.lock:
             self.settle(pause=self.stop.is_set)
             try:
