@@ -80,6 +80,15 @@ class Model:
             at = image.parent
         return tuple(found.get(block, 0) for block in range(BLOCKS))
 
+    def chain(self, point: PointId) -> set[PointId]:
+        """List a point and all that it stands on."""
+        found: set[PointId] = set()
+        at: PointId | None = point
+        while at is not None:
+            found.add(at)
+            at = self.images[at].parent
+        return found
+
     def nodes(self) -> list[Node]:
         """Describe it for the planner."""
         return [
@@ -129,6 +138,7 @@ class Model:
                 self.written += len(said)
             case Reparent(point, onto):
                 assert point not in still
+                assert not self.damaged & (self.chain(onto) - self.chain(point)), "nothing damaged gets below it"
                 self.images[point] = replace(self.images[point], parent=onto)
             case Fold(point, into):
                 assert self.images[into].parent == point
@@ -294,3 +304,16 @@ def test_points_that_go_between_two_that_stay_are_merged_once_and_all_together()
         Rebase(points[5], points[0], tuple(points[1:5])),
         *(Delete(point) for point in reversed(points[1:5])),
     ]
+
+
+def test_a_point_is_not_moved_onto_a_damaged_one_so_that_the_last_good_copy_goes() -> None:
+    nodes = [
+        Node("0", None, 9, keep=True),
+        Node("1", "0", 1, keep=False),
+        Node("2", "0", 2, keep=True),
+        Node("3", "2", 1, keep=True),
+        Node("4", "1", 1, keep=True, lasts=60.0),
+    ]
+    assert next_step(nodes, Limits()) == Reparent("4", "2")
+    assert next_step(nodes, Limits(may_merge=lambda points: "3" not in points)) == Reparent("4", "2")
+    assert next_step(nodes, Limits(may_merge=lambda points: "2" not in points)) is None, "it waits where it is"

@@ -1,18 +1,22 @@
 """Merged points are checked like all others: nothing is found in them, nothing of them is put right wrongly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from repository_kit import SIZE, Primary, check_all, fill, new_replica, noise
-from scrub_kit import flipped, scrub
+from scrub_kit import flipped, scrub, tools
 
 from vmreplica.model.keep import Keep
 from vmreplica.model.units import CLUSTER
 from vmreplica.qcow2.head import BLOCK, KIND_PATCH, KIND_ZSTD, patch_masks
 from vmreplica.qcow2.index import read_heads
+from vmreplica.qcow2.layout import Header
 from vmreplica.qcow2.patching import mask_runs
-from vmreplica.repository import Replica
+from vmreplica.repository import Replica, folding, merging
+from vmreplica.repository.layout import Layout
+from vmreplica.repository.scrub import Moved, scrub_point
 
 pytestmark = pytest.mark.points
 
@@ -84,3 +88,52 @@ def test_a_point_that_took_in_a_disk_made_smaller_and_larger_again_stands_alone_
         replica.release(hold)
     replica.apply_retention()
     assert check_all(replica, primary) == listed[-1:]
+
+
+def _of_two_disks(tmp_path: Path) -> tuple[Replica, Primary, list[str]]:
+    replica = new_replica(tmp_path, keep=1000)
+    primary = Primary({"vda": SIZE, "vdb": 10 * CLUSTER + 512}, patches=True)
+    fill(replica, primary, 4)
+    return replica, primary, sorted(primary.expected)
+
+
+def _scrubbed_while(replica: Replica, point: str, change: Callable[[], object], at: int) -> None:
+    """Scrub a point, and have something else happen when so much was read of it; that it moved must be seen."""
+    reads = 0
+
+    def pace(_size: int) -> None:
+        nonlocal reads
+        reads += 1
+        if reads == at:
+            change()
+
+    with pytest.raises(Moved):
+        scrub_point(Layout(replica.dir), replica.point(point), replace(tools(repair=True), pace=pace))
+    assert reads >= at
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_point_that_gets_another_parent_while_it_is_scrubbed_keeps_it(tmp_path: Path, at: int) -> None:
+    replica, primary, points = _of_two_disks(tmp_path)
+    layout, guide, point = Layout(replica.dir), folding.Guidance(), points[2]
+    merging.rebase(layout, replica.point(point), points[0], points[1:2], guide)
+    replica.reload()
+    manifest = replica.point(point)
+    _scrubbed_while(replica, point, lambda: merging.reparent(layout, manifest, points[1], guide), at)
+    for target in manifest.disks:
+        raw = replica.image(point, target.target).read_bytes()[:CLUSTER]
+        assert Header.unpack(raw, "image", overlay=True).backing == f"../{points[1]}/{target.file}"
+    replica.reload()
+    assert _sound(replica, point)
+    assert check_all(replica, primary) == points
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_point_that_is_merged_while_it_is_scrubbed_is_not_called_damaged(tmp_path: Path, at: int) -> None:
+    replica, primary, points = _of_two_disks(tmp_path)
+    layout, guide, point = Layout(replica.dir), folding.Guidance(), points[2]
+    manifest = replica.point(point)
+    _scrubbed_while(replica, point, lambda: merging.rebase(layout, manifest, points[0], points[1:2], guide), at)
+    replica.reload()
+    assert _sound(replica, point)
+    assert check_all(replica, primary) == points

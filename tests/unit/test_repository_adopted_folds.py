@@ -81,10 +81,11 @@ def test_half_a_fold_waits_as_long_as_anybody_reads_and_then_goes_on(tmp_path: P
 
     def ask(step: str) -> None:
         if step == "write vda":
-            replica._stop_fold.set()
+            replica._stop_fold.ask()
 
     replica.before_fold_step = ask
     replica.apply_retention()
+    replica._stop_fold.served()
     replica.before_fold_step = lambda _step: None
     fold, newest = Layout(tmp_path / "store" / VM).fold, max(primary.expected)
     assert fold.exists(), "the rest of it waits"

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 from point_kit import VM
-from repository_kit import START, ZERO, Primary, fill, new_replica, noise, open_repository, with_blocks
+from repository_kit import START, ZERO, Primary, check_all, fill, new_replica, noise, open_repository, with_blocks
 
 from vmreplica.failover.sound import require_sound
 from vmreplica.model.damage import MAX_DAMAGES, MAX_REPAIRS, Damage, DamageKind, Repair
 from vmreplica.model.errors import Corrupt
+from vmreplica.model.keep import Keep
 from vmreplica.model.units import CLUSTER
 from vmreplica.repository import Replica
 from vmreplica.repository.coverage import without
+from vmreplica.repository.layout import Layout
 
 pytestmark = pytest.mark.points
 
@@ -153,3 +155,28 @@ def test_what_is_covered_is_cut_out_of_stretches() -> None:
     assert without([(0, 10), (20, 30)], [(5, 22), (25, 26)]) == [(0, 5), (22, 25), (26, 30)]
     assert without([(0, 10)], []) == [(0, 10)]
     assert without([(5, 6)], [(0, 10)]) == []
+
+
+@pytest.mark.parametrize(("keep", "step"), [(1, "commit"), (2, "merge vda")])
+def test_damage_that_is_found_while_points_are_merged_keeps_them_apart(tmp_path: Path, keep: int, step: str) -> None:
+    replica, primary, points = _history(tmp_path)
+    bad = points[0] if keep == 1 else points[1]
+    if keep == 2:
+        for pin in (points[0], points[3]):
+            replica.hold(pin, "a person", "of value", kind="pin")
+    replica.update(keep=Keep(last=1))
+    steps: list[str] = []
+
+    def found(at: str) -> None:
+        steps.append(at)
+        if at == step:
+            replica.damages.record(bad, [_damage(bad, 1, what="header")], NOW)
+
+    replica.before_fold_step = found
+    replica.apply_retention()
+    assert step in steps
+    assert not {"hide", "place vda"} & set(steps), "nothing was committed"
+    assert check_all(replica, primary) == points
+    assert replica.damages.own(bad)
+    assert not Layout(replica.dir).fold.exists()
+    assert not Layout(replica.dir).merge.exists()

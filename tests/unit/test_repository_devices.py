@@ -133,10 +133,11 @@ def test_a_hold_does_not_wait_for_a_device_and_the_fold_goes_on_later(tmp_path: 
 
     def ask(step: str) -> None:
         if step == "write vda":
-            replica._stop_fold.set()
+            replica._stop_fold.ask()
 
     replica.before_fold_step = ask
     replica.apply_retention()
+    replica._stop_fold.served()
     replica.before_fold_step = lambda _step: None
     assert Layout(tmp_path / VM).fold.exists(), "the rest of it waits"
     newest = max(primary.expected)
@@ -175,10 +176,11 @@ def test_a_move_that_was_interrupted_by_a_hold_goes_on_where_it_stopped(tmp_path
     def ask(step: str) -> None:
         seen.append(step)
         if step == "landed table 1":
-            replica._stop_fold.set()
+            replica._stop_fold.ask()
 
     replica.before_fold_step = ask
     replica.apply_retention()
+    replica._stop_fold.served()
     assert seen == ["land vda", "landed table 1"]
     assert on_device(replica, str(primary.latest)) == set()
     replica.release(replica.hold(str(primary.latest), "test", "asked for it"))

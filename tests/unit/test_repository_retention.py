@@ -132,6 +132,26 @@ def test_a_hold_stops_a_fold_under_way(tmp_path: Path) -> None:
     assert check_all(replica, primary) == [primary.latest]
 
 
+def test_one_who_has_what_it_asked_for_lets_no_fold_begin_before_another_has(tmp_path: Path) -> None:
+    replica, primary = new_replica(tmp_path, keep=1), Primary()
+    fill(replica, primary, 3)
+    replica._stop_fold.ask()
+    with replica.still():
+        assert replica._stop_fold.is_set(), "somebody else waits still"
+    assert replica.apply_retention() == 0
+    replica._stop_fold.served()
+    assert replica.apply_retention() == 2
+
+
+def test_an_end_is_for_good_whoever_wants_it_to_be_still_later(tmp_path: Path) -> None:
+    replica, primary = new_replica(tmp_path, keep=1), Primary()
+    fill(replica, primary, 3)
+    replica.interrupt()
+    replica.release(replica.hold(str(primary.latest), "failover", "it runs"))
+    assert replica.apply_retention() == 0
+    assert len(check_all(replica, primary)) == 3
+
+
 def test_a_damaged_hold_holds_everything(tmp_path: Path) -> None:
     replica, primary = new_replica(tmp_path, keep=1), Primary()
     fill(replica, primary, 2)

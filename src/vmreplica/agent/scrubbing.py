@@ -282,6 +282,8 @@ class Scrubbing:
                 found = scrub_point(Layout(replica.dir), manifest, tools)
                 self._keep(replica, manifest, found, passing)
                 return found
+            # What is committed stands in the point's manifest a moment before it does in the list.
+            self._stop.wait(_NAP)
         return None
 
     def _keep(self, replica: Replica, manifest: Manifest, found: Found, passing: "_Pass") -> None:

@@ -1,7 +1,8 @@
 """One image of a point checked from its first to its last byte, and put right as far as it tells what is right."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,9 @@ from vmreplica.qcow2.tables import WrongTable, wrong_tables
 _PIECE: Final = 4 * MiB
 _BUFFER: Final = 1 << 20
 
+#: Makes the block in which an image is written to: it sees that the image is still what was checked, and stays so.
+Repairing = Callable[[], AbstractContextManager[object]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
@@ -68,7 +72,7 @@ class ImageToCheck:
 
 
 def check_image(
-    files: ImageToCheck, expected: Expected, frame_reader: FrameReader, pace: Pace, *, repair: bool
+    files: ImageToCheck, expected: Expected, frame_reader: FrameReader, pace: Pace, *, repairing: Repairing | None
 ) -> Iterator[Fault]:
     """Check an image that has an index.
 
@@ -77,7 +81,8 @@ def check_image(
         expected: what it should be.
         frame_reader: decompresses.
         pace: told what is read.
-        repair: write tables anew in place that are not what an intact index says.
+        repairing: tables are written anew in place, in such a block, that are not what an intact index says; what it
+            raises on entering goes to whoever calls, and nothing is written. None: they stay as they are.
 
     Raises:
         OSError: a file cannot be opened.
@@ -101,7 +106,7 @@ def check_image(
     if walk.damaged:
         yield Fault("table", 0, expected.size, "header and tables are not as they were written, nor is the index")
         return
-    yield from _wrong_tables(files, expected, walk, repair=repair)
+    yield from _wrong_tables(files, expected, walk, repairing)
 
 
 def _tables_right(file: DiskFile, expected: Expected, data_end: int | None) -> bool:
@@ -150,15 +155,18 @@ def _frames_of(file: DiskFile, frame_reader: FrameReader, entries: U64, first: i
     yield from check_frames_at(file, frame_reader, used + first, starts, ends)
 
 
-def _wrong_tables(files: ImageToCheck, expected: Expected, walk: IndexWalk, *, repair: bool) -> Iterator[Fault]:
+def _wrong_tables(
+    files: ImageToCheck, expected: Expected, walk: IndexWalk, repairing: Repairing | None
+) -> Iterator[Fault]:
     """Say which tables are wrong, by the index; what is right has the digest, or nothing is put right."""
     for backing in expected.backings if not walk.patched else [name for name in expected.backings if name]:
         wrong, digest = _compared(files, expected, walk, backing, repair=False)
         if digest == expected.digest and wrong:
-            if repair:
-                _compared(files, expected, walk, backing, repair=True)
+            if repairing is not None:
+                with repairing():
+                    _compared(files, expected, walk, backing, repair=True)
             for table in wrong:
-                yield Fault(table.what, table.offset, table.length, table.text, repaired=repair)
+                yield Fault(table.what, table.offset, table.length, table.text, repaired=repairing is not None)
             return
     yield Fault("table", 0, expected.size, "header and tables do not have the digest that the manifest tells")
 

@@ -17,7 +17,7 @@ from vmreplica.repository.folding import FoldStopped, Guidance, StepHook
 from vmreplica.repository.foreseeing import foresee
 from vmreplica.repository.holds import Holds
 from vmreplica.repository.layout import Layout
-from vmreplica.repository.pacing import Pace
+from vmreplica.repository.pacing import Pace, Stop
 from vmreplica.repository.plan_merges import Limits, Step, next_step
 from vmreplica.repository.record import ReplicaRecord
 from vmreplica.repository.retention import Done, frozen_points, nodes_of, take
@@ -71,7 +71,7 @@ class Chores:
         #: Held while images are changed, and while holds are.
         self.lock = threading.Lock()
         #: Set: whatever is under way shall stop.
-        self.stop = threading.Event()
+        self.stop = Stop()
         #: Called with the name of each step of a fold or merge; for tests that end the agent there.
         self.before: StepHook = lambda _step: None
         #: Why the last attempt failed.
@@ -83,11 +83,16 @@ class Chores:
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
         """Let nothing of this run or begin in the block; what was interrupted is settled, unless that takes long."""
-        self.stop.set()
-        with self.lock:
-            self.stop.clear()
+        self.stop.ask()
+        try:
+            self.lock.acquire()
+        finally:
+            self.stop.served()
+        try:
             self.settle(pause=lambda: True)
             yield
+        finally:
+            self.lock.release()
 
     def run(self, *, land: bool) -> Done:
         """Do all there is to do with the points; then move bases to their devices.
@@ -129,7 +134,7 @@ class Chores:
     # ---- helpers
 
     def _run(self, *, land: bool) -> None:
-        guide = Guidance(stopped=self.stop.is_set, pace=self._pace, before=self.before)
+        guide = Guidance(stopped=self.stop.is_set, pace=self._pace, before=self.before, may_merge=self._may_merge)
         with self.lock:
             self.settle(pause=self.stop.is_set)
             try:

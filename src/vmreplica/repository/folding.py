@@ -12,7 +12,7 @@ a crash or an error undoes it. From ``commit`` on it is rolled forward, and each
 4. the older point's directory and ``fold.json`` go.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,6 +59,18 @@ class Guidance:
     pace: Callable[[int], None] = lambda _count: None
     #: Observer of steps.
     before: StepHook = lambda _step: None
+    #: Tells whether the images of points, oldest first, may become one: False when damage would get into it. Damage may
+    #: be found while they are merged, so it is asked again before the commit.
+    may_merge: Callable[[Sequence[PointId]], bool] = lambda _points: True
+
+    def require_good(self, points: Sequence[PointId]) -> None:
+        """Go on to the commit, unless damage was found meanwhile in what was merged.
+
+        Raises:
+            FoldStopped: it was.
+        """
+        if not self.may_merge(points):
+            raise FoldStopped
 
     def check(self) -> None:
         """Go on, unless it shall stop.
@@ -111,6 +123,7 @@ def fold(layout: Layout, base: Manifest, point: Manifest, guide: Guidance) -> Ma
         with store_errors(layout.fold):
             record = _prepare(layout, record, point, guide)
         guide.before("commit")
+        guide.require_good([base.point, point.point])
         write_shape(layout.fold, record)
     except Exception:
         _undo(layout, record)

@@ -94,7 +94,8 @@ class Holds:
 
     def opened(self) -> Iterator[Hold]:
         """List who has files of points open, as far as is known."""
-        return (hold for hold in self._holds.values() if hold.kind == "open")
+        # A copy: a hold may be released meanwhile, while images are changed.
+        return (hold for hold in list(self._holds.values()) if hold.kind == "open")
 
     def _load(self, path: Path) -> None:
         try:

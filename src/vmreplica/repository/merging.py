@@ -58,6 +58,7 @@ def rebase(layout: Layout, point: Manifest, onto: PointId, past: Sequence[PointI
             disks, alone = _prepare(layout, point, onto, past, guide)
         record = record.model_copy(update={"stage": "commit", "disks": disks, "alone": alone})
         guide.before("merge commit")
+        guide.require_good([*past, point.point])
         write_shape(layout.merge, record)
     except Exception:
         _undo(layout, record)

@@ -184,6 +184,15 @@ class _Tree:
             at = self.parent(at)
         return at is below
 
+    def above_common(self, node: Node, other: Node) -> list[Node]:
+        """Give a point and what it stands on, oldest first, as far as another one does not stand on that too."""
+        run: list[Node] = []
+        at: Node | None = node
+        while at is not None and at is not other and not self.is_above(other, at):
+            run.append(at)
+            at = self.parent(at)
+        return run[::-1]
+
     def waiting(self) -> int:
         """Count the points that shall go and are still here."""
         return sum(self.goes(node) for node in self.nodes)
@@ -215,6 +224,8 @@ def _mend(tree: _Tree) -> Reparent | None:
 def _later_place(tree: _Tree, node: Node, child: Node) -> Node | None:
     between = tree.nodes[tree.place[node.id] + 1 : tree.place[child.id]]
     found = [each for each in between if each.keep and each.here and not tree.is_above(each, node)]
+    # What the child stands on anew must be good: what goes then may hold the only good copy.
+    found = [each for each in found if tree.may_merge(tree.above_common(each, node))]
     return min(found, key=lambda each: tree.depth[each.id], default=None)
 
 

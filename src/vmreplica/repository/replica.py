@@ -245,7 +245,7 @@ class Replica(Catalogue):
 
     def interrupt(self) -> None:
         """Let what is done with images stop at the next chance, and nothing begin; for the end of the process."""
-        self._stop_fold.set()
+        self._stop_fold.end()
 
     def release(self, hold_id: str) -> None:
         """Release a hold; one that is gone already is no error."""
@@ -314,7 +314,7 @@ class Replica(Catalogue):
 
     def retire(self) -> None:
         """Stop using the files: no segment is being written, no fold runs and none will begin."""
-        self._stop_fold.set()
+        self._stop_fold.end()
         with self._receiving, self._folding, self._memory:
             self._inbox.retire()
             self.awaiting.retire()

@@ -25,7 +25,7 @@ from vmreplica.qcow2.shim import shim_digest
 from vmreplica.repository import bases
 from vmreplica.repository.layout import FILE_MODE, Layout
 from vmreplica.repository.machine import machine_files
-from vmreplica.repository.manifests import check_manifest, spare_of
+from vmreplica.repository.manifests import check_manifest, read_manifest, spare_of
 from vmreplica.repository.mending import mend_sums
 
 #: How often what looks wrong is looked at again while files change.
@@ -86,7 +86,11 @@ def scrub_point(layout: Layout, manifest: Manifest, tools: Tools) -> Found:
 
 
 class _State:
-    """What tells whether files of a point may have changed: its manifest, its images, folds and merges that commit."""
+    """What tells whether files of a point may have changed: its manifest, its images, folds and merges that commit.
+
+    A manifest that says something else than the one that is checked by is never compared with the files: another parent
+    or other images would look like damage, and putting that right would undo what was committed.
+    """
 
     def __init__(self, layout: Layout, manifest: Manifest) -> None:
         self._layout = layout
@@ -96,14 +100,23 @@ class _State:
         """Tell how it is.
 
         Raises:
-            Moved: the point is gone.
+            Moved: the point is gone, or its manifest is another one now.
         """
         layout, point = self._layout, self._manifest.point
+        self._require_manifest(layout.manifest(point))
         try:
             inodes = tuple(_inode(layout.image(point, disk.target)) for disk in self._manifest.disks)
             return (layout.manifest(point).stat().st_ino, inodes, *(_committing(path) for path in layout.journals))
         except FileNotFoundError as error:
             raise Moved from error
+
+    def _require_manifest(self, path: Path) -> None:
+        try:
+            listed = read_manifest(path)
+        except Corrupt:
+            return  # damaged with its spare, which is damage to be told; or gone, which the caller sees
+        if (listed.digest or listed) != (self._manifest.digest or self._manifest):
+            raise Moved
 
 
 class _PointScrub:
@@ -143,9 +156,7 @@ class _PointScrub:
         before = self._state.now()
         if not self._tools.repair:
             return fault
-        with self._tools.still():
-            if self._state.now() != before:
-                raise Moved
+        with self._unchanged(before):
             try:
                 mend_sums(self._layout, self._manifest, disk.target)
             except VmReplicaError:
@@ -169,18 +180,17 @@ class _PointScrub:
         """Check manifest and spare; one is put right from the other."""
         path = self._layout.manifest(self._manifest.point)
         spare = spare_of(path)
-        wrong = [file for file in (path, spare) if not _is_manifest(file)]
         if not self._manifest.digest:
             self._remarks.append(
                 f"the manifest of point {self._manifest.point} has no digest: it is of an older version"
             )
             return
-        self._state.now()
-        if len(wrong) == 1:
-            right = spare if wrong == [path] else path
-            publish_bytes(wrong[0], right.read_bytes(), mode=FILE_MODE)
-        elif not wrong and path.read_bytes() != spare.read_bytes():
-            publish_bytes(spare, path.read_bytes(), mode=FILE_MODE)
+        before = self._state.now()
+        wrong = [file for file in (path, spare) if not _is_manifest(file)]
+        if len(wrong) == 1 or (not wrong and path.read_bytes() != spare.read_bytes()):
+            right, other = (spare, path) if wrong == [path] else (path, spare)
+            with self._unchanged(before):
+                publish_bytes(other, right.read_bytes(), mode=FILE_MODE)
         mark = _REPAIRED if len(wrong) == 1 else ""
         for file in wrong:
             yield self._damage(file.name, "manifest", f"{mark}it does not have its digest")
@@ -220,7 +230,7 @@ class _PointScrub:
         return self._settled(disk, lambda: list(self._indexed(disk)))
 
     def _settled(self, disk: DiskManifest, run: Callable[[], list[Fault]]) -> list[Fault]:
-        """Believe faults only when nothing changed files meanwhile."""
+        """Believe faults only when nothing changed files meanwhile, and their absence only of the point as listed."""
         for _attempt in range(_ATTEMPTS):
             before = self._state.now()
             try:
@@ -229,7 +239,8 @@ class _PointScrub:
                 index = str(error.filename).endswith(".index")
                 text = f"{error.filename} is missing"
                 faults = [Fault("index", 0, 0, text) if index else Fault("header", 0, disk.size, text)]
-            if not faults or self._state.now() == before:
+            after = self._state.now()
+            if not faults or after == before:
                 return faults
         raise Moved
 
@@ -268,7 +279,20 @@ class _PointScrub:
             self._remarks.append(
                 f"disk {disk.target} of point {point}: its patches have no sums, it is of an older version"
             )
-        yield from check_image(files, expected, self._tools.frames, self._tools.pace, repair=self._tools.repair)
+        repairing = partial(self._unchanged, self._state.now()) if self._tools.repair else None
+        yield from check_image(files, expected, self._tools.frames, self._tools.pace, repairing=repairing)
+
+    @contextlib.contextmanager
+    def _unchanged(self, before: tuple[object, ...]) -> Iterator[None]:
+        """Let nothing change files in the block; whoever is in it may write to what was checked.
+
+        Raises:
+            Moved: something has changed them since.
+        """
+        with self._tools.still():
+            if self._state.now() != before:
+                raise Moved
+            yield
 
     def _folded(self, disk: DiskManifest) -> Iterator[Fault]:
         """Check a folded image table by table: a fold may go on in between."""
