@@ -213,6 +213,13 @@ def test_watching_the_status_goes_on_until_ctrl_c_also_without_the_agent(agent: 
         assert terminal.interrupt() == 0
 
 
+def test_a_line_for_monitoring_is_no_json_and_says_so(socket: Path) -> None:
+    ran = run(socket, "status", "--check", "--json")
+    assert json.loads(ran.stdout)["error"]["code"] == "check-is-one-line"
+    assert ran.returncode == 2
+    assert run(socket, "status", "--check").stdout.startswith("VMREPLICA ")
+
+
 def test_a_reader_that_goes_away_is_no_traceback(socket: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
