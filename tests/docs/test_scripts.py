@@ -1,6 +1,7 @@
 """The checks that keep the tree in order find what they are there for."""
 
 import importlib.util
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,3 +74,21 @@ def test_every_shell_script_can_be_read_and_run(script: str) -> None:
     path = ROOT / script
     subprocess.run(["bash", "-n", path], check=True)
     assert path.stat().st_mode & 0o100
+
+
+def test_an_upgrade_that_fails_leaves_the_installed_program_as_it_was(tmp_path: Path) -> None:
+    programs = tmp_path / "opt" / "vmreplica"
+    old = programs / "20260101T000000.000000000" / "bin" / "vmreplica"
+    old.parent.mkdir(parents=True)
+    old.write_text("#!/bin/sh\necho old\n")
+    old.chmod(0o755)
+    (programs / "current").symlink_to(old.parents[1].name)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
+    env = {**plain, "PIP_CONFIG_FILE": "/dev/null", "PIP_NO_" + "INDEX": "1", "DESTDIR": str(tmp_path)}
+    ran = subprocess.run(
+        ["./install"], cwd=ROOT / "scripts", env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode != 0
+    assert "what was installed before is as it was" in ran.stderr
+    assert {path.name for path in programs.iterdir()} == {"current", old.parents[1].name}
+    assert subprocess.run([programs / "current/bin/vmreplica"], capture_output=True, check=True).stdout == b"old\n"

@@ -213,6 +213,13 @@ def test_watching_the_status_goes_on_until_ctrl_c_also_without_the_agent(agent: 
         assert terminal.interrupt() == 0
 
 
+def test_a_line_for_monitoring_is_no_json_and_says_so(socket: Path) -> None:
+    ran = run(socket, "status", "--check", "--json")
+    assert json.loads(ran.stdout)["error"]["code"] == "check-is-one-line"
+    assert ran.returncode == 2
+    assert run(socket, "status", "--check").stdout.startswith("VMREPLICA ")
+
+
 def test_a_reader_that_goes_away_is_no_traceback(socket: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -234,3 +241,28 @@ def test_an_agent_with_a_bad_configuration_ends_naming_the_file(tmp_path: Path, 
     problem = json.loads(ran.stdout)["error"]
     assert problem["code"] == code
     assert str(config) in problem["message"]
+
+
+def test_an_agent_that_cannot_listen_yet_ends_orderly_and_systemd_tries_it_again(tmp_path: Path) -> None:
+    config, state = tmp_path / "agent.toml", tmp_path / "state"
+    config.write_text(f"""
+[agent]
+name = "alpha"
+state_dir = "{state}"
+store = "{tmp_path / "store"}"
+socket = "{tmp_path / "agent.sock"}"
+runtime_dir = "{tmp_path / "run"}"
+libvirt_uri = "qemu+unix:///system?socket={tmp_path / "none"}"
+listen = "192.0.2.1:7432"
+""")
+    ran = run(tmp_path / "agent.sock", "agent", "--config", str(config), "--json")
+    problem = json.loads(ran.stdout)["error"]
+    assert (problem["code"], problem["kind"]) == ("cannot-listen", "transient")
+    assert not (state / "journal.db-wal").exists(), "the journal was closed"
+    unit = (Path(__file__).parents[2] / "packaging" / "vmreplica.service").read_text()
+    (prevented,) = [
+        line.partition("=")[2] for line in unit.splitlines() if line.startswith("RestartPreventExitStatus=")
+    ]
+    assert prevented.split() == ["2", "5"]
+    assert ran.returncode == 8
+    assert "StartLimitIntervalSec=0" in unit.splitlines()

@@ -1,8 +1,10 @@
 """The journal of runs and events: whatever happens to its file, nobody who writes to it is harmed."""
 
 import datetime as dt
+import os
 import shutil
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,18 @@ def test_another_process_that_locks_the_file_delays_but_does_not_stop(tmp_path: 
     journal.event(VM, "pause", "kept", "...")
     assert codes(journal) == ["kept"]
     journal.close()
+
+
+def test_nobody_else_can_read_it_whatever_the_umask_and_also_if_it_was_made_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    mask = os.umask(0o022)
+    try:
+        for _ in range(2):
+            journal = Journal(path)
+            journal.event(VM, "pause", "kept", "...")
+            assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+            assert len(list(tmp_path.iterdir())) == 3, "with -wal and -shm"
+            journal.close()
+            path.chmod(0o644)
+    finally:
+        os.umask(mask)

@@ -5,8 +5,11 @@ import datetime as dt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from rich.console import Console
 
 import vmreplica
+from vmreplica.cli.show import test_view as peer_test_view
 from vmreplica.model.report import PeerTest
 from vmreplica.model.units import GiB, MiB
 from vmreplica.peer.measuring import findings
@@ -85,3 +88,17 @@ def test_what_is_wrong_with_a_connection_is_said_in_words(changes: dict[str, obj
 def test_a_clock_difference_within_the_round_trip_s_doubt_is_no_finding() -> None:
     test = _TEST.model_copy(update={"clock_difference_seconds": 5.1, "round_trip_ms": 400.0})
     assert findings(test, _HELLO, _NOW) == ()
+
+
+@pytest.mark.parametrize("version", ["", "1\x1b[2J", "1.0\n", "1 0", "x" * 65])
+def test_a_version_that_is_none_is_not_taken_from_another_host(version: str) -> None:
+    with pytest.raises(ValidationError):
+        Hello(name="beta", host_id="b" * 32, version=version, now=_NOW, free_bytes=1)
+
+
+def test_what_a_connection_test_found_is_shown_without_control_characters() -> None:
+    text = Console(width=200, no_color=True)
+    with text.capture() as shown:
+        text.print(peer_test_view(_TEST.model_copy(update={"version": "1\x1b[2J", "address": "a\x1b[1m"})))
+    assert "\x1b" not in shown.get()
+    assert "1\\x1b[2J" in shown.get()

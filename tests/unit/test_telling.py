@@ -242,6 +242,14 @@ def test_https_needs_a_certificate_that_is_trusted(tmp_path: Path) -> None:
         service.close()
 
 
+def test_a_tls_failure_that_is_not_about_the_certificate_is_told_by_its_reason(service: Service) -> None:
+    why = Webhook(service.url().replace("http:", "https:"), 10, retries=()).tell(message(), RUNS_ON)
+    assert why is not None
+    assert why.startswith("no TLS connection can be made with it: ")
+    assert "WRONG_VERSION_NUMBER" in why or "RECORD" in why
+    assert service.got == []
+
+
 def _certificate(tmp_path: Path) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from point_kit import VM
 from repository_kit import OWNER, START, STRANGER, ZERO, Primary, new_replica, noise, open_repository, with_blocks
 
-from vmreplica.agent.comparing import Comparison, Stretches, coarse, summed_up
+from vmreplica.agent.comparing import Comparison, Stretches, again_possible, coarse, summed_up, unproven
 from vmreplica.agent.meter import Meter
 from vmreplica.fingerprint import BLOCK, Fingerprint, Hashes, blocks_of, hash_blocks, sum_blocks
 from vmreplica.model.errors import Conflict, NotFound, Refused
@@ -193,6 +193,29 @@ def test_what_qemu_cannot_read_is_narrowed_down_to_its_cluster(both: Both) -> No
     assert both.comparison(both.older).by_sum("vda", SIZE, both.proof(both.older)).verdict == "wrong"
 
 
+def test_zeroes_that_cannot_be_read_are_wrong_though_the_sum_of_nothing_is_right(tmp_path: Path) -> None:
+    replica, primary = new_replica(tmp_path / "store"), Sparse({"vda": SIZE})
+    point = primary.send(replica, {"vda": {}}).point
+    with Fingerprint.create(tmp_path / "vda.fp", key=KEY, size=SIZE, target="vda") as made:
+        made.merge([(0, primary.hashes())], point, own=True)
+    proof = Proof(key=f"{KEY:016x}", sum=sum_blocks(0, primary.hashes(), KEY).text, own=True)
+    there = There(tmp_path / "store")
+    there.replica.image(point, "vda").write_bytes(b"no image any more".ljust(CLUSTER))
+    with Fingerprint.open(tmp_path / "vda.fp") as known:
+        comparison = Comparison(there, VM, point, Meter(), SIZE, threading.Event(), None)
+        found = comparison.by_blocks("vda", known, proof)
+    assert (found.verdict, found.how, found.wrong_bytes) == ("wrong", "blocks", SIZE)
+
+
+def test_only_when_each_doubted_disk_is_known_by_its_places_is_nothing_but_them_brought_again() -> None:
+    wrong, summed, right = _disk_verdict("vda", (0, 4096)), _disk_verdict("vdb"), _disk_verdict("vdc", right=True)
+    doubted = unproven("vdb", "no fingerprint")
+    point = "20261122T100000Z-00c0ffee"
+    assert again_possible(summed_up(point, [wrong, right]))
+    for disks in ([wrong, summed], [wrong, doubted], [summed], [doubted, right], [right], []):
+        assert not again_possible(summed_up(point, disks))
+
+
 def test_stretches_that_were_wrong_are_looked_at_again_alone(both: Both) -> None:
     with Fingerprint.open(both.path) as known:
         places = [WrongRange(offset=BLOCK, length=BLOCK), WrongRange(offset=FAR * CLUSTER, length=CLUSTER)]
@@ -200,6 +223,9 @@ def test_stretches_that_were_wrong_are_looked_at_again_alone(both: Both) -> None
         assert (right.verdict, right.wrong) == ("equal", ())
         wrong = both.comparison(both.older).again("vda", known, [WrongRange(offset=CLUSTER, length=CLUSTER)])
         assert wrong.verdict == "wrong"
+    both.write(both.hashes[both.newest], own=False)
+    with Fingerprint.open(both.path) as known:
+        assert both.comparison(both.newest).again("vda", known, places).verdict == "unproven", "the rest is not proven"
     assert summed_up(both.newest, [right], repaired=True).verdict == "repaired"
     assert summed_up(both.newest, [right, wrong], repaired=True).verdict == "wrong"
     assert summed_up(both.newest, []).verdict == "unproven"
@@ -257,10 +283,14 @@ def test_nobody_but_its_primary_compares_a_point_and_an_unknown_one_is_none(both
 
 
 def _verdict(point: PointId, *wrong: tuple[int, int], how: str = "blocks", right: bool = False) -> Verified:
+    disk = _disk_verdict("vda", *wrong, how=how, right=right)
+    return Verified(point=point, when=NOW, verdict=disk.verdict, disks=(disk,))
+
+
+def _disk_verdict(target: str, *wrong: tuple[int, int], how: str = "blocks", right: bool = False) -> DiskVerdict:
     verdict = "equal" if right else "wrong"
     places = tuple(WrongRange(offset=offset, length=length) for offset, length in wrong)
-    disk = DiskVerdict.model_validate({"target": "vda", "verdict": verdict, "how": how, "wrong": places})
-    return Verified(point=point, when=NOW, verdict=disk.verdict, disks=(disk,))
+    return DiskVerdict.model_validate({"target": target, "verdict": verdict, "how": how, "wrong": places})
 
 
 def test_what_is_wrong_is_quarantined_asked_for_again_and_survives_a_scrub_and_a_restart(both: Both) -> None:

@@ -92,10 +92,11 @@ class Comparison:
             proof: what the fingerprint came to when the point was taken: tells a fingerprint that rotted since from a
                 wrong replica. None: nobody knows.
         """
-        wrong, read, total = Stretches(), 0, BlockSum()
+        wrong, read, total, all_read = Stretches(), 0, BlockSum(), True
         for first, count in _windows(blocks_of(known.size)):
             mine = known.hashes(first, count)
             found = self._sums(target, known.key, first, count)
+            all_read = all_read and found is not None
             for place in range(0, count, REGION_BLOCKS):
                 piece = mine[place : place + REGION_BLOCKS]
                 told = BlockSum.of_text(found.sums[place // REGION_BLOCKS]) if found is not None else None
@@ -104,7 +105,9 @@ class Comparison:
                     self._blocks(target, known.key, first + place, piece, wrong, _Budget(_PROBES))
             read += found.used * BLOCK if found is not None else 0
             self._progress(count)
-        if wrong and proof is not None and (proof.key, proof.sum) == (f"{known.key:016x}", total.text):
+        # What could not be read added nothing: over zeroes the total is right all the same, and proves nothing.
+        proven = all_read and proof is not None and (proof.key, proof.sum) == (f"{known.key:016x}", total.text)
+        if wrong and proven:
             why = "the replica is right; the fingerprint kept here was damaged and is made anew"
             return DiskVerdict(target=target, verdict="equal", how="sum", read_bytes=read, why=why)
         return _verdict(target, "blocks", wrong.ranges(known.size), read, own=known.own)
@@ -134,7 +137,7 @@ class Comparison:
                 mine = known.hashes(start, min(_ASKED, end - start))
                 self._blocks(target, known.key, start, mine, wrong, _Budget(_PROBES))
                 read += len(mine) * BLOCK
-        return _verdict(target, "blocks", wrong.ranges(known.size), read, own=True)
+        return _verdict(target, "blocks", wrong.ranges(known.size), read, own=known.own)
 
     def _sums(self, target: DiskTarget, key: int, first: int, count: int) -> RegionSums | None:
         """Ask for sums; None when something of it cannot be read."""
@@ -244,8 +247,9 @@ def summed_up(point: PointId, disks: Sequence[DiskVerdict], *, repaired: bool = 
 
 
 def again_possible(verified: Verified) -> bool:
-    """Tell whether it is known what is wrong, so that it can be brought again."""
-    return any(disk.wrong for disk in verified.disks)
+    """Tell whether each disk that is not equal is known to be wrong in certain places: these can be brought again."""
+    doubted = [disk for disk in verified.disks if disk.verdict != "equal"]
+    return bool(doubted) and all(disk.wrong for disk in doubted)
 
 
 def unproven(target: DiskTarget, why: str) -> DiskVerdict:

@@ -1,5 +1,7 @@
 """The journal's database file, which may be damaged, full or gone at any moment: never an error for who writes."""
 
+import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -13,6 +15,7 @@ _log: Final = structlog.get_logger(__name__)
 
 #: Seconds that another process, for example a person's ``sqlite3``, may keep the file locked.
 _LOCK_LIMIT: Final = 2.0
+_PRIVATE: Final = 0o600
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -107,7 +110,18 @@ def _inode(path: Path) -> int | None:
         return None
 
 
+def _make_private(path: Path) -> None:
+    """Let nobody else read names of VMs and what happened to them; ``-wal`` and ``-shm`` get the mode of the file."""
+    # An existing file is not opened for it: closing it would let go of SQLite's own locks.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE))
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(f"{path.name}{suffix}").chmod(_PRIVATE)
+
+
 def _connect(path: Path, schema: str) -> sqlite3.Connection:
+    _make_private(path)
     db = sqlite3.connect(path, timeout=_LOCK_LIMIT, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode=WAL")

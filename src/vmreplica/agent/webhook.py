@@ -150,6 +150,9 @@ def _why(error: Exception) -> str:
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
+    if isinstance(error, ssl.SSLError):
+        # Its errno is a number of the TLS library's own, which no system error goes by.
+        return f"no TLS connection can be made with it: {error.reason or type(error).__name__}"
     if isinstance(error, socket.gaierror):
         return "its name cannot be resolved"
     if isinstance(error, OSError) and error.errno:

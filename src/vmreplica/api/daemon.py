@@ -46,26 +46,33 @@ async def _serve(agent: Agent, config: Config) -> None:
     api = await start_api(agent, config.agent.socket)
     try:
         await asyncio.to_thread(agent.start)
-        host, port = split_address(config.agent.listen)
-        app = make_app(
-            agent.identity,
-            agent.book,
-            agent.invitations,
-            config.agent.addresses(),
-            agent.receiver,
-            planned=agent.planned,
-            proving=agent.proving,
-        )
-        peers = await start_server(app, agent.identity, host, port)
-        _log.info("agent runs", host=agent.identity.name, host_id=agent.identity.host_id, listen=config.agent.listen)
         try:
-            await ending.wait()
+            await _serve_peers(agent, config, ending)
         finally:
-            _log.info("agent ends")
-            await peers.stop()
+            # Also when it cannot listen: what it began ends in an orderly way.
             await asyncio.to_thread(agent.stop)
     finally:
         await api.stop()
+
+
+async def _serve_peers(agent: Agent, config: Config, ending: asyncio.Event) -> None:
+    host, port = split_address(config.agent.listen)
+    app = make_app(
+        agent.identity,
+        agent.book,
+        agent.invitations,
+        config.agent.addresses(),
+        agent.receiver,
+        planned=agent.planned,
+        proving=agent.proving,
+    )
+    peers = await start_server(app, agent.identity, host, port)
+    _log.info("agent runs", host=agent.identity.name, host_id=agent.identity.host_id, listen=config.agent.listen)
+    try:
+        await ending.wait()
+    finally:
+        _log.info("agent ends")
+        await peers.stop()
 
 
 def _bound_heap() -> None:

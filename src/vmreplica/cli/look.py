@@ -49,7 +49,7 @@ def status(
     """Show status."""
     client = AgentClient(socket)
     if check:
-        _check(client, vm)
+        _check(client, vm, as_json=as_json)
     elif watch:
         _watch(client, vm, as_json=as_json)
     elif as_json:
@@ -67,9 +67,14 @@ def _status(client: AgentClient, vm: str | None) -> "RenderableType":
     return status_view(report) if vm is None else relation_view(report)
 
 
-def _check(client: AgentClient, vm: str | None) -> None:
+def _check(client: AgentClient, vm: str | None, *, as_json: bool) -> None:
     from vmreplica.cli.check import check  # noqa: PLC0415 - slow to import
+    from vmreplica.model.errors import BadRequest  # noqa: PLC0415 - slow to import
 
+    if as_json:
+        raise BadRequest(
+            "check-is-one-line", "--check prints one line, --json is one document", hint="use one of the two"
+        )
     line, code = check(client, vm)
     typer.echo(line)
     raise typer.Exit(code)

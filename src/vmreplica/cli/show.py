@@ -102,8 +102,8 @@ def test_view(test: PeerTest) -> RenderableType:
     pairs = [
         ("peer", test.name),
         ("host id", test.host_id),
-        ("address", test.address),
-        ("version", test.version),
+        ("address", printable(test.address)),
+        ("version", printable(test.version)),
         ("certificate until", clock_text(test.certificate_expires)),
         ("clock difference", f"{test.clock_difference_seconds:+.3f} s"),
         ("round trip", f"{test.round_trip_ms:.1f} ms"),

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from vmreplica.model.errors import Conflict, VmReplicaError
+from vmreplica.model.errors import Unreachable, VmReplicaError
 from vmreplica.model.units import MiB
 from vmreplica.peer.access import Trust
 from vmreplica.peer.book import PeerBook
@@ -80,7 +80,7 @@ async def start_server(
         grace: seconds that running requests get when the server stops.
 
     Raises:
-        Conflict: the address cannot be listened on.
+        Unreachable: ``cannot-listen``; a moment later it may work: when the host boots, addresses come one by one.
     """
     context = identity.server_context()
     Trust(app[BOOK]).attach(context)
@@ -97,10 +97,10 @@ async def start_server(
         listener = await _listen(runner, context, host, port)
     except OSError as error:
         await runner.cleanup()
-        raise Conflict(
+        raise Unreachable(
             "cannot-listen",
             f"cannot listen on {host or 'all addresses'}, port {port}: {error.strerror or error}",
-            hint="set `listen` under [agent] to a free address of this host",
+            hint="set `listen` under [agent] to a free address of this host; systemd starts the agent again until then",
         ) from error
     return PeerServer(runner, listener, asyncio.create_task(_renew(identity, context)))
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
 from vmreplica.model.ids import CheckpointName, HostId, HostName, NetworkName, PointId, VmId, VmName
 from vmreplica.model.keep import Keep
@@ -51,6 +51,8 @@ def _checked_address(address: str) -> str:
 
 Address = Annotated[str, Field(max_length=300), AfterValidator(_checked_address)]
 Addresses = Annotated[tuple[Address, ...], Field(max_length=16)]
+#: What a version looks like (PEP 440), whoever says it: it is shown on terminals.
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+!_-]{1,64}$")]
 
 
 class Hello(Shape):
@@ -58,7 +60,7 @@ class Hello(Shape):
 
     name: HostName
     host_id: HostId
-    version: str
+    version: Version
     now: AwareDatetime
     #: Bytes free on the file system of its store.
     free_bytes: Annotated[int, Field(ge=0)]
