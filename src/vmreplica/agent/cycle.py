@@ -256,6 +256,8 @@ class Cycle:
 
     def _ship_spooled(self) -> None:
         point = self._spooled()
+        # All was read: a job that was left nevertheless only costs the guest.
+        self._hypervisor.end_backup(self._vm)
         self._meter.phase("sending what waits in the spool")
         self._acknowledged(point, self._transfer(point).ship_only())
 
