@@ -11,7 +11,7 @@ from point_kit import make_opening
 
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.journal import Journal
-from vmreplica.agent.keeper import Keeper
+from vmreplica.agent.keeper import Keeper, abandon
 from vmreplica.agent.quiescing import Quiescer
 from vmreplica.agent.rest import RestBook
 from vmreplica.agent.transfer import TransferLimits
@@ -159,3 +159,24 @@ def test_a_keeper_that_stops_tries_once_more(
     assert until(lambda: failing.failures == 0, 10)
     keeper.stop()
     assert not runs(stages, guest)
+
+
+def test_a_point_that_is_given_up_as_it_begins_leaves_no_job(
+    stages: Stages, failing: Failing, guest: Guest, new_keeper: Callable[[], Keeper]
+) -> None:
+    begin(stages, guest, complete=False)
+    point = stages.spool.point(guest.vm)
+    assert point is not None
+    abandon(stages, point)
+    assert not runs(stages, guest)
+    assert stages.spool.point(guest.vm) is None
+
+    stages.hypervisor.delete_checkpoint(guest.vm, CHECKPOINT)
+    begin(stages, guest, complete=False)
+    point = stages.spool.point(guest.vm)
+    assert point is not None
+    failing.failures = 1
+    abandon(stages, point)
+    assert runs(stages, guest)
+    new_keeper().hold(guest.vm)
+    assert until(lambda: not runs(stages, guest), 20), "libvirt is back"

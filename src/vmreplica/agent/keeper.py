@@ -190,3 +190,13 @@ def give_up(stages: Stages, point: SpoolPoint) -> None:
     if point.opening.checkpoint is not None and stages.hypervisor.running(vm):
         stages.hypervisor.delete_checkpoint(vm, point.opening.checkpoint)
     point.discard()
+
+
+def abandon(stages: Stages, point: SpoolPoint) -> None:
+    """Forget a point that was only just begun, and end its job first: without the point nobody would know of it."""
+    vm = point.opening.vm
+    try:
+        stages.hypervisor.end_backup(vm)
+    except VmReplicaError as error:
+        _log.warning("cannot end a backup job that just began: tried again after its cycle", vm=vm, why=error.message)
+    point.discard()
