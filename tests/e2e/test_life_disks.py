@@ -76,6 +76,20 @@ def test_a_shrunk_disk_is_seeded_alone_and_brings_nothing_back_when_it_grows(lab
     assert len(points(vm.host, vm.name)) == 4, "points from before are kept"
 
 
+def test_what_a_disk_lost_that_shrank_and_grew_between_two_points_is_gone_at_the_replica(
+    lab: Lab, new_blank: NewBlank
+) -> None:
+    vm = protected(lab, new_blank)
+    vm.write("vda", "40M", "1M", 6)
+    vm.stop()
+    last_cycle(vm, 2)
+    for size in ("32M", "64M"):
+        qemu_img("resize", "-q", "--shrink", str(vm.images["vda"]), size)
+    vm.start()
+    last_cycle(vm, 3)
+    require_equal(lab, vm)
+
+
 def test_an_older_copy_put_in_place_is_compared(lab: Lab, new_blank: NewBlank) -> None:
     vm = protected(lab, new_blank)
     vm.stop()

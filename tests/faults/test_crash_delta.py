@@ -5,6 +5,7 @@ from fault_kit import Patient, kills, running_programs
 from job_kit import check_point
 
 from vmreplica.lab import Guest
+from vmreplica.lab.waiting import until
 
 pytestmark = pytest.mark.main_job
 
@@ -64,3 +65,28 @@ def test_deltas_go_on_after_a_kill(resting: Patient, writer: Guest, side: str, t
     assert reports[-1].last >= written
     assert running_programs(patient.lab) == programs
     assert patient.a.virsh("domstate", writer.name).stdout.strip() == "running"
+
+
+def test_a_job_left_after_reading_is_ended_although_the_replica_is_away(resting: Patient, writer: Guest) -> None:
+    patient, before = resting, resting.published()
+    patient.set_trap(patient.a, "Hypervisor.end_job:before")
+    patient.resume()
+    patient.wait_trapped(patient.a)
+    assert job_runs(patient)
+    patient.lab.cut("a", "b")
+    patient.start_agent(patient.a)
+    assert until(lambda: not job_runs(patient), 60), "nobody watches its scratch space"
+    written = writer.wait_record((writer.last_seen() or 0) + 5)
+    patient.lab.heal("a", "b")
+    patient.wait_published(before + 1)
+    patient.sync()
+    patient.wait_published(before + 2)
+    patient.rest()
+    patient.require_sound_points()
+    patient.require_clean()
+    assert check_point(patient.b, patient.uuid, patient.points()[-1]["point"]).last >= written
+
+
+def job_runs(patient: Patient) -> bool:
+    """Tell whether a backup job runs."""
+    return patient.a.virsh("backup-dumpxml", patient.name, check=False).returncode == 0

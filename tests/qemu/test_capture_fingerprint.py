@@ -287,3 +287,28 @@ def test_a_capture_may_be_gone_on_with_by_another_plan(tmp_path: Path, seeded: C
         capture(point, view, "whole", seeded.fingerprint)
     seeded.publish(point)
     seeded.assert_same(disk)
+
+
+@pytest.mark.parametrize("cut", [3 * MiB, 10 * MiB + 12 * 1024, 12 * MiB + CLUSTER - 4096])
+def test_what_a_disk_lost_that_shrank_and_grew_again_is_carried_although_its_bitmap_is_clean(
+    seeded: Copy, disk: Path, cut: int
+) -> None:
+    used = next(seeded.fingerprint.used_backwards(16))[-1][1] * 4096
+    assert cut < used, "something is lost"
+    run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", disk, str(cut))
+    run("qemu-img", "resize", "-q", "-f", "qcow2", disk, str(SIZE))
+    next_cycle(seeded, disk, "delta", writes=("write -P 51 64k 4k",))
+    seeded.assert_same(disk)
+    next_cycle(seeded, disk, "delta", writes=("write -P 52 128k 4k",))
+    seeded.assert_same(disk)
+
+
+def test_a_delta_whose_tail_is_written_or_unchanged_reads_no_more_than_before(seeded: Copy, disk: Path) -> None:
+    with served(disk, seeded.directory / "nbd.sock", bitmap=BITMAP) as view:
+        point = Spool(seeded.spool(), TiB).create(opening({"vda": SIZE}, delta=True))
+        assert capture(point, view, "delta", seeded.fingerprint) == []
+        point.discard()
+    last = next(seeded.fingerprint.used_backwards(16))[-1][1] * 4096
+    carried, _ = next_cycle(seeded, disk, "delta", writes=(f"write -P 61 {last - CLUSTER} 4k",))
+    assert len(carried.patches) + carried.whole == 1
+    seeded.assert_same(disk)

@@ -272,3 +272,17 @@ def test_removing_forgets_a_disk_or_a_vm_with_its_key(tmp_path: Path) -> None:
     store.remove(VM)
     assert list(tmp_path.iterdir()) == []
     assert store.key(VM) != key
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, (1 << 18) // 16 - 1), max_size=12))
+def test_what_is_used_is_found_from_the_end_as_from_the_beginning(
+    fresh_dir: Callable[[], Path], clusters: list[int]
+) -> None:
+    with Fingerprint.create(fresh_dir() / "vda.fp", key=1, size=(1 << 18) * 4096 - 512, target="vda") as made:
+        made.merge([(16 * cluster, _hashes(5)) for cluster in clusters], POINT)
+        windows = list(made.used_backwards(16))
+        assert all(windows)
+        found = {group for window in windows for low, high in window for group in range(low // 16, -(-high // 16))}
+        assert found == set(clusters)
+        assert windows == sorted(windows, reverse=True)

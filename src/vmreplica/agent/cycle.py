@@ -29,7 +29,7 @@ from vmreplica.agent.exporting import PATIENCE as EXPORT_PATIENCE
 from vmreplica.agent.exporting import reserve_in
 from vmreplica.agent.facts import FactFinder, Stages
 from vmreplica.agent.holdings import Holdings
-from vmreplica.agent.keeper import give_up
+from vmreplica.agent.keeper import abandon, give_up
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.opening import new_opening
 from vmreplica.agent.protect import seed_failed
@@ -256,6 +256,8 @@ class Cycle:
 
     def _ship_spooled(self) -> None:
         point = self._spooled()
+        # All was read: a job that was left nevertheless only costs the guest.
+        self._hypervisor.end_backup(self._vm)
         self._meter.phase("sending what waits in the spool")
         self._acknowledged(point, self._transfer(point).ship_only())
 
@@ -291,9 +293,9 @@ class Cycle:
             self._lose_track(step, error)
             return
         except BaseException:
-            point.discard()
             if self._attempt is not None and self._attempt.disturbed:
                 self._stages.quiescer.tried(self._vm, self._attempt)
+            abandon(self._stages, point)
             raise
         self._published = self._read_and_ship(point, job)
 
@@ -305,8 +307,7 @@ class Cycle:
 
     def _note_quiescence(self, point: SpoolPoint) -> None:
         if self._attempt is not None:
-            self._stages.quiescer.tried(self._vm, self._attempt)
-            point.settle(self._attempt.consistency, self._attempt.result.failure or "")
+            self._stages.quiescer.mark(point, self._attempt)
 
     def _lose_track(self, step: Capture, error: CheckpointBroken) -> None:
         """Let the disks whose bitmaps are broken be compared; the others stay incremental."""
@@ -321,7 +322,11 @@ class Cycle:
         if self._facts.view.active:
             return self._begin_job(opening.checkpoint, bases)
         view = self._hypervisor.open_stopped(self._vm, checkpoint=opening.checkpoint, bases=bases)
-        self._facts.lay_to_rest(opening.point, view.identities)
+        try:
+            self._facts.lay_to_rest(opening.point, view.identities)
+        except BaseException:
+            view.end()
+            raise
         return view
 
     def _begin_job(self, checkpoint: CheckpointName, bases: dict[DiskTarget, CheckpointName | None]) -> BackupJob:

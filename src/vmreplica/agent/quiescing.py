@@ -15,14 +15,15 @@ from pydantic import ValidationError
 
 from vmreplica.agent.frozen import Freeze, FrozenGuests
 from vmreplica.agent.journal import Journal
-from vmreplica.fsio import no_space, publish_bytes
+from vmreplica.fsio import publish_bytes
 from vmreplica.hypervisor import Hypervisor
-from vmreplica.model.errors import VmReplicaError
+from vmreplica.model.errors import NoSpace, VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.point import Consistency, PointOpening
 from vmreplica.model.policy import Policy
 from vmreplica.model.proof import QuiesceFacts
 from vmreplica.model.quiesce import Quiescence, QuiesceRecord, is_due
+from vmreplica.spool import SpoolPoint
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -48,6 +49,8 @@ class Quiescer:
         self._limit = limit
         self._records = state_dir / "quiesce"
         self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
+        #: Records that could not be written down: without them a guest would be disturbed with every point.
+        self._unwritten: dict[VmId, QuiesceRecord] = {}
         self._frozen = FrozenGuests(state_dir / "frozen", hypervisor, journal)
 
     def start(self) -> None:
@@ -68,6 +71,18 @@ class Quiescer:
         if obstacle is not None:
             attempt.fail(*obstacle)
         return attempt
+
+    def mark(self, point: SpoolPoint, attempt: "Attempt") -> None:
+        """Say in a point how consistent it has become, and remember how it went.
+
+        Without room to say so the point stays crash-consistent, as it was begun: that is never too much.
+        """
+        try:
+            point.settle(attempt.consistency, attempt.result.failure or "")
+        except NoSpace as error:
+            _log.warning("cannot write down how consistent a point is", vm=point.opening.vm, why=error.message)
+            attempt.unwritten(error)
+        self.tried(point.opening.vm, attempt)
 
     def tried(self, vm: VmId, attempt: "Attempt") -> None:
         """Remember how it went; a success counts only when the replica has its point."""
@@ -100,6 +115,7 @@ class Quiescer:
 
     def forget(self, vm: VmId) -> None:
         """Forget a VM that is protected no more; one that is frozen is thawed all the same."""
+        self._unwritten.pop(vm, None)
         self._path(vm).unlink(missing_ok=True)
 
     def _obstacle(self, vm: VmId, name: str) -> _Failure | None:
@@ -119,14 +135,23 @@ class Quiescer:
         return None
 
     def _record(self, vm: VmId) -> QuiesceRecord:
+        kept = self._unwritten.get(vm)
+        if kept is not None:
+            return kept
         try:
             return QuiesceRecord.model_validate_json(self._path(vm).read_bytes())
         except (OSError, ValidationError):
             return QuiesceRecord()
 
     def _write(self, vm: VmId, record: QuiesceRecord) -> None:
-        with no_space(self._records):
+        """Never fails: what cannot be written is kept in memory until the next record can."""
+        try:
             publish_bytes(self._path(vm), record.model_dump_json().encode(), durable=False)
+        except (OSError, NoSpace) as error:
+            _log.warning("cannot write down how quiescing went", vm=vm, why=str(error))
+            self._unwritten[vm] = record
+            return
+        self._unwritten.pop(vm, None)
 
     def _path(self, vm: VmId) -> Path:
         return self._records / f"{vm}.json"
@@ -156,6 +181,11 @@ class Attempt:
         """Say that the guest cannot be quiesced: nothing will be asked of it."""
         self._refused = True
         self._failed((code, failure))
+
+    def unwritten(self, error: VmReplicaError) -> None:
+        """Say that the point could not be marked application-consistent, though it is; an older failure stays."""
+        if self.result.failure is None:
+            self._failed((error.code, error.message))
 
     @contextlib.contextmanager
     def instant(self) -> Iterator[None]:

@@ -1,15 +1,21 @@
 """How one disk is read: by its plan, against its fingerprint."""
 
 from collections.abc import Iterator
+from typing import Final
+
+import structlog
 
 from vmreplica.capture.build import SegmentBuilder
 from vmreplica.capture.pieces import Piece, changed_piece, hashed_piece, whole_piece
 from vmreplica.capture.plan import DiskPlan, Run, joined, reads, within
+from vmreplica.capture.tail import tail_stands
 from vmreplica.capture.view import DiskView
 from vmreplica.fingerprint import BLOCKS_PER_CLUSTER, BlockSum, Fingerprint, blocks_of, sum_after
 from vmreplica.model.verified import Proof
 from vmreplica.qcow2.head import clusters_of
 from vmreplica.spool import SpoolDisk
+
+_log: Final = structlog.get_logger(__name__)
 
 
 class DiskReader:
@@ -43,6 +49,13 @@ class DiskReader:
         self._must = tuple(within(plan.must, 0, clusters_of(disk.size)))
         if plan.mode == "delta":
             view.go_by_bitmap(self._must)
+            if fingerprint is not None and not tail_stands(view, fingerprint):
+                self._distrust(fingerprint)
+
+    def _distrust(self, fingerprint: Fingerprint) -> None:
+        _log.warning("a disk lost what its bitmap says to be unchanged: it is compared", disk=fingerprint.target)
+        self.view.go_by_allocation()
+        self._whole = True
 
     def begin(self) -> None:
         """Stage, for a whole disk, that everything is zero which is not read from here on."""

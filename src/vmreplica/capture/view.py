@@ -58,6 +58,18 @@ class DiskView:
         """
         self._bitmap, self._must = self._connect_bitmap(), must
 
+    def go_by_allocation(self) -> None:
+        """Read all that is allocated: what the bitmap says is not believed."""
+        self._bitmap, self._must = None, ()
+
+    def clean(self, first: int, end: int) -> list[Run]:
+        """Tell what the bitmap says to be unchanged between two clusters."""
+        if self._bitmap is None:
+            return []
+        stop = min(end * CLUSTER, self._size)
+        extents = walk_extents(self._bitmap.extents, first * CLUSTER, stop, step=_BITMAP_STEP, what=self._what)
+        return [run for run in cluster_runs(extents, lambda flags: bool(flags & _DIRTY), first, end) if not run.wanted]
+
     def close(self) -> None:
         """Hang up all connections; nothing reads any more."""
         with self._opening:

@@ -180,6 +180,13 @@ class Fingerprint:
             yield from ((first + low, first + high) for low, high in _used_runs(hashes, grain))
             first += len(hashes)
 
+    def used_backwards(self, grain: int) -> Iterator[list[tuple[int, int]]]:
+        """Find what ``used`` finds, from the end of the disk on: windows with any, the last one first."""
+        end = blocks_of(self._head.size)
+        for first in range((end - 1) // _WINDOW * _WINDOW, -1, -_WINDOW):
+            if found := list(self.used(first, first + _WINDOW, grain)):
+                yield found
+
     def merge(self, entries: Iterable[tuple[int, Hashes]], point: PointId, *, own: bool | None = None) -> None:
         """Take in hashes; it describes this point then. Again, after being killed, is harmless.
 
