@@ -158,6 +158,30 @@ def test_a_failover_is_taken_back_and_another_point_is_tried(lab: Lab, new_blank
     assert latest["point"] in kept
 
 
+def test_a_failover_that_could_not_be_taken_back_is_taken_back_by_the_next_attempt(
+    lab: Lab, new_blank: NewBlank
+) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    enable(a, vm.name, every="24h")
+    vm.stop()
+    b.stop_agent()
+    b.start_agent([sys.executable, str(Path(__file__).with_name("stumbling_failover.py"))])
+    for by_itself in (False, True):
+        b.ask("failover", vm.name, "--yes")
+        assert refusal(b, "failover", vm.name, "--cancel", "--yes")[1]["code"] == "libvirt-timeout"
+        if not by_itself:
+            asked = b.vmreplica("failover", vm.name, "--cancel", "--yes", check=False)
+            assert asked.returncode in {0, 5}, "done, or the agent itself was quicker and nothing is left to cancel"
+            assert relation(b, vm.name)["state"] == "replicating"
+        assert until(lambda: relation(b, vm.name)["state"] == "replicating", 30)
+        _expect_no_trace(b, vm.uuid, vm.name, vm.name)
+    vm.start()
+    assert a.ask("sync", vm.name)["result"]["kind"] == "delta"
+    b.stop_agent()
+    b.start_agent()
+
+
 def _refused(b: Host, vm: Blank, *options: str) -> tuple[int, str]:
     code, error = refusal(b, "failover", vm.name, "--test", *options)
     return code, error["code"]

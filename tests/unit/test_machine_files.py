@@ -17,7 +17,7 @@ from vmreplica.failover.machine import foresee_machine, parts_of, place_machine,
 from vmreplica.fsio.packed import pack_file, packed_bytes, unpack
 from vmreplica.hypervisor.firmware import Firmware, fitting, installed_firmware
 from vmreplica.hypervisor.machine import MachineStore
-from vmreplica.model.errors import Corrupt
+from vmreplica.model.errors import Corrupt, Internal
 from vmreplica.model.machine import MAX_PACKED, MachineFile
 from vmreplica.model.units import MiB
 
@@ -224,3 +224,10 @@ def test_what_the_old_machine_kept_besides_its_disks_is_in_the_point_of_its_adop
     place_machine(replica, wanted.point, COPY, store)
     assert store.nvram(COPY).read_bytes() == b"as it was"
     assert remarks(replica, wanted.point) == ("not in the point: tpm: gone",)
+
+
+def test_files_that_cannot_be_removed_are_named(store: MachineStore) -> None:
+    store.nvram(VM).mkdir(parents=True)
+    with pytest.raises(Internal, match=str(store.nvram(VM))) as caught:
+        store.remove(VM)
+    assert caught.value.code == "machine-files-stay"

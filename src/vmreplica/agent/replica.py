@@ -15,6 +15,7 @@ from vmreplica.agent.boot_testing import BootTesting
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.committing import Commits
 from vmreplica.agent.config import ReplicaSection
+from vmreplica.agent.halfway import Halfway, attempt
 from vmreplica.agent.handover import require_no_failover, runs_there
 from vmreplica.agent.importing import Imports
 from vmreplica.agent.journal import Journal
@@ -27,7 +28,7 @@ from vmreplica.agent.seeding import SeedTools
 from vmreplica.agent.space import SpaceWatch
 from vmreplica.agent.tasks import Task, Tasks
 from vmreplica.agent.upkeep import Upkeep
-from vmreplica.failover.execute import execute, recover, undo
+from vmreplica.failover.execute import execute, undo
 from vmreplica.failover.layer import written_bytes
 from vmreplica.failover.plan import PrimaryAnswer
 from vmreplica.failover.preview import with_notes
@@ -104,7 +105,8 @@ class ReplicaSide:
             repository, hypervisor, self._tests, journal, find=self.get, tasks=tasks, started=self._addressing.add_test
         )
         self._failing_over = threading.Lock()
-        self._upkeep = Upkeep(repository, self._tests, journal)
+        self._halfway = Halfway(hypervisor, self._failing_over)
+        self._upkeep = Upkeep(repository, self._tests, journal, self._halfway.settle)
         self._asking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask")
         self.imports = Imports(repository, clients.here, self._upkeep.put)
 
@@ -113,13 +115,10 @@ class ReplicaSide:
         self._repository.recover()
         for replica in self._repository.replicas():
             self.journal.know(replica.record.vm, replica.record.name)
-            try:
-                recover(replica, self._hypervisor)
-                self.boots.recover(replica)
-                self._tests.recover(replica)
-                self.commits.recover(replica)
-            except VmReplicaError as error:
-                _log.warning("failover left as it is", vm=replica.record.vm, why=error.message)
+            attempt("test failovers are left as they are", replica, self._tests.recover)
+            attempt("a failover is left halfway", replica, self._halfway.settle)
+            attempt("a boot test is left as it is", replica, self.boots.recover)
+            attempt("a commit is left as it is", replica, self.commits.recover)
             self._upkeep.put(replica.record.vm)
         self._upkeep.start()
         self.seeder.start()
@@ -250,14 +249,15 @@ class ReplicaSide:
         """Plan what ``cancel`` does; changes nothing.
 
         Raises:
-            Conflict: ``nothing-to-cancel``.
+            Conflict: ``nothing-to-cancel``, ``failover-under-way``.
         """
         replica, now = self.get(vm), dt.datetime.now(dt.UTC)
-        written = written_bytes(replica.run_dir)
-        return plan_cancel(replica.record, replica.points(), tests_only=tests_only, now=now, written=written)
+        written, acting = written_bytes(replica.run_dir), self._failing_over.locked()
+        points = replica.points()
+        return plan_cancel(replica.record, points, tests_only=tests_only, now=now, written=written, acting=acting)
 
     def cancel(self, vm: str, *, tests_only: bool) -> CancelReport:
-        """Take back the failover in effect; when there is none, or it is asked for, the test failovers.
+        """Take back the failover in effect or left halfway; when there is none, or it is asked for, the test failovers.
 
         Raises:
             Conflict: ``nothing-to-cancel``.

@@ -1,24 +1,26 @@
-"""Upkeep of what is held here: old points are folded, tests whose time is over are removed. One thread for all."""
+"""Upkeep of what is held here: points are folded, tests that are over removed, failovers left halfway undone."""
 
 import datetime as dt
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
 
+from vmreplica.agent.halfway import attempt
 from vmreplica.agent.journal import Journal
 from vmreplica.failover.tests import FailoverTests
 from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.ids import VmId
 from vmreplica.model.units import format_size
-from vmreplica.repository import Done, Repository
+from vmreplica.repository import Done, Replica, Repository
 
 _log: Final = structlog.get_logger(__name__)
 
-#: Seconds between looks whether the time of a test failover is over.
-_TEST_CHECK: Final = 10.0
+#: Seconds between looks whether the time of a test failover is over, or a failover was left halfway.
+_CHECK: Final = 10.0
 
 
 class Upkeep:
@@ -28,12 +30,23 @@ class Upkeep:
         repository: of this host.
         tests: the test failovers.
         journal: history.
+        settle: finishes or undoes a failover that was left halfway; does nothing when there is none.
+        every: seconds between looks.
     """
 
-    def __init__(self, repository: Repository, tests: FailoverTests, journal: Journal) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        tests: FailoverTests,
+        journal: Journal,
+        settle: Callable[[Replica], None],
+        every: float = _CHECK,
+    ) -> None:
         self._repository = repository
         self._tests = tests
         self._journal = journal
+        self._settle = settle
+        self._every = every
         self._due: queue.SimpleQueue[VmId | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="upkeep", daemon=True)
 
@@ -53,7 +66,7 @@ class Upkeep:
         self._due.put(vm)
 
     def _work(self) -> None:
-        look = time.monotonic() + _TEST_CHECK
+        look = time.monotonic() + self._every
         while True:
             try:
                 vm = self._due.get(timeout=max(0.0, look - time.monotonic()))
@@ -64,18 +77,15 @@ class Upkeep:
                     return
                 self._keep_chain(vm)
             if time.monotonic() >= look:  # also where points come all the time
-                self._expire_tests()
-                look = time.monotonic() + _TEST_CHECK
+                for replica in self._repository.replicas():
+                    attempt("a failover is left halfway", replica, self._settle)
+                    attempt("a test failover cannot be removed", replica, self._expire_tests)
+                look = time.monotonic() + self._every
 
-    def _expire_tests(self) -> None:
-        now = dt.datetime.now(dt.UTC)
-        for replica in self._repository.replicas():
-            try:
-                for name in self._tests.expire(replica, now):
-                    text = f"its test failover {name} was removed, its time was over"
-                    self._journal.event(replica.record.vm, "test", "test-expired", text, copy=name)
-            except VmReplicaError as error:
-                _log.warning("a test failover cannot be removed", vm=replica.record.vm, why=error.message)
+    def _expire_tests(self, replica: Replica) -> None:
+        for name in self._tests.expire(replica, dt.datetime.now(dt.UTC)):
+            text = f"its test failover {name} was removed, its time was over"
+            self._journal.event(replica.record.vm, "test", "test-expired", text, copy=name)
 
     def _keep_chain(self, vm: VmId) -> None:
         try:

@@ -17,7 +17,7 @@ from vmreplica.model.addresses import AddressingRecord
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import PointId, checkpoint_name
 from vmreplica.model.report import FailoverPlan
-from vmreplica.model.states import Event, State
+from vmreplica.model.states import Event, State, transition
 from vmreplica.repository import FailoverRecord, Replica
 
 _log: Final = structlog.get_logger(__name__)
@@ -78,7 +78,7 @@ def execute(
 
 
 def recover(replica: Replica, hypervisor: Hypervisor) -> None:
-    """Finish or undo what a crash interrupted; called at the agent's start for each replica.
+    """Finish or undo what a crash or a failure interrupted; called when no act is under way, until it succeeds.
 
     A guest that may have run is never thrown away by itself; one that went off meanwhile stays off, failed over.
     """
@@ -93,16 +93,19 @@ def recover(replica: Replica, hypervisor: Hypervisor) -> None:
 
 
 def undo(replica: Replica, hypervisor: Hypervisor) -> None:
-    """Remove the VM and its layer from this host and go back to receiving."""
+    """Remove the VM and its layer from this host and go back to receiving.
+
+    Raises:
+        VmReplicaError: a step failed; it is still being taken back, and this can be called again.
+    """
+    replica.move(Event.CANCEL)
     record = replica.record
-    if State(record.state) is not State.CANCELLING:
-        replica.move(Event.CANCEL)
     remove_vm(hypervisor, record.vm)
     replica.remove_run_layer()
     if record.failover is not None:
         replica.release(record.failover.hold)
-    replica.update(failover=None)
-    replica.move(Event.CANCELLED)
+    # At once: as long as it is being taken back, its record tells what is taken back.
+    replica.update(failover=None, state=transition(record.name, State.CANCELLING, Event.CANCELLED))
     _log.info("failover undone", vm=record.vm, name=record.name)
 
 

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.point import PointSummary
@@ -10,14 +10,30 @@ from vmreplica.model.report import FailoverPlan, FailoverStep
 from vmreplica.model.states import State
 from vmreplica.repository import FailoverRecord, ReplicaRecord
 
+#: What a failure can leave halfway.
+_HALFWAY: Final = frozenset({State.FAILING_OVER, State.CANCELLING})
 
-def what_to_cancel(record: ReplicaRecord, *, tests_only: bool) -> Literal["unplanned", "test"]:
+
+def what_to_cancel(record: ReplicaRecord, *, tests_only: bool, acting: bool = False) -> Literal["unplanned", "test"]:
     """Tell whether a cancellation is about the failover in effect, or about the test failovers.
 
+    Args:
+        record: the relationship on this side.
+        tests_only: leave a failover alone.
+        acting: whether a failover, or the taking back of one, is under way on this host.
+
     Raises:
-        Conflict: ``nothing-to-cancel``, ``roles-swapped``.
+        Conflict: ``nothing-to-cancel``, ``roles-swapped``, ``failover-under-way``.
     """
-    if not tests_only and State(record.state) is State.FAILED_OVER:
+    state = State(record.state)
+    if not tests_only and state in _HALFWAY | {State.FAILED_OVER}:
+        if state in _HALFWAY and acting:
+            raise Conflict(
+                "failover-under-way",
+                f"{record.name} is {record.state}: that act is under way",
+                hint=f"wait until `vmreplica status {record.name}` shows another state, then ask again",
+                kind="transient",
+            )
         _require_not_swapped(record)
         return "unplanned"
     if record.tests:
@@ -50,6 +66,7 @@ def plan_cancel(
     tests_only: bool,
     now: dt.datetime,
     written: int | None,
+    acting: bool = False,
 ) -> FailoverPlan:
     """Plan to take back the failover in effect or, when there is none or it is asked for, the test failovers.
 
@@ -59,11 +76,12 @@ def plan_cancel(
         tests_only: leave a failover alone.
         now: aware time; what the VM did here since its failover is lost.
         written: bytes in the VM's writable layers here; None: nobody can tell.
+        acting: whether a failover, or the taking back of one, is under way on this host.
 
     Raises:
-        Conflict: ``nothing-to-cancel``.
+        Conflict: ``nothing-to-cancel``, ``roles-swapped``, ``failover-under-way``.
     """
-    if what_to_cancel(record, tests_only=tests_only) == "test":
+    if what_to_cancel(record, tests_only=tests_only, acting=acting) == "test":
         return _of_tests(record, points)
     if record.failover is None:
         raise VmReplicaError("failover-record-missing", f"{record.name} has no failover record")
@@ -78,14 +96,16 @@ def _of_failover(
     written: int | None,
 ) -> FailoverPlan:
     name, instant = record.name, _instant(points, failover.point, now)
+    # Before it was decided to let the guest run, it has executed nothing.
+    lived = max(0.0, (now - (failover.since or instant)).total_seconds()) if failover.started else 0.0
     return FailoverPlan(
         vm=record.vm,
         name=name,
         kind="cancel",
         point=failover.point,
         instant=instant,
-        loses_seconds=max(0.0, (now - (failover.since or instant)).total_seconds()),
-        loses_bytes=written,
+        loses_seconds=lived,
+        loses_bytes=written if failover.started else 0,
         newer_points=sum(1 for point in points if point.bootable and point.point > failover.point),
         steps=(
             FailoverStep(name="stop", text=f"pull the plug of {name} here and remove its definition"),

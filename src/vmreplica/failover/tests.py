@@ -7,6 +7,7 @@ killed in between, the next start of the agent removes what is there.
 import contextlib
 import datetime as dt
 import secrets
+import shutil
 import threading
 import uuid
 from pathlib import Path
@@ -26,6 +27,7 @@ from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.ids import VmId, VmName
 from vmreplica.model.report import FailoverPlan, FailoverTest
 from vmreplica.repository import FailoverTestRecord, Replica
+from vmreplica.repository.layout import store_errors
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -130,10 +132,10 @@ class FailoverTests:
         """
         with self._lock:
             for test in replica.record.tests:
-                if test.started and not test.boot and self._hypervisor.exists(test.vm):
-                    self._hold(replica, test)
-                else:
-                    self._remove(replica, test)
+                self._hold_again(replica, test)
+            for test in replica.record.tests:
+                if not test.started or test.boot or not self._hypervisor.exists(test.vm):
+                    self._remove_or_due(replica, test)
 
     def reports(self, replica: Replica) -> tuple[FailoverTest, ...]:
         """Tell the tests of a VM."""
@@ -171,6 +173,13 @@ class FailoverTests:
         reason = f"{test.name} runs from this point"
         self._holds[test.id] = replica.hold(test.point, "test failover", reason, lasting=False)
 
+    def _hold_again(self, replica: Replica, test: FailoverTestRecord) -> None:
+        """Hold what a test stands on before libvirt is asked for it: libvirt may be away, and retention comes soon."""
+        try:
+            self._hold(replica, test)
+        except VmReplicaError as error:
+            _log.warning("the point of a test is not held", vm=replica.record.vm, name=test.name, why=error.message)
+
     def _run(self, replica: Replica, test: FailoverTestRecord) -> tuple[str, ...]:
         self._before("layer")
         disks = make_layer(replica, test.point, _directory(replica, test), "../../points")
@@ -196,7 +205,7 @@ class FailoverTests:
 
     def _remove(self, replica: Replica, test: FailoverTestRecord) -> None:
         remove_vm(self._hypervisor, test.vm)
-        remove_tree(_directory(replica, test))
+        _remove_files(_directory(replica, test))
         replica.update(tests=tuple(other for other in replica.record.tests if other.id != test.id))
         hold = self._holds.pop(test.id, None)
         if hold is not None:
@@ -242,3 +251,15 @@ def console_of(replica: Replica, test: str) -> Path:
 
 def _directory(replica: Replica, test: FailoverTestRecord) -> Path:
     return replica.dir / _DIRECTORY / test.id
+
+
+def _remove_files(directory: Path) -> None:
+    """Remove the files of a test, and what an attempt that failed has left of them under a name of its own.
+
+    Raises:
+        VmReplicaError: ``no-space``, ``store-failed``.
+    """
+    with store_errors(directory):
+        remove_tree(directory)
+        for left in directory.parent.glob(f".{directory.name}.*.gone"):
+            shutil.rmtree(left)

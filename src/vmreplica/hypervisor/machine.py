@@ -17,6 +17,7 @@ from defusedxml.ElementTree import fromstring
 
 from vmreplica.fsio import fsync_dir, no_space, publish_bytes, remove_tree
 from vmreplica.fsio.packed import pack_file
+from vmreplica.model.errors import Internal
 from vmreplica.model.ids import VmId
 from vmreplica.model.machine import MAX_ENCODED, MAX_MACHINE_FILE, MAX_MACHINE_FILES, MAX_REMARK, NVRAM, MachineFile
 
@@ -99,9 +100,21 @@ class MachineStore:
                 _give_to_owner_of(path.parent, path)
 
     def remove(self, vm: VmId) -> None:
-        """Remove the files of a VM that we defined; harmless when there are none."""
-        self.nvram(vm).unlink(missing_ok=True)
-        remove_tree(self._tpm_dir / vm)
+        """Remove the files of a VM that we defined; harmless when there are none.
+
+        Raises:
+            Internal: ``machine-files-stay``.
+        """
+        try:
+            self.nvram(vm).unlink(missing_ok=True)
+            remove_tree(self._tpm_dir / vm)
+        except OSError as error:
+            raise Internal(
+                "machine-files-stay",
+                f"nvram or TPM state of the VM {vm} cannot be removed: {error.filename}: {error.strerror}",
+                hint="look at that file and at the host's kernel log",
+                kind="operator",
+            ) from error
 
     def _variables(self, root: ET.Element, remarks: list[str]) -> Iterator[tuple[str, Path]]:
         nvram = root.find("os/nvram")

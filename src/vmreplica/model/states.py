@@ -1,7 +1,7 @@
 """The state machine of a relationship, on either side: enum, pure transition table, guard.
 
 Persist the new state before the act it announces. A state ending in -ING is left only by finishing or by rolling
-back what it announces, so that a crash in it is seen and repaired at the next start.
+back what it announces, so that a crash in it is seen and repaired at the next start, and a failure by trying again.
 """
 
 from enum import StrEnum
@@ -74,6 +74,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (_S.FAILING_OVER, _E.STARTED): _S.FAILED_OVER,
     (_S.FAILING_OVER, _E.CANCEL): _S.CANCELLING,
     (_S.FAILED_OVER, _E.CANCEL): _S.CANCELLING,
+    (_S.CANCELLING, _E.CANCEL): _S.CANCELLING,  # asked again, as it failed the first time
     (_S.CANCELLING, _E.CANCELLED): _S.REPLICATING,
     (_S.FAILED_OVER, _E.COMMIT): _S.COMMITTING,
     (_S.COMMITTING, _E.COMMITTED): _S.COMMITTED,
