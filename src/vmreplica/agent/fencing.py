@@ -66,7 +66,7 @@ class Fencing:
             text = f"the vmreplica metadata of {question.name} cannot be read"
             remedy = f"`vmreplica enable {question.name} --to PEER` replaces it"
             return StartAnswer(allowed=False, reason=f"{text}; {remedy}, vmreplica start {question.name} --i-am-sure")
-        with self._claim(vm) as claim:
+        with self.claim(vm) as claim:
             verdict = claim.settle(self.verdict(vm, question.name, policy))
         _log.info("a VM asks to start", vm=vm, name=question.name, allowed=verdict.allowed, reason=verdict.reason)
         if not verdict.allowed:
@@ -81,6 +81,10 @@ class Fencing:
         """
         with self._lock:
             return self._starting.get(vm, 0.0) > time.monotonic()
+
+    def claim(self, vm: VmId) -> "Claim":
+        """Give the block in which a VM may be starting here; the replica is asked inside it."""
+        return Claim(self._lock, self._starting, vm)
 
     def shown(self, vm: VmId) -> None:
         """Take note that libvirt shows what became of a start: from now on it is the one to be asked."""
@@ -116,7 +120,7 @@ class Fencing:
             return StartReport(vm=brief.vm, name=brief.name, started=False, running=True, allowed=True)
         if dry_run:
             return self._report(brief, self._of_domain(brief), started=False)
-        with self._claim(brief.vm) as claim:
+        with self.claim(brief.vm) as claim:
             verdict = claim.settle(self._of_domain(brief), sure=sure)
             if not (verdict.allowed or sure):
                 self._guard.refused(brief.vm, brief.name, verdict.reason)
@@ -172,9 +176,6 @@ class Fencing:
             reason=verdict.reason,
         )
 
-    def _claim(self, vm: VmId) -> "_Claim":
-        return _Claim(self._lock, self._starting, vm)
-
     def _ask(self, replica: HostId, vm: VmId) -> Position | VmReplicaError:
         asked = self._asking.submit(self._position, replica, vm)
         try:
@@ -190,7 +191,7 @@ class Fencing:
             return client.position(vm)
 
 
-class _Claim:
+class Claim:
     """That a VM may be starting: kept after the block if it was allowed and nothing was raised."""
 
     def __init__(self, lock: threading.Lock, claims: dict[VmId, float], vm: VmId) -> None:

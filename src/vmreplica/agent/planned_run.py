@@ -4,6 +4,7 @@ What is done next follows from facts (``failover.planned.decide``), and each sta
 its first act: killed anywhere, the next run goes on, or back, from there.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +16,9 @@ import structlog
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.fencing import Claim
+from vmreplica.agent.guard import moving
+from vmreplica.agent.may_start import YES
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.power_off import Manner, shut_down
 from vmreplica.agent.relationship import Relationship
@@ -68,6 +72,8 @@ class Tools:
     runner: Runner
     clients: Clients
     ban: StartBan
+    #: Marks a VM as one that may be starting here.
+    claim: Callable[[VmId], Claim]
     #: Observer of steps; tests kill the agent there.
     before: StepHook
 
@@ -176,11 +182,10 @@ class Run:
             self._timed("start", self._start)
             return True
         elif act == "yield":
-            self._persist(None)
+            self._give_up()
             return True
         elif act == "undo":
-            self._undo(position)
-            return True
+            return self._undo(position)
         return False
 
     def _send_while_it_runs(self) -> None:
@@ -233,11 +238,15 @@ class Run:
         self._forbid()
 
     def _forbid(self) -> None:
-        name = self._rel.name
-        self._tools.ban.forbid(
-            self._vm,
-            f"{name} is moving to its replica: vmreplica failover {name} --planned goes on, --cancel goes back",
-        )
+        self._tools.ban.forbid(self._vm, moving(self._rel.name))
+
+    def _give_up(self) -> None:
+        """Plan nothing any more: the replica has the VM, though not from us, and its word counts at each start."""
+        self._persist(None)
+        self._tools.before("given-up")
+        self._tools.ban.allow(self._vm)
+        with contextlib.suppress(VmReplicaError):  # told again by the watch over the fences
+            self._tools.runner.saw(self._rel, self._client.position(self._vm))
 
     def _start(self) -> None:
         planned = self._policy.planned
@@ -250,7 +259,7 @@ class Run:
             self._client.start_planned(self._vm, StartWish(point=planned.point, epoch=self._policy.epoch))
         except VmReplicaError as error:
             if error.code in _RUNS_OTHERWISE:
-                self._persist(None)
+                self._give_up()
             raise
         self.account.started_at = time.monotonic()
         self.account.there, self.account.point = True, planned.point
@@ -269,17 +278,32 @@ class Run:
                 raise
             _log.info("too late to take it back", vm=self._vm, why=error.message)
 
-    def _undo(self, position: Position | None) -> None:
+    def _undo(self, position: Position | None) -> bool:
+        """Let all be as it was before; tells whether it is: False when the facts have changed meanwhile."""
         planned = self._policy.planned
         self._meter.phase("taking it back")
         self._tools.before("undo")
-        self._tools.ban.allow(self._vm)
-        if planned is not None and planned.was_running and not self._hypervisor.running(self._vm):
-            with self._tools.ban.permitted(self._vm):
-                self._hypervisor.start(self._vm)
+        # Claimed before the replica is asked again: a failover that begins there now hears of it, or we hear of that.
+        with self._tools.claim(self._vm) as claim:
+            starts = planned is not None and planned.was_running and not self._hypervisor.running(self._vm)
+            if starts and not self._still_receives(position):
+                return False
+            self._tools.ban.allow(self._vm)
+            if starts:
+                with self._tools.ban.permitted(self._vm):
+                    self._hypervisor.start(self._vm)
+                claim.settle(YES)
         # Only now: killed before, the next run starts it.
         self._tools.before("undone")
         self._persist(None, epoch=position.epoch if position is not None else self._policy.epoch)
+        return True
+
+    def _still_receives(self, position: Position | None) -> bool:
+        """Tell whether the replica takes points under the epoch at which it was found to."""
+        now = self._position()
+        if position is None or now is None or now.epoch != position.epoch:
+            return False
+        return replica_says(now.state, now.epoch, self._policy.epoch) in {"receives", "forgot"}
 
     # ---- helpers
 
