@@ -1,5 +1,7 @@
 """Runs of planned failovers on the primary: what they leave behind, and when they start the VM here again."""
 
+import datetime as dt
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ from vmreplica.agent.watchman import Watchman
 from vmreplica.model.errors import Conflict, Unreachable
 from vmreplica.model.policy import Planned, Policy
 from vmreplica.model.states import State
+from vmreplica.peer.planned import PlannedWish
 
 pytestmark = pytest.mark.failover
 
@@ -113,3 +116,49 @@ def test_a_replica_that_falls_silent_before_the_start_is_asked_first(tmp_path: P
     with pytest.raises(Unreachable, match="does not answer"):
         made.run().settle("self")
     assert (made.libvirt.starts, made.libvirt.known.planned) == (0, PREPARING)
+
+
+def asked(seconds: float) -> Planned:
+    until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+    return Planned(stage="preparing", was_running=True, asked_until=until)
+
+
+@pytest.mark.parametrize("wish", ["back", "self"])
+def test_a_guest_that_shuts_down_while_it_is_taken_back_is_started_again(tmp_path: Path, wish: Any) -> None:
+    made = side(tmp_path, asked(60), on=True)
+    late = threading.Timer(1.5, lambda: setattr(made.libvirt, "on", False))
+    late.start()
+    made.run().settle(wish)
+    late.join()
+    assert (made.libvirt.on, made.libvirt.starts, made.libvirt.known.planned) == (True, 1, None)
+
+
+def test_a_guest_that_heard_nothing_is_waited_for_no_longer_than_it_was_given(tmp_path: Path) -> None:
+    made = side(tmp_path, asked(1), on=True)
+    run = made.run()
+    run.settle("back")
+    assert (run.account.may_go_off, made.libvirt.starts, made.libvirt.known.planned) == (True, 0, None)
+
+
+def test_a_wait_for_a_guest_that_is_ended_is_gone_on_with_later(tmp_path: Path) -> None:
+    made = side(tmp_path, asked(60), on=True)
+    made.halt.set()
+    with pytest.raises(Conflict, match="was stopped"):
+        made.run().settle("self")
+    assert made.libvirt.known.planned is not None
+
+
+def test_that_a_guest_is_asked_is_written_down_before_and_forgotten_once_it_is_off(tmp_path: Path) -> None:
+    made = side(tmp_path, PREPARING, on=True)
+    run, noted = made.run(PlannedWish(patience=5)), []
+
+    def ring(_vm: str, _bell: str) -> None:
+        noted.append(made.libvirt.known.planned)
+        made.libvirt.on = False
+
+    power = SimpleNamespace(active=True, awake=True, agent=True, button=True)
+    switch = SimpleNamespace(look=lambda _vm: power, ask=ring)
+    vars(made.libvirt).update(power_switch=lambda: switch, watch=lambda _seen: lambda: None)
+    run._shut_down()
+    assert [planned.asked_until is not None for planned in noted] == [True]
+    assert made.libvirt.known.planned == PREPARING

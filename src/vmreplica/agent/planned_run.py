@@ -5,6 +5,7 @@ its first act: killed anywhere, the next run goes on, or back, from there.
 """
 
 import contextlib
+import datetime as dt
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -32,7 +33,7 @@ from vmreplica.model.policy import Planned, Policy
 from vmreplica.model.report import StepTime
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line
-from vmreplica.peer.planned import PlannedWish, StartWish, Withdrawal
+from vmreplica.peer.planned import MAX_PATIENCE, PlannedWish, StartWish, Withdrawal
 
 _T = TypeVar("_T")
 _log: Final = structlog.get_logger(__name__)
@@ -46,6 +47,8 @@ _LAST_CYCLES: Final = 3
 _GLANCE: Final = 1.0
 #: Seconds for that.
 _BUSY_LIMIT: Final = 300.0
+#: Seconds, beyond its patience, for which a guest that was asked to shut down is expected to do so late.
+_SHUTS_LATE: Final = 20.0
 #: Answers of the replica after which its start is no way forward: it runs there already, from something else.
 _RUNS_OTHERWISE: Final = frozenset({"failed-over-from-another-point"})
 
@@ -90,6 +93,8 @@ class Account:
     there: bool = False
     #: The last point.
     point: PointId | None = None
+    #: It was taken back while the guest, which was asked to shut down, runs: it may still do so.
+    may_go_off: bool = False
 
     @property
     def downtime(self) -> float | None:
@@ -152,6 +157,8 @@ class Run:
         if wish == "back" and planned is not None and planned.stage == "prepared":
             # Remembered, also when the replica cannot be asked now.
             self._persist(planned.model_copy(update={"stage": "withdrawing"}))
+        if wish != "forward":
+            self._await_asked()
         until = time.monotonic() + _BUSY_LIMIT
         while time.monotonic() < until:
             self._tools.before("settle")
@@ -196,7 +203,32 @@ class Run:
             if time.monotonic() - began < _LONG_CYCLE:
                 return
 
+    def _await_asked(self) -> None:
+        """Wait while a guest that was asked to shut down may still do so: what is off by then is started again."""
+        planned = self._policy.planned
+        if planned is None or planned.asked_until is None or not planned.was_running:
+            return
+        self._meter.phase("waiting whether its guest still shuts down")
+        # A clock that was set back does not make it wait for ever.
+        most = time.monotonic() + MAX_PATIENCE + _SHUTS_LATE
+        while self._hypervisor.running(self._vm):
+            if dt.datetime.now(dt.UTC) >= planned.asked_until or time.monotonic() > most:
+                self.account.may_go_off = True
+                return
+            self._pause(_GLANCE)
+
+    def _say_asked(self) -> None:
+        """Write down, before the guest is asked, how long it may take: killed afterwards, that is waited for."""
+        until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=self._wish.patience + _SHUTS_LATE)
+        self._note_asked(until)
+
+    def _note_asked(self, until: dt.datetime | None) -> None:
+        planned = self._policy.planned
+        if planned is not None:
+            self._persist(planned.model_copy(update={"asked_until": until}))
+
     def _shut_down(self) -> None:
+        self._say_asked()
         self.account.manner = shut_down(
             self._hypervisor,
             self._vm,
@@ -207,6 +239,7 @@ class Run:
             say=self._meter.phase,
         )
         self.account.off_at = time.monotonic()
+        self._note_asked(None)
 
     def _send_the_last(self) -> PointId:
         for _ in range(_LAST_CYCLES):
