@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.guard import Guard
 from vmreplica.agent.hooks import forget_if_unprotected
-from vmreplica.agent.may_start import YES, Verdict, judge
+from vmreplica.agent.may_start import YES, Verdict, judge, lives_there
 from vmreplica.agent.protect import not_protected
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.runner import Runner
@@ -96,10 +96,11 @@ class Fencing:
         fence = self._guard.fence.find(vm)
         if fence is not None and not fence.ask:
             return Verdict(allowed=False, reason=fence.reason)
-        if policy.reverse is not None:
-            # The old primary is not our replica yet: nobody else could have the VM.
-            return YES
         answer = self._ask(policy.replica, vm)
+        known = fence is not None and not isinstance(answer, Position)
+        if policy.reverse is not None and not known and not _has_it(answer, policy):
+            # The old primary is not our replica yet, as far as is known: nobody else could have the VM.
+            return YES
         if isinstance(answer, Position):
             fenced = self._guard.saw(vm, name, policy, answer)
             show_fence(self._runner, vm, fenced=fenced, runs=None)
@@ -217,6 +218,11 @@ class Claim:
         if not self._kept or kind is not None:
             with self._lock:
                 self._claims.pop(self._vm, None)
+
+
+def _has_it(answer: Position | VmReplicaError, policy: Policy) -> bool:
+    """Tell whether a replica says that the VM lives there."""
+    return isinstance(answer, Position) and lives_there(answer, policy)
 
 
 def show_fence(runner: Runner, vm: VmId, *, fenced: bool, runs: bool | None) -> None:

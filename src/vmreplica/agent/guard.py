@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.journal import Journal
-from vmreplica.agent.may_start import elsewhere, is_stale
+from vmreplica.agent.may_start import elsewhere, lives_there
 from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NoSpace, NotFound
 from vmreplica.model.ids import HostId, VmId, VmName
@@ -58,7 +58,7 @@ class Guard:
         known = self.fence.find(vm)
         if known is not None and not known.ask:
             return False
-        if not is_stale(position, policy.epoch):
+        if not lives_there(position, policy):
             if known is not None:
                 _log.info("its failover was taken back: the VM may start here again", vm=vm, name=name)
                 self.fence.allow(vm)
