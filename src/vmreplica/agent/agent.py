@@ -193,6 +193,7 @@ class Agent(Relations, FailoverVerbs, ProofVerbs, Hosts):
             primaries=self._primaries,
             replicas=self._replicas,
             reverse=partial(self._reversing.begin, planned=True),
+            claim=self.starts.claim,
         )
 
     def _make_doctor(self, repository: Repository) -> Doctor:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.guard import Guard
 from vmreplica.agent.hooks import forget_if_unprotected
-from vmreplica.agent.may_start import YES, Verdict, judge
+from vmreplica.agent.may_start import YES, Verdict, judge, lives_there
 from vmreplica.agent.protect import not_protected
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.runner import Runner
@@ -66,7 +66,7 @@ class Fencing:
             text = f"the vmreplica metadata of {question.name} cannot be read"
             remedy = f"`vmreplica enable {question.name} --to PEER` replaces it"
             return StartAnswer(allowed=False, reason=f"{text}; {remedy}, vmreplica start {question.name} --i-am-sure")
-        with self._claim(vm) as claim:
+        with self.claim(vm) as claim:
             verdict = claim.settle(self.verdict(vm, question.name, policy))
         _log.info("a VM asks to start", vm=vm, name=question.name, allowed=verdict.allowed, reason=verdict.reason)
         if not verdict.allowed:
@@ -82,6 +82,10 @@ class Fencing:
         with self._lock:
             return self._starting.get(vm, 0.0) > time.monotonic()
 
+    def claim(self, vm: VmId) -> "Claim":
+        """Give the block in which a VM may be starting here; the replica is asked inside it."""
+        return Claim(self._lock, self._starting, vm)
+
     def shown(self, vm: VmId) -> None:
         """Take note that libvirt shows what became of a start: from now on it is the one to be asked."""
         with self._lock:
@@ -92,10 +96,11 @@ class Fencing:
         fence = self._guard.fence.find(vm)
         if fence is not None and not fence.ask:
             return Verdict(allowed=False, reason=fence.reason)
-        if policy.reverse is not None:
-            # The old primary is not our replica yet: nobody else could have the VM.
-            return YES
         answer = self._ask(policy.replica, vm)
+        known = fence is not None and not isinstance(answer, Position)
+        if policy.reverse is not None and not known and not _has_it(answer, policy):
+            # The old primary is not our replica yet, as far as is known: nobody else could have the VM.
+            return YES
         if isinstance(answer, Position):
             fenced = self._guard.saw(vm, name, policy, answer)
             show_fence(self._runner, vm, fenced=fenced, runs=None)
@@ -116,7 +121,7 @@ class Fencing:
             return StartReport(vm=brief.vm, name=brief.name, started=False, running=True, allowed=True)
         if dry_run:
             return self._report(brief, self._of_domain(brief), started=False)
-        with self._claim(brief.vm) as claim:
+        with self.claim(brief.vm) as claim:
             verdict = claim.settle(self._of_domain(brief), sure=sure)
             if not (verdict.allowed or sure):
                 self._guard.refused(brief.vm, brief.name, verdict.reason)
@@ -172,9 +177,6 @@ class Fencing:
             reason=verdict.reason,
         )
 
-    def _claim(self, vm: VmId) -> "_Claim":
-        return _Claim(self._lock, self._starting, vm)
-
     def _ask(self, replica: HostId, vm: VmId) -> Position | VmReplicaError:
         asked = self._asking.submit(self._position, replica, vm)
         try:
@@ -190,7 +192,7 @@ class Fencing:
             return client.position(vm)
 
 
-class _Claim:
+class Claim:
     """That a VM may be starting: kept after the block if it was allowed and nothing was raised."""
 
     def __init__(self, lock: threading.Lock, claims: dict[VmId, float], vm: VmId) -> None:
@@ -216,6 +218,11 @@ class _Claim:
         if not self._kept or kind is not None:
             with self._lock:
                 self._claims.pop(self._vm, None)
+
+
+def _has_it(answer: Position | VmReplicaError, policy: Policy) -> bool:
+    """Tell whether a replica says that the VM lives there."""
+    return isinstance(answer, Position) and lives_there(answer, policy)
 
 
 def show_fence(runner: Runner, vm: VmId, *, fenced: bool, runs: bool | None) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.journal import Journal
-from vmreplica.agent.may_start import elsewhere, is_stale
+from vmreplica.agent.may_start import elsewhere, lives_there
 from vmreplica.hypervisor.fence import Fence
 from vmreplica.model.errors import NoSpace, NotFound
 from vmreplica.model.ids import HostId, VmId, VmName
@@ -19,6 +19,13 @@ _log: Final = structlog.get_logger(__name__)
 
 #: Seconds for which the same refusal is not written down again.
 _REFUSED_AGAIN: Final = 600.0
+#: By these words the fence of a planned failover is told from others.
+_MOVING: Final = " is moving to its replica: "
+
+
+def moving(name: VmName) -> str:
+    """Say why a VM that is handed over by a planned failover does not start."""
+    return f"{name}{_MOVING}vmreplica failover {name} --planned goes on, --cancel goes back"
 
 
 class Guard:
@@ -51,7 +58,7 @@ class Guard:
         known = self.fence.find(vm)
         if known is not None and not known.ask:
             return False
-        if not is_stale(position, policy.epoch):
+        if not lives_there(position, policy):
             if known is not None:
                 _log.info("its failover was taken back: the VM may start here again", vm=vm, name=name)
                 self.fence.allow(vm)
@@ -67,6 +74,16 @@ class Guard:
         except NoSpace as error:
             _log.warning("the fence of a VM cannot be written", vm=vm, why=error.message)
         return True
+
+    def left_by_planned(self, vm: VmId) -> bool:
+        """Tell whether a planned failover forbade the start of a VM; only it can lift that, so it must be under way."""
+        known = self.fence.find(vm)
+        return known is not None and not known.ask and _MOVING in known.reason
+
+    def forget_planned(self, vm: VmId, name: VmName) -> None:
+        """Lift what a planned failover forbade that is not under way any more: from now on the replica is asked."""
+        _log.info("a planned failover that is no more forbids its start no longer", vm=vm, name=name)
+        self.fence.allow(vm)
 
     def refused(self, vm: VmId, name: VmName, reason: str) -> None:
         """Write down that a VM was kept from starting here; one that is asked for again and again once in a while."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from vmreplica.model.errors import NotFound, Refused, VmReplicaError
 from vmreplica.model.point import Position
+from vmreplica.model.policy import Policy
 from vmreplica.model.states import RECEIVING, State
 
 #: The replica has no part in the VM's life, and would have to change its state before it could.
@@ -45,6 +46,16 @@ def is_stale(position: Position, epoch: int) -> bool:
     if position.state in _THERE:
         return True
     return position.epoch > epoch and position.state not in _QUIET | {State.CANCELLING}
+
+
+def lives_there(position: Position, policy: Policy) -> bool:
+    """Tell the same by a VM's policy.
+
+    While its roles shall be swapped, the old primary may tell of a failover to it in an earlier life of the VM: then
+    its epoch is not above ours. One that begins just now has not raised it yet.
+    """
+    past = policy.reverse is not None and position.epoch <= policy.epoch and position.state != State.FAILING_OVER
+    return not past and is_stale(position, policy.epoch)
 
 
 def judge(name: str, peer: str, epoch: int, answer: Position | VmReplicaError) -> Verdict:

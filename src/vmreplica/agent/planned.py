@@ -10,7 +10,14 @@ import structlog
 
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
-from vmreplica.agent.planned_checks import latest_of, require_adoptable, warnings_of
+from vmreplica.agent.planned_checks import (
+    goes_on,
+    latest_of,
+    nothing_to_cancel,
+    require_adoptable,
+    too_late,
+    warnings_of,
+)
 from vmreplica.agent.planned_run import Run, Tools
 from vmreplica.agent.power_off import require_quiet
 from vmreplica.agent.protect import check_disks, paused
@@ -167,7 +174,7 @@ class PlannedFailovers:
         """
         planned, latest = rel.policy.planned, self._tools.clients.to(rel.policy.replica).position(rel.vm).latest
         if planned is None or latest is None:
-            raise _nothing_to_cancel(rel)
+            raise nothing_to_cancel(rel)
         return plan_return(rel.vm, rel.name, planned, latest)
 
     def cancel(self, rel: Relationship) -> CancelReport:
@@ -183,15 +190,16 @@ class PlannedFailovers:
             known.halt.set()
             known.ended.wait(_END_LIMIT)
             if known.task.planned is not None:
-                raise _too_late(rel)
+                raise too_late(rel)
         elif rel.policy.planned is None:
-            raise _nothing_to_cancel(rel)
+            raise nothing_to_cancel(rel)
         if rel.policy.planned is not None:
             run = self._launch(rel, PlannedWish(), "back", None)
-            run.ended.wait(_END_LIMIT)
+            if not run.ended.wait(_END_LIMIT):
+                raise goes_on(rel)
             run.task.raise_error()
         if rel.policy.planned is not None:
-            raise _too_late(rel)
+            raise too_late(rel)
         return CancelReport(vm=rel.vm, name=rel.name, kind="planned", removed=(), state=rel.state())
 
     # ---- runs
@@ -267,6 +275,7 @@ class PlannedFailovers:
                 self._forward(rel, run, journey)
             else:
                 journey.settle(way)
+                self._warn_of_shutdown(rel, journey)
         account = journey.account
         if not account.there:
             self._tools.runner.change(rel, rel.policy)
@@ -304,14 +313,31 @@ class PlannedFailovers:
             return
         if planned.stage == "prepared" and isinstance(error, Unreachable | TimedOut):
             return  # whether the replica has started it is not known; it is asked again by itself
+        if run.cancelled and planned.asked_until is not None:
+            return  # its guest may still shut down: whoever cancelled goes on with that
         _log.info("taking a planned failover back", vm=rel.vm, why=error.message)
-        meter = rel.meter or Meter()
+        journey = Run(self._tools, rel, rel.meter or Meter(), self._new_halt(run), PlannedWish())
         try:
-            Run(self._tools, rel, meter, Halt(), PlannedWish()).settle("back")
+            journey.settle("back")
         except VmReplicaError as second:
             error.hint = f"{error.hint}; it is not taken back yet: {second.message} ({second.hint})".removeprefix("; ")
             return
         error.hint = f"{error.hint}; {rel.name} is as it was before".removeprefix("; ")
+        self._warn_of_shutdown(rel, journey)
+
+    def _new_halt(self, run: _Active) -> Halt:
+        """Give what ends the way back: the old one may have ended the way forward."""
+        run.halt = Halt()
+        if self._stop.is_set():
+            run.halt.set()
+        return run.halt
+
+    def _warn_of_shutdown(self, rel: Relationship, journey: Run) -> None:
+        """Write down that a guest that was asked to shut down, and runs, may still do so."""
+        if journey.account.may_go_off:
+            text = "its guest was asked to shut down, did not, and may still do so: nobody starts it again then"
+            hint = f"if it goes off: vmreplica start {rel.name}"
+            self._journal.event(rel.vm, "planned", "guest-may-shut-down", text, severity="warning", hint=hint)
 
     def _await_swap(self, rel: Relationship, run: _Active) -> tuple[bool, float]:
         """Wait until this host is the replica; the other one asks for it."""
@@ -367,19 +393,3 @@ class PlannedFailovers:
         with self._lock:
             busy = {vm for vm, run in self._active.items() if not run.ended.is_set()}
         return [rel for rel in planned if rel is not None and rel.vm not in busy]
-
-
-def _nothing_to_cancel(rel: Relationship) -> Conflict:
-    return Conflict(
-        "nothing-to-cancel",
-        f"{rel.name} is {rel.state()}: no planned failover of it is under way",
-        hint=f"vmreplica status {rel.name}; an unplanned failover is taken back on its replica",
-    )
-
-
-def _too_late(rel: Relationship) -> Conflict:
-    return Conflict(
-        "already-started",
-        f"{rel.name} was started on its replica: it is too late to take that back here",
-        hint=f"on the replica, once it is the primary: vmreplica failover {rel.name} --planned brings it home",
-    )

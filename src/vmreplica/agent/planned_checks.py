@@ -74,3 +74,32 @@ def warnings_of(policy: Policy, wish: PlannedWish, parties: Parties) -> list[str
     if not parties.running:
         warnings.append(f"{parties.name} is off now; it is started on {parties.replica}")
     return warnings
+
+
+def nothing_to_cancel(rel: Relationship) -> Conflict:
+    """Say that no planned failover is under way."""
+    return Conflict(
+        "nothing-to-cancel",
+        f"{rel.name} is {rel.state()}: no planned failover of it is under way",
+        hint=f"vmreplica status {rel.name}; an unplanned failover is taken back on its replica",
+    )
+
+
+def goes_on(rel: Relationship) -> Conflict:
+    """Say that taking it back takes longer than anybody waits."""
+    return Conflict(
+        "cancel-goes-on",
+        f"the planned failover of {rel.name} is being taken back, and that has not come to its end",
+        hint="a guest that was asked to shut down may still do so; it is started again then, by itself: "
+        f"vmreplica status {rel.name}",
+        kind="transient",
+    )
+
+
+def too_late(rel: Relationship) -> Conflict:
+    """Say that the replica has it."""
+    return Conflict(
+        "already-started",
+        f"{rel.name} was started on its replica: it is too late to take that back here",
+        hint=f"on the replica, once it is the primary: vmreplica failover {rel.name} --planned brings it home",
+    )

@@ -4,6 +4,8 @@ What is done next follows from facts (``failover.planned.decide``), and each sta
 its first act: killed anywhere, the next run goes on, or back, from there.
 """
 
+import contextlib
+import datetime as dt
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +17,9 @@ import structlog
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.fencing import Claim
+from vmreplica.agent.guard import moving
+from vmreplica.agent.may_start import YES
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.power_off import Manner, shut_down
 from vmreplica.agent.relationship import Relationship
@@ -28,7 +33,7 @@ from vmreplica.model.policy import Planned, Policy
 from vmreplica.model.report import StepTime
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line
-from vmreplica.peer.planned import PlannedWish, StartWish, Withdrawal
+from vmreplica.peer.planned import MAX_PATIENCE, PlannedWish, StartWish, Withdrawal
 
 _T = TypeVar("_T")
 _log: Final = structlog.get_logger(__name__)
@@ -42,6 +47,8 @@ _LAST_CYCLES: Final = 3
 _GLANCE: Final = 1.0
 #: Seconds for that.
 _BUSY_LIMIT: Final = 300.0
+#: Seconds, beyond its patience, for which a guest that was asked to shut down is expected to do so late.
+_SHUTS_LATE: Final = 20.0
 #: Answers of the replica after which its start is no way forward: it runs there already, from something else.
 _RUNS_OTHERWISE: Final = frozenset({"failed-over-from-another-point"})
 
@@ -68,6 +75,8 @@ class Tools:
     runner: Runner
     clients: Clients
     ban: StartBan
+    #: Marks a VM as one that may be starting here.
+    claim: Callable[[VmId], Claim]
     #: Observer of steps; tests kill the agent there.
     before: StepHook
 
@@ -84,6 +93,8 @@ class Account:
     there: bool = False
     #: The last point.
     point: PointId | None = None
+    #: It was taken back while the guest, which was asked to shut down, runs: it may still do so.
+    may_go_off: bool = False
 
     @property
     def downtime(self) -> float | None:
@@ -146,6 +157,8 @@ class Run:
         if wish == "back" and planned is not None and planned.stage == "prepared":
             # Remembered, also when the replica cannot be asked now.
             self._persist(planned.model_copy(update={"stage": "withdrawing"}))
+        if wish != "forward":
+            self._await_asked()
         until = time.monotonic() + _BUSY_LIMIT
         while time.monotonic() < until:
             self._tools.before("settle")
@@ -176,11 +189,10 @@ class Run:
             self._timed("start", self._start)
             return True
         elif act == "yield":
-            self._persist(None)
+            self._give_up()
             return True
         elif act == "undo":
-            self._undo(position)
-            return True
+            return self._undo(position)
         return False
 
     def _send_while_it_runs(self) -> None:
@@ -191,7 +203,32 @@ class Run:
             if time.monotonic() - began < _LONG_CYCLE:
                 return
 
+    def _await_asked(self) -> None:
+        """Wait while a guest that was asked to shut down may still do so: what is off by then is started again."""
+        planned = self._policy.planned
+        if planned is None or planned.asked_until is None or not planned.was_running:
+            return
+        self._meter.phase("waiting whether its guest still shuts down")
+        # A clock that was set back does not make it wait for ever.
+        most = time.monotonic() + MAX_PATIENCE + _SHUTS_LATE
+        while self._hypervisor.running(self._vm):
+            if dt.datetime.now(dt.UTC) >= planned.asked_until or time.monotonic() > most:
+                self.account.may_go_off = True
+                return
+            self._pause(_GLANCE)
+
+    def _say_asked(self) -> None:
+        """Write down, before the guest is asked, how long it may take: killed afterwards, that is waited for."""
+        until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=self._wish.patience + _SHUTS_LATE)
+        self._note_asked(until)
+
+    def _note_asked(self, until: dt.datetime | None) -> None:
+        planned = self._policy.planned
+        if planned is not None:
+            self._persist(planned.model_copy(update={"asked_until": until}))
+
     def _shut_down(self) -> None:
+        self._say_asked()
         self.account.manner = shut_down(
             self._hypervisor,
             self._vm,
@@ -202,6 +239,7 @@ class Run:
             say=self._meter.phase,
         )
         self.account.off_at = time.monotonic()
+        self._note_asked(None)
 
     def _send_the_last(self) -> PointId:
         for _ in range(_LAST_CYCLES):
@@ -233,11 +271,15 @@ class Run:
         self._forbid()
 
     def _forbid(self) -> None:
-        name = self._rel.name
-        self._tools.ban.forbid(
-            self._vm,
-            f"{name} is moving to its replica: vmreplica failover {name} --planned goes on, --cancel goes back",
-        )
+        self._tools.ban.forbid(self._vm, moving(self._rel.name))
+
+    def _give_up(self) -> None:
+        """Plan nothing any more: the replica has the VM, though not from us, and its word counts at each start."""
+        self._persist(None)
+        self._tools.before("given-up")
+        self._tools.ban.allow(self._vm)
+        with contextlib.suppress(VmReplicaError):  # told again by the watch over the fences
+            self._tools.runner.saw(self._rel, self._client.position(self._vm))
 
     def _start(self) -> None:
         planned = self._policy.planned
@@ -250,7 +292,7 @@ class Run:
             self._client.start_planned(self._vm, StartWish(point=planned.point, epoch=self._policy.epoch))
         except VmReplicaError as error:
             if error.code in _RUNS_OTHERWISE:
-                self._persist(None)
+                self._give_up()
             raise
         self.account.started_at = time.monotonic()
         self.account.there, self.account.point = True, planned.point
@@ -269,17 +311,32 @@ class Run:
                 raise
             _log.info("too late to take it back", vm=self._vm, why=error.message)
 
-    def _undo(self, position: Position | None) -> None:
+    def _undo(self, position: Position | None) -> bool:
+        """Let all be as it was before; tells whether it is: False when the facts have changed meanwhile."""
         planned = self._policy.planned
         self._meter.phase("taking it back")
         self._tools.before("undo")
-        self._tools.ban.allow(self._vm)
-        if planned is not None and planned.was_running and not self._hypervisor.running(self._vm):
-            with self._tools.ban.permitted(self._vm):
-                self._hypervisor.start(self._vm)
+        # Claimed before the replica is asked again: a failover that begins there now hears of it, or we hear of that.
+        with self._tools.claim(self._vm) as claim:
+            starts = planned is not None and planned.was_running and not self._hypervisor.running(self._vm)
+            if starts and not self._still_receives(position):
+                return False
+            self._tools.ban.allow(self._vm)
+            if starts:
+                with self._tools.ban.permitted(self._vm):
+                    self._hypervisor.start(self._vm)
+                claim.settle(YES)
         # Only now: killed before, the next run starts it.
         self._tools.before("undone")
         self._persist(None, epoch=position.epoch if position is not None else self._policy.epoch)
+        return True
+
+    def _still_receives(self, position: Position | None) -> bool:
+        """Tell whether the replica takes points under the epoch at which it was found to."""
+        now = self._position()
+        if position is None or now is None or now.epoch != position.epoch:
+            return False
+        return replica_says(now.state, now.epoch, self._policy.epoch) in {"receives", "forgot"}
 
     # ---- helpers
 

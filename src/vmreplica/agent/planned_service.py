@@ -10,6 +10,7 @@ import structlog
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.config import Config
 from vmreplica.agent.facts import Stages
+from vmreplica.agent.fencing import Claim
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.planned import PlannedFailovers
 from vmreplica.agent.planned_run import Tools
@@ -190,12 +191,16 @@ def make_planned(
     primaries: PrimarySide,
     replicas: ReplicaSide,
     reverse: Callable[[Replica], object],
+    claim: Callable[[VmId], Claim],
     before: StepHook = no_hook,
 ) -> Planned:
-    """Put the parts together; ``reverse`` begins to swap roles, ``before`` observes the steps of both sides."""
+    """Put the parts together.
+
+    ``reverse`` begins to swap roles, ``claim`` marks a VM that may be starting, ``before`` observes the steps.
+    """
     hypervisor = stages.hypervisor
     ban = Fence(config.agent.state_dir / "fence")
-    tools = Tools(stages=stages, runner=runner, clients=clients, ban=ban, before=before)
+    tools = Tools(stages=stages, runner=runner, clients=clients, ban=ban, claim=claim, before=before)
     there = PlannedThere(
         repository=repository,
         replicas=replicas,

@@ -183,11 +183,21 @@ class Watchman:
         by_host: dict[HostId, list[tuple[DomainBrief, Policy]]] = defaultdict(list)
         for vm, policy in policies.items():
             if vm in briefs:
+                self._lift_leftover(briefs[vm])
                 by_host[policy.replica].append((briefs[vm], policy))
         for host, theirs in by_host.items():
             self._ask(host, theirs)
         for vm in policies.keys() & briefs.keys():
             show_fence(self._runner, vm, fenced=self._guard.fenced(vm), runs=briefs[vm].active)
+
+    def _lift_leftover(self, brief: DomainBrief) -> None:
+        """Lift the fence of a planned failover that was given up when its agent was killed before it could do so."""
+        if not self._guard.left_by_planned(brief.vm):
+            return
+        # Read only now: a plan is written down before its fence.
+        policy = self._hypervisor.policy(brief.vm)
+        if policy is not None and policy.planned is None:
+            self._guard.forget_planned(brief.vm, brief.name)
 
     def _ask(self, host: HostId, vms: Iterable[tuple[DomainBrief, Policy]]) -> None:
         """Ask a replica for each VM, until it turns out to be silent."""

@@ -44,6 +44,8 @@ class Planned(Shape):
     was_running: bool
     #: The last point, once the replica has it.
     point: PointId | None = None
+    #: The guest was asked to shut down and is not off yet: until then it may still do so.
+    asked_until: AwareDatetime | None = None
 
 
 class Policy(Shape):
