@@ -160,5 +160,5 @@ def test_that_a_guest_is_asked_is_written_down_before_and_forgotten_once_it_is_o
     switch = SimpleNamespace(look=lambda _vm: power, ask=ring)
     vars(made.libvirt).update(power_switch=lambda: switch, watch=lambda _seen: lambda: None)
     run._shut_down()
-    assert [planned.asked_until is not None for planned in noted] == [True]
+    assert [planned is not None and planned.asked_until is not None for planned in noted] == [True]
     assert made.libvirt.known.planned == PREPARING
