@@ -1,7 +1,6 @@
 """The agent as a process: configuration, logging, both servers, signals."""
 
 import asyncio
-import ctypes
 import logging
 import signal
 import sys
@@ -12,15 +11,10 @@ import structlog
 
 from vmreplica.agent.agent import Agent
 from vmreplica.agent.config import Config, LogSection, load_config
+from vmreplica.api.heap import bound_heap, tend_heap
 from vmreplica.api.server import start_api
-from vmreplica.model.units import MiB
 from vmreplica.peer.server import make_app, start_server
 from vmreplica.peer.wire import split_address
-
-#: Parameters of mallopt(3), from glibc's malloc.h.
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
-_M_ARENA_MAX: Final = -8
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -31,7 +25,7 @@ def run(path: Path) -> None:
     Raises:
         VmReplicaError: the configuration is wrong, a directory or a socket cannot be used.
     """
-    _bound_heap()
+    bound_heap()
     config = load_config(path)
     _configure_logging(config.log)
     agent = Agent(config)
@@ -68,23 +62,13 @@ async def _serve_peers(agent: Agent, config: Config, ending: asyncio.Event) -> N
     )
     peers = await start_server(app, agent.identity, host, port)
     _log.info("agent runs", host=agent.identity.name, host_id=agent.identity.host_id, listen=config.agent.listen)
+    heap = asyncio.create_task(tend_heap())
     try:
         await ending.wait()
     finally:
+        heap.cancel()
         _log.info("agent ends")
         await peers.stop()
-
-
-def _bound_heap() -> None:
-    """Keep freed buffers of many threads from adding up: few arenas, large blocks given back at once (mallopt(3)).
-
-    Every stage handles buffers of megabytes in threads of its own; glibc would keep a heap for each of them.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 2)
-        libc.mallopt(_M_MMAP_THRESHOLD, 4 * MiB)
-        libc.mallopt(_M_TRIM_THRESHOLD, 32 * MiB)
 
 
 def _configure_logging(section: LogSection) -> None:
