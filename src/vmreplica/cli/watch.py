@@ -116,21 +116,25 @@ class _Quiet:
 
 
 class _Lines:
-    """A line now and then, for logs."""
+    """A line now and then, for logs; the last one is always shown."""
 
     def __init__(self, vm: str) -> None:
         self._vm = vm
         self._phase = ""
         self._next = 0.0
+        self._seen = self._said = ""
 
     def show(self, progress: Progress) -> None:
-        if progress.phase == self._phase and monotonic() < self._next:
-            return
-        self._phase, self._next = progress.phase, monotonic() + _LINE_EVERY
-        typer.echo(printable(f"{self._vm}: {progress_text(progress)}"), err=True)
+        self._seen = progress_text(progress)
+        if progress.phase != self._phase or monotonic() >= self._next:
+            self._phase, self._next = progress.phase, monotonic() + _LINE_EVERY
+            self.close()
 
     def close(self) -> None:
-        """Every line is out already."""
+        """Say what was seen last, unless that was said."""
+        if self._seen != self._said:
+            typer.echo(printable(f"{self._vm}: {self._seen}"), err=True)
+        self._said = self._seen
 
 
 class _Bar:
