@@ -65,12 +65,21 @@ class Namespace:
                 stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=True,
                 env={"PATH": search_path(), _MARK: str(self.lab)},
             )  # fmt: skip
-        if not until(lambda: self.find_pid() is not None, _START_LIMIT):
+        if not until(self._is_ready, _START_LIMIT):
             raise Refused(
                 "lab-namespace-failed",
                 f"cannot make the namespaces of {self.name}: {log.read_text().strip() or 'no answer'}",
                 hint="the lab needs a machine or container that may create namespaces and mount",
             )
+
+    def _is_ready(self) -> bool:
+        """Tell whether the keeper has become ``sleep``: while it does, its environment is nowhere for an instant."""
+        pid = self.find_pid()
+        if pid is None:
+            return False
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/comm").read_text() == "sleep\n" and self.find_pid() is not None
+        return False
 
     def find_pid(self) -> int | None:
         """Tell the keeper's process id, or None when the host is down."""
