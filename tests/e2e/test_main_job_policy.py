@@ -3,6 +3,8 @@
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,11 @@ from job_kit import (
     wait_reason,
 )
 
+from vmreplica.api.requests import LimitRequest
+from vmreplica.cli.client import AgentClient, vm_path
 from vmreplica.lab import Host, Lab
 from vmreplica.lab.waiting import until
+from vmreplica.model.rates import parse_limit
 from vmreplica.model.units import MiB
 
 pytestmark = pytest.mark.main_job
@@ -52,6 +57,23 @@ def test_no_cycle_runs_while_paused_and_a_delta_follows_the_resume(lab: Lab, new
     a.ask("resume", vm.name)
     resumed = wait_cycles(a, vm.name, count + 1)[count]
     assert (resumed["kind"], resumed["guest_bytes"]) == ("delta", 64 * 1024)
+
+
+def test_of_two_changes_at_the_same_moment_neither_takes_the_other_back(lab: Lab, new_blank: NewBlank) -> None:
+    a = lab.host("a")
+    vm = new_blank(a)
+    enable(a, vm.name, every="24h")
+    api, path = AgentClient(a.layout.agent_socket), partial(vm_path, vm.name)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for round_ in range(1, 11):
+            limit = LimitRequest(limit=parse_limit([f"{round_}M"]))
+            verb = "pause" if round_ % 2 else "resume"
+            done = pool.submit(api.send, "PUT", path("limit"), limit), pool.submit(api.send, "POST", path(verb))
+            for future in done:
+                future.result()
+            written = a.virsh("dumpxml", vm.name, "--inactive").stdout.replace("&quot;", '"')
+            assert f'"paused":{"true" if round_ % 2 else "false"}' in written
+            assert f'"limit":{limit.limit.model_dump_json()}' in written
 
 
 def test_a_pause_outlives_the_agent(lab: Lab, new_blank: NewBlank) -> None:

@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 from fault_kit import Patient
-from job_kit import NewBlank, enable, points, relation, switch_off
+from job_kit import Blank, NewBlank, enable, points, refusal, relation, switch_off
 from life_kit import write_noise
-from reverse_kit import KiB, MiB, on, require_equal, require_swapped, wait_reversed
+from reverse_kit import KiB, MiB, diverge, on, require_equal, require_swapped, wait_reversed
 
 from vmreplica.api.requests import CancelRequest
 from vmreplica.cli.client import AgentClient, vm_path
@@ -48,6 +48,13 @@ def test_a_swap_of_roles_goes_on_after_a_kill_at_any_step_on_either_side(lab: La
     assert relation(b, vm.name)["state"] == "reversing", "what was wanted is written down"
     with pytest.raises(Conflict, match="cannot be taken back"):
         AgentClient(b.layout.agent_socket).send("POST", vm_path(vm.name, "cancel"), CancelRequest(tests_only=False))
+    patient.start_agent(a)
+    b.stop_agent()
+    for trap, asked in (("Hypervisor.set_policy:before", False), ("Hypervisor.set_policy:after", True)):
+        _kill(patient, b, trap)
+        assert _was_asked(b, vm) is asked, "it is written down before the old primary is asked"
+    a.stop_agent()
+    patient.start_agent(b)
     for trap in OLD_PRIMARY:
         _kill(patient, a, trap)
     b.stop_agent()
@@ -62,6 +69,37 @@ def test_a_swap_of_roles_goes_on_after_a_kill_at_any_step_on_either_side(lab: La
     oldest, newest = points(a, vm.name)
     assert (oldest["point"], oldest["kind"], newest["kind"]) == (last, "final", "delta")
     assert newest["wire_bytes"] <= 1.2 * 64 * KiB
+
+
+def test_a_vm_whose_old_primary_agreed_unheard_and_took_it_back_does_not_start_on_its_own(
+    lab: Lab, new_blank: NewBlank
+) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    vm = new_blank(a)
+    diverge(lab, vm)
+    moved = on(b, vm)
+    assert b.ask("reverse", vm.name, "--yes")["error_code"] == "old-primary-away"
+    moved.stop()
+    b.virsh("start", vm.name)  # its old primary may be gone for good, and never heard of it
+    b.stop_agent()
+    lab.start("a")
+    _kill(Patient(lab, vm.name, vm.uuid), b, "PeerClient.reverse:after")
+    lab.crash("b")
+    assert until(lambda: relation(a, vm.name)["state"] == "replicating", 60), "it agreed"
+    assert a.ask("failover", vm.name, "--yes")["state"] == "failed-over"
+
+    a.stop_agent()
+    lab.start("b")
+    assert "cannot be asked" in b.virsh("start", vm.name, check=False).stderr
+    assert refusal(b, "start", vm.name)[1]["code"] == "start-refused"
+    a.start_agent()
+    assert until(lambda: relation(b, vm.name)["state"] == "failed-over-elsewhere", 60)
+    assert "was failed over to a" in b.virsh("start", vm.name, check=False).stderr
+    assert vm.name not in b.virsh("list", "--name").stdout.split()
+
+
+def _was_asked(host: Host, vm: Blank) -> bool:
+    return '"asked":true' in host.virsh("dumpxml", vm.name, "--inactive").stdout.replace("&quot;", '"')
 
 
 def _kill_while_asked(patient: Patient, host: Host, trap: str) -> None:

@@ -13,13 +13,14 @@ from vmreplica.agent.meter import Meter
 from vmreplica.agent.planned_run import Run, Tools
 from vmreplica.agent.relationship import Relationship
 from vmreplica.hypervisor.fence import Fence
-from vmreplica.model.errors import VmReplicaError
+from vmreplica.model.errors import NotFound, VmReplicaError
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.states import State
 from vmreplica.peer.book import PeerBook
 from vmreplica.peer.line import Halt
 from vmreplica.peer.planned import PlannedWish
+from vmreplica.peer.wire import RunsHere
 
 VM = "4dea22b3-1d52-4dc8-8c9c-9bc0bb4a1b2c"
 HOST = "ab" * 16
@@ -61,6 +62,8 @@ class SmallReplica:
         self.silent: VmReplicaError | None = None
         #: Called when its position is asked for.
         self.asked: Callable[[], None] = lambda: None
+        #: As an old primary: the epoch of the VM that is there still; None: there is none.
+        self.primary_epoch: int | None = None
 
     def to(self, _host: str) -> "SmallReplica":
         """Give the connection."""
@@ -83,6 +86,12 @@ class SmallReplica:
         self.asked()
         return said
 
+    def runs_here(self, vm: str) -> RunsHere:
+        """Tell of its own VM."""
+        if self.primary_epoch is None:
+            raise NotFound("vm-unknown", "no such VM")
+        return RunsHere(vm=vm, runs=False, epoch=self.primary_epoch)
+
     def start_planned(self, _vm: str, _wish: object) -> None:
         """Refuse, or have it."""
         if self.refuses is not None:
@@ -93,12 +102,18 @@ class SmallReplica:
 class SmallRunner:
     """Keeps a relationship up to date, nothing else."""
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+    def __init__(self, guard: Guard, libvirt: SmallLibvirt) -> None:
+        self._guard, self._libvirt = guard, libvirt
 
     def update(self, rel: Relationship, policy: Policy) -> None:
         """Put a policy in force."""
         rel.policy = policy
+
+    def amend(self, rel: Relationship, change: Callable[[Policy], Policy]) -> Policy:
+        """Change a policy where it is written."""
+        rel.policy = change(self._libvirt.policy(rel.vm))
+        self._libvirt.set_policy(rel.vm, rel.policy)
+        return rel.policy
 
     def saw(self, rel: Relationship, position: Position) -> None:
         """Take note of what the replica says."""
@@ -114,7 +129,8 @@ class Side:
     def __init__(self, base: Path, policy: Policy, *, on: bool) -> None:
         self.fence = Fence(base / "fence")
         self.guard = Guard(self.fence, PeerBook(base / "peers.json"), Journal(base / "journal.db"))
-        self.libvirt, self.replica, self.runner = SmallLibvirt(policy, on=on), SmallReplica(), SmallRunner(self.guard)
+        self.libvirt, self.replica = SmallLibvirt(policy, on=on), SmallReplica()
+        self.runner = SmallRunner(self.guard, self.libvirt)
         parts: dict[str, Any] = {"clients": self.replica, "hypervisor": self.libvirt, "runner": self.runner}
         self.starts = Fencing(guard=self.guard, **parts)
         self.rel = Relationship(vm=VM, name="web", policy=policy, due=0.0)

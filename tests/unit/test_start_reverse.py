@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from planned_kit import HOST, VM, Side
 
-from vmreplica.model.errors import NotFound, TimedOut, VmReplicaError
+from vmreplica.model.errors import NotFound, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.policy import Policy, ReverseWish
 from vmreplica.model.states import State
 
 pytestmark = pytest.mark.failover
 
 WISH = ReverseWish(point=None, checkpoint=None, since=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+ASKED = WISH.model_copy(update={"asked": True})
+UNKNOWN = NotFound("replica-unknown", "no such replica")
 
 
 @pytest.fixture
@@ -44,12 +46,31 @@ def test_what_the_watch_over_the_fences_learnt_counts(made: Side) -> None:
     assert may_start(made), "the host says that it takes points"
 
 
-@pytest.mark.parametrize("silent", [None, TimedOut("peer-silent", "x"), NotFound("replica-unknown", "no such replica")])
+@pytest.mark.parametrize("silent", [None, TimedOut("peer-silent", "x"), UNKNOWN])
 def test_it_starts_while_the_old_primary_is_away_or_has_not_agreed(made: Side, silent: VmReplicaError | None) -> None:
     made.replica.silent = silent
     assert may_start(made)
     made.replica.silent, made.replica.state = None, State.REVERSING
     assert may_start(made)
+
+
+@pytest.mark.parametrize("silent", [TimedOut("peer-silent", "x"), Unreachable("peer-unreachable", "x"), UNKNOWN])
+def test_one_whose_old_primary_was_asked_starts_only_when_that_agrees(made: Side, silent: VmReplicaError) -> None:
+    """It may have become its replica and have been failed over to, while this host was without power."""
+    made.libvirt.known = made.libvirt.known.model_copy(update={"reverse": ASKED})
+    made.replica.silent = silent
+    verdict = made.starts.verdict(VM, "web", made.libvirt.policy(VM))
+    assert not verdict.allowed
+    assert "vmreplica start web --i-am-sure" in verdict.reason
+    made.replica.silent, made.replica.state = None, State.REPLICATING
+    assert may_start(made), "it says that it takes points"
+
+
+@pytest.mark.parametrize(("epoch", "allowed"), [(0, True), (1, False), (2, False)])
+def test_one_whose_old_primary_was_asked_and_has_its_own_vm_still_starts(made: Side, epoch: int, allowed: bool) -> None:
+    made.libvirt.known = made.libvirt.known.model_copy(update={"reverse": ASKED})
+    made.replica.silent, made.replica.primary_epoch = UNKNOWN, epoch
+    assert may_start(made) is allowed
 
 
 def test_what_the_old_primary_tells_of_an_earlier_life_of_the_vm_is_no_obstacle(made: Side) -> None:

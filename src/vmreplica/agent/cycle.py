@@ -40,7 +40,7 @@ from vmreplica.hypervisor import BackupJob, CheckpointBroken
 from vmreplica.model.errors import Conflict, Internal, VmReplicaError
 from vmreplica.model.ids import CheckpointName, DiskTarget, VmId, is_our_checkpoint
 from vmreplica.model.point import PointKind, PointOpening, PointSummary, Position
-from vmreplica.model.policy import Policy
+from vmreplica.model.policy import Amend, Policy
 from vmreplica.model.quiesce import Quiescence
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace
@@ -94,6 +94,7 @@ class Cycle:
         pace: how fast may be sent.
         slot: asked for leave to read whole disks.
         meter: fed with progress.
+        amend: changes the policy where it is written.
         seen: called with each position the replica tells.
         began: called with the kind of a point when reading and sending it begins.
     """
@@ -109,6 +110,7 @@ class Cycle:
         pace: Pace,
         slot: Slot,
         meter: Meter,
+        amend: Amend,
         seen: Callable[[Position], None],
         began: Callable[[PointKind], None],
     ) -> None:
@@ -122,7 +124,7 @@ class Cycle:
         self._pace = pace
         self._slot = slot
         self._meter = meter
-        self._began = began
+        self._amend, self._began = amend, began
         self._facts = FactFinder(stages=stages, client=client, vm=vm, policy=policy, seen=seen)
         self._holdings = Holdings(stages.fingerprints, client, vm)
         self._capture: Capture | None = None
@@ -226,9 +228,7 @@ class Cycle:
 
     def _adopt(self, epoch: int) -> None:
         _log.info("a failover was taken back", vm=self._vm, epoch=epoch)
-        policy = (self._hypervisor.policy(self._vm) or self._policy).model_copy(update={"epoch": epoch})
-        self._hypervisor.set_policy(self._vm, policy)
-        self._policy = self._facts.policy = policy
+        self._policy = self._facts.policy = self._amend(lambda policy: policy.model_copy(update={"epoch": epoch}))
 
     def _tidy(self, step: Tidy) -> None:
         _log.info("tidying", vm=self._vm, why=step.why, checkpoints=step.checkpoints, spool=step.discard_spool)

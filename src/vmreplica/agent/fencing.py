@@ -13,16 +13,17 @@ from pydantic import ValidationError
 from vmreplica.agent.clients import Clients
 from vmreplica.agent.guard import Guard
 from vmreplica.agent.hooks import forget_if_unprotected
-from vmreplica.agent.may_start import YES, Verdict, judge, lives_there
+from vmreplica.agent.may_start import YES, Answer, Verdict, judge, waits_for_swap
 from vmreplica.agent.protect import not_protected
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.runner import Runner
 from vmreplica.hypervisor import DomainBrief, Hypervisor
-from vmreplica.model.errors import Corrupt, Refused, TimedOut, VmReplicaError
-from vmreplica.model.ids import HostId, VmId, VmName
+from vmreplica.model.errors import Corrupt, NotFound, Refused, TimedOut, VmReplicaError
+from vmreplica.model.ids import VmId, VmName
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.start import AutostartReport, StartAnswer, StartQuestion, StartReport
+from vmreplica.peer.wire import RunsHere
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -96,10 +97,9 @@ class Fencing:
         fence = self._guard.fence.find(vm)
         if fence is not None and not fence.ask:
             return Verdict(allowed=False, reason=fence.reason)
-        answer = self._ask(policy.replica, vm)
+        answer = self._ask(vm, policy)
         known = fence is not None and not isinstance(answer, Position)
-        if policy.reverse is not None and not known and not _has_it(answer, policy):
-            # The old primary is not our replica yet, as far as is known: nobody else could have the VM.
+        if not known and waits_for_swap(answer, policy):
             return YES
         if isinstance(answer, Position):
             fenced = self._guard.saw(vm, name, policy, answer)
@@ -149,11 +149,11 @@ class Fencing:
 
     def remember_autostart(self, vm: VmId, policy: Policy, *, on: bool) -> None:
         """Write into a VM's policy whether it is started with its host."""
-        changed = policy.model_copy(update={"autostart": on})
-        self._hypervisor.set_policy(vm, changed)
         rel = self._runner.find(vm)
-        if rel is not None:
-            self._runner.update(rel, changed)
+        if rel is None:
+            self._hypervisor.set_policy(vm, policy.model_copy(update={"autostart": on}))
+        else:
+            self._runner.amend(rel, lambda now: now.model_copy(update={"autostart": on}))
 
     def _of_domain(self, brief: DomainBrief) -> Verdict:
         try:
@@ -177,8 +177,8 @@ class Fencing:
             reason=verdict.reason,
         )
 
-    def _ask(self, replica: HostId, vm: VmId) -> Position | VmReplicaError:
-        asked = self._asking.submit(self._position, replica, vm)
+    def _ask(self, vm: VmId, policy: Policy) -> Answer:
+        asked = self._asking.submit(self._answer, vm, policy)
         try:
             return asked.result(timeout=_ASK_LIMIT)
         except VmReplicaError as error:
@@ -187,9 +187,14 @@ class Fencing:
             asked.cancel()
             return TimedOut("peer-silent", f"no answer within {_ASK_LIMIT:.0f} s")
 
-    def _position(self, replica: HostId, vm: VmId) -> Position:
-        with self._clients.quick(replica) as client:
-            return client.position(vm)
+    def _answer(self, vm: VmId, policy: Policy) -> Position | RunsHere:
+        with self._clients.quick(policy.replica) as client:
+            try:
+                return client.position(vm)
+            except (NotFound, Refused):
+                if policy.reverse is None:
+                    raise
+                return client.runs_here(vm)
 
 
 class Claim:
@@ -218,11 +223,6 @@ class Claim:
         if not self._kept or kind is not None:
             with self._lock:
                 self._claims.pop(self._vm, None)
-
-
-def _has_it(answer: Position | VmReplicaError, policy: Policy) -> bool:
-    """Tell whether a replica says that the VM lives there."""
-    return isinstance(answer, Position) and lives_there(answer, policy)
 
 
 def show_fence(runner: Runner, vm: VmId, *, fenced: bool, runs: bool | None) -> None:

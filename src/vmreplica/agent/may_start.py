@@ -5,12 +5,16 @@ that does not come is a no: a replica that is cut off may have been failed over.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from vmreplica.model.errors import NotFound, Refused, VmReplicaError
 from vmreplica.model.point import Position
 from vmreplica.model.policy import Policy
 from vmreplica.model.states import RECEIVING, State
+from vmreplica.peer.wire import RunsHere
+
+#: What a replica says, or, as long as roles are not swapped, a VM's old primary; or why nothing was said.
+Answer: TypeAlias = Position | RunsHere | VmReplicaError
 
 #: The replica has no part in the VM's life, and would have to change its state before it could.
 _QUIET: Final = RECEIVING | {State.PAUSED, State.REMOVING}
@@ -58,7 +62,21 @@ def lives_there(position: Position, policy: Policy) -> bool:
     return not past and is_stale(position, policy.epoch)
 
 
-def judge(name: str, peer: str, epoch: int, answer: Position | VmReplicaError) -> Verdict:
+def waits_for_swap(answer: Answer, policy: Policy) -> bool:
+    """Tell whether a VM's old primary cannot have become its replica, or has and leaves the VM alone.
+
+    One that was never asked has not. One that was asked has agreed, as far as is known: only itself can tell.
+    """
+    if policy.reverse is None:
+        return False
+    if isinstance(answer, Position):
+        return not lives_there(answer, policy)
+    if isinstance(answer, RunsHere):
+        return answer.epoch < policy.epoch
+    return not policy.reverse.asked
+
+
+def judge(name: str, peer: str, epoch: int, answer: Answer) -> Verdict:
     """Decide by the replica's answer.
 
     Args:
@@ -69,6 +87,8 @@ def judge(name: str, peer: str, epoch: int, answer: Position | VmReplicaError) -
     """
     if isinstance(answer, VmReplicaError):
         return _unanswered(name, peer, answer)
+    if isinstance(answer, RunsHere):
+        return Verdict(allowed=False, reason=f"{peer} protects {name} too, and to this host: {_SURE.format(name=name)}")
     if is_stale(answer, epoch):
         return Verdict(allowed=False, reason=elsewhere(name, peer, answer.state), stale=True)
     if answer.state in _QUIET:

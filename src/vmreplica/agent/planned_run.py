@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -356,11 +356,8 @@ class Run:
             return None
 
     def _persist(self, planned: Planned | None, *, epoch: int | None = None) -> None:
-        known = self._hypervisor.policy(self._vm) or self._policy
-        changes = {"planned": planned, "epoch": known.epoch if epoch is None else epoch}
-        policy = known.model_copy(update=changes)
-        self._hypervisor.set_policy(self._vm, policy)
-        self._tools.runner.update(self._rel, policy)
+        changes: dict[str, Any] = {"planned": planned} | ({} if epoch is None else {"epoch": epoch})
+        self._tools.runner.amend(self._rel, lambda policy: policy.model_copy(update=changes))
 
     def _timed(self, name: str, act: Callable[[], _T]) -> _T:
         self._tools.before(name)

@@ -139,7 +139,7 @@ class PrimarySide:
             position = self._clients.to(to).offer(brief.vm, _offer(brief.name, policy, disks, bases, seed))
             check_not_begun(brief.name, begin_at, position)
             policy = self._with_seed(brief, policy, seed, old, position)
-            self._hypervisor.set_policy(brief.vm, policy)
+            policy = self._write(brief.vm, policy)
         return self._begin(brief, policy)
 
     def _agreed_keep(
@@ -229,9 +229,7 @@ class PrimarySide:
         if rel.policy.paused:
             raise paused(rel.name)
         if rel.policy.begin_at is not None:
-            policy = rel.policy.model_copy(update={"begin_at": None})
-            self._hypervisor.set_policy(rel.vm, policy)
-            self._runner.update(rel, policy)
+            self._runner.amend(rel, lambda policy: policy.model_copy(update={"begin_at": None}))
         task = self._tasks.start(f"cycle of {rel.name}")
         self._runner.ask_cycle(rel, task)
         return task
@@ -239,9 +237,7 @@ class PrimarySide:
     def limit(self, vm: str, limit: Limit) -> RelationshipReport:
         """Change how fast a VM's points may be sent, at once, also of one on its way."""
         rel = self._find(vm)
-        policy = rel.policy.model_copy(update={"limit": limit})
-        self._hypervisor.set_policy(rel.vm, policy)
-        self._runner.update(rel, policy)
+        self._runner.amend(rel, lambda policy: policy.model_copy(update={"limit": limit}))
         return next(report for report in self.reports() if report.vm == rel.vm)
 
     def reports(self) -> list[RelationshipReport]:
@@ -316,10 +312,17 @@ class PrimarySide:
 
     def _set_paused(self, vm: str, *, paused: bool) -> Relationship:
         rel = self._find(vm)
-        policy = rel.policy.model_copy(update={"paused": paused})
-        self._hypervisor.set_policy(rel.vm, policy)
+        policy = self._runner.amend(rel, lambda policy: policy.model_copy(update={"paused": paused}))
         self._runner.change(rel, policy)
         return rel
+
+    def _write(self, vm: VmId, policy: Policy) -> Policy:
+        """Put a policy into force where it is written; what outlives its change may have changed meanwhile."""
+        rel = self._runner.find(vm)
+        if rel is not None:
+            return self._runner.amend(rel, lambda now: policy.model_copy(update=_lasting(now)))
+        self._hypervisor.set_policy(vm, policy)
+        return policy
 
     def _give_back_autostart(self, rel: Relationship, *, wanted: bool) -> None:
         """Let libvirt start a VM with the host again, as it did before it was protected."""
@@ -367,7 +370,7 @@ def _offer(
 
 def _lasting(old: Policy | None) -> dict[str, Any]:
     """Tell what of a policy outlives its change."""
-    return {} if old is None else {"epoch": old.epoch, "autostart": old.autostart}
+    return {} if old is None else {"epoch": old.epoch, "autostart": old.autostart, "reverse": old.reverse}
 
 
 def _known_position(client: PeerClient, vm: VmId) -> Position | None:

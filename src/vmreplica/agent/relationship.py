@@ -54,6 +54,8 @@ class Relationship:
     base_seconds: float = 0.0
     halt: Halt = field(default_factory=Halt)
     idle: threading.Event = field(default_factory=threading.Event)
+    #: Held while the policy is read, changed and written.
+    amending: threading.Lock = field(default_factory=threading.Lock)
     #: Tasks that the next cycle, or the running one, answers.
     waiting: list[Task] = field(default_factory=list)
     answering: list[Task] = field(default_factory=list)

@@ -187,6 +187,14 @@ class Runner:
             rel.policy = policy
             self._wake.notify_all()
 
+    def amend(self, rel: Relationship, change: Callable[[Policy], Policy]) -> Policy:
+        """Change a policy where it is written, one after the other: nobody takes back what another one wrote."""
+        with rel.amending:
+            policy = change(self._hypervisor.policy(rel.vm) or rel.policy)
+            self._hypervisor.set_policy(rel.vm, policy)
+            self.update(rel, policy)
+        return policy
+
     def turn(self, rel: Relationship, what: str, patience: float) -> AbstractContextManager[bool]:
         """Take a VM's turn, so that no cycle of it runs meanwhile; see ``borrowed``."""
         return borrowed(self._wake, rel, what, patience=patience, clock=self._clock)
@@ -245,11 +253,8 @@ class Runner:
         wish = rel.policy.reverse
         if wish is not None:
             meter.phase("asking the old primary to become the replica")
-            policy = self._swap.ask(rel)
-            if policy is None:
+            if not self._swap.ask(rel, partial(self.amend, rel)):
                 return NOT_SWAPPED
-            with self._wake:
-                rel.policy = policy
         outcome = self.cycle(rel, meter, rel.policy, rel.halt).run()
         if wish is not None and wish.planned and outcome.published is not None:
             self._swap.settle(rel.vm)
@@ -267,6 +272,7 @@ class Runner:
             pace=self._bandwidth.throttle(rel.vm, lambda: rel.policy.limit, meter.sent, meter.held),
             slot=lambda *, must: self._may_go_long(rel, must=must),
             meter=meter,
+            amend=partial(self.amend, rel),
             seen=lambda position: self.saw(rel, position),
             began=lambda kind: self._began(rel, kind),
         )
@@ -276,14 +282,10 @@ class Runner:
         position = rel.position
         if rel.policy.seed is None or position is None or position.latest is None or position.awaited is not None:
             return
-        policy = rel.policy.model_copy(update={"seed": None})
         try:
-            self._hypervisor.set_policy(rel.vm, policy)
+            self.amend(rel, lambda policy: policy.model_copy(update={"seed": None}))
         except VmReplicaError as error:
             _log.warning("the policy still names an export that is imported", vm=rel.vm, why=error.message)
-            return
-        with self._wake:
-            rel.policy = policy
 
     def _may_go_long(self, rel: Relationship, *, must: bool) -> bool:
         with self._wake:

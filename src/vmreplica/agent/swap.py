@@ -14,9 +14,9 @@ from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.hypervisor import Hypervisor
 from vmreplica.model.errors import TimedOut, Unreachable, VmReplicaError
-from vmreplica.model.ids import VmId, VmName
+from vmreplica.model.ids import HostId, VmId, VmName
 from vmreplica.model.point import Position
-from vmreplica.model.policy import Policy, ReverseWish
+from vmreplica.model.policy import Amend, Policy, ReverseWish
 from vmreplica.peer.line import Line
 from vmreplica.peer.wire import ReverseRequest
 
@@ -44,24 +44,29 @@ class Swap:
         self._clients = clients
         self._replicas = replicas
 
-    def ask(self, rel: Relationship) -> Policy | None:
-        """Ask the old primary of a VM whose policy has a wish.
+    def ask(self, rel: Relationship, amend: Amend) -> bool:
+        """Ask the old primary of a VM whose policy has a wish, and take it out once that has agreed.
+
+        Args:
+            rel: the VM.
+            amend: changes its policy where it is written.
 
         Returns:
-            The policy without the wish; None: the old primary is away.
+            Whether roles are swapped; no: the old primary is away.
 
         Raises:
             VmReplicaError: it is there and cannot, or libvirt does not answer.
         """
         policy = self._hypervisor.policy(rel.vm) or rel.policy
         if policy.reverse is not None:
-            position = self._request(rel, policy, policy.reverse)
-            if position is None:
-                return None
+            try:
+                position = self._request(rel, policy, policy.reverse, amend)
+            except (Unreachable, TimedOut) as error:
+                _log.info("the old primary is away", vm=rel.vm, why=error.message)
+                return False
             _log.info("roles swapped", vm=rel.vm, name=rel.name, latest=position.latest and position.latest.point)
-        policy = policy.model_copy(update={"reverse": None})
-        self._hypervisor.set_policy(rel.vm, policy)
-        return policy
+        amend(lambda now: now.model_copy(update={"reverse": None}))
+        return True
 
     def settle(self, vm: VmId) -> None:
         """After a planned failover, begin to fold the images that a VM was started from: it came to stay.
@@ -77,7 +82,9 @@ class Swap:
         except VmReplicaError as error:
             _log.info("the failover is not committed yet", vm=vm, code=error.code, why=error.message)
 
-    def _request(self, rel: Relationship, policy: Policy, wish: ReverseWish) -> Position | None:
+    def _request(self, rel: Relationship, policy: Policy, wish: ReverseWish, amend: Amend) -> Position:
+        if not wish.asked:
+            self._will_ask(policy.replica, amend)
         request = ReverseRequest(
             vm=rel.vm,
             name=rel.name,
@@ -89,11 +96,22 @@ class Swap:
             planned=wish.planned,
             network_map=wish.network_map,
         )
-        try:
-            return self._clients.to(policy.replica).on(Line(rel.halt)).reverse(request)
-        except (Unreachable, TimedOut) as error:
-            _log.info("the old primary is away", vm=rel.vm, why=error.message)
-            return None
+        return self._clients.to(policy.replica).on(Line(rel.halt)).reverse(request)
+
+    def _will_ask(self, old_primary: HostId, amend: Amend) -> None:
+        """Write down that the old primary is asked, once it is there.
+
+        Whoever lets the VM start asks the old primary first from then on. While it was away all the time the VM needs
+        nobody's leave: its old primary may be gone for good.
+        """
+        with self._clients.quick(old_primary) as client:
+            client.hello()
+        amend(_asked)
+
+
+def _asked(policy: Policy) -> Policy:
+    wish = policy.reverse and policy.reverse.model_copy(update={"asked": True})
+    return policy.model_copy(update={"reverse": wish})
 
 
 def old_primary_away(name: VmName) -> Unreachable:

@@ -1,6 +1,7 @@
 """A relationship's policy: what is replicated where, how often, and how much is kept."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AwareDatetime, Field
 
@@ -27,6 +28,8 @@ class ReverseWish(Shape):
     checkpoint: CheckpointName | None
     #: The old primary was shut down for it and sent its last write.
     planned: bool = False
+    #: The old primary may have been asked: from then on it may have agreed, whether or not its answer came here.
+    asked: bool = False
     #: Which network of the old primary stands for which one of this host.
     network_map: Annotated[dict[NetworkName, NetworkName], Field(max_length=64)] = Field(default_factory=dict)
     since: AwareDatetime
@@ -74,6 +77,10 @@ class Policy(Shape):
     planned: Planned | None = None
     #: How often the guest is quiesced for a point.
     app_consistent: AppConsistent = NEVER
+
+
+#: Changes a policy where it is written, one change after the other, and tells what it is then.
+Amend: TypeAlias = Callable[[Callable[[Policy], Policy]], Policy]
 
 
 class BaseWish(Shape):
