@@ -213,7 +213,7 @@ def test_an_export_that_is_not_finished_is_not_awaited(journey: Journey) -> None
 
 def test_an_export_goes_on_where_it_was_interrupted(journey: Journey) -> None:
     parcel = Parcel(journey.seed, journey.point.opening)
-    body = journey.point.disk("vda").body(0)
+    body = bytes(journey.point.disk("vda").body(0))
     parcel.put("vda", 0, body)
     with (journey.usb / POINT / "checksums.part").open("ab") as fh:
         fh.write(b"0123456789abcdef  half a li")

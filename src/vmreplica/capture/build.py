@@ -7,6 +7,7 @@ import numpy as np
 
 from vmreplica.capture.pieces import Piece
 from vmreplica.fingerprint import BLOCKS_PER_CLUSTER, blocks_of
+from vmreplica.qcow2.frames import MAX_FRAME
 from vmreplica.qcow2.head import KIND_ZERO, KIND_ZSTD, MAX_PATCHES, MAX_RECORDS, RECORD, SEGMENT_BYTES
 from vmreplica.spool import SpoolDisk
 
@@ -31,8 +32,9 @@ class SegmentBuilder:
         self._patience = patience
         self._position = disk.next_cluster
         self._records: list[tuple[int, int, int]] = []
-        # One growing buffer: thousands of frames kept one by one would leave the heap in shreds.
-        self._data = bytearray()
+        # One buffer, used again: thousands of frames kept one by one would leave the heap in shreds.
+        self._data = bytearray(SEGMENT_BYTES + MAX_FRAME)
+        self._filled = 0
         self._patches: list[bytes] = []
         self._patch_bytes = 0
 
@@ -88,18 +90,19 @@ class SegmentBuilder:
             return
         self._disk.append(
             np.array(self._records, RECORD),
-            [memoryview(self._data)],
+            [memoryview(self._data)[: self._filled]],
             self._position,
             patches=self._patches,
             cancel=self._cancel,
             patience=self._patience,
         )
-        self._records, self._data, self._patches, self._patch_bytes = [], bytearray(), [], 0
+        self._records, self._filled, self._patches, self._patch_bytes = [], 0, [], 0
 
     def _add_data(self, cluster: int, kind: int, frame: bytes) -> None:
         self._records.append((cluster, len(frame), kind))
         if kind == KIND_ZSTD:
-            self._data += frame
+            self._data[self._filled : self._filled + len(frame)] = frame
+            self._filled += len(frame)
         else:
             self._patches.append(frame)
             self._patch_bytes += len(frame)
@@ -115,7 +118,7 @@ class SegmentBuilder:
     def _advance(self, position: int) -> None:
         self._position = position
         if (
-            len(self._data) + self._patch_bytes >= SEGMENT_BYTES
+            self._filled + self._patch_bytes >= SEGMENT_BYTES
             or len(self._records) >= MAX_RECORDS
             or len(self._patches) >= MAX_PATCHES
         ):

@@ -10,7 +10,9 @@ from pathlib import Path
 from vmreplica.fsio.space import no_space
 
 
-def publish_bytes(path: Path, *data: bytes | memoryview, mode: int = 0o600, durable: bool = True) -> None:
+def publish_bytes(
+    path: Path, *data: bytes | memoryview, mode: int = 0o600, durable: bool = True, over: Path | None = None
+) -> None:
     """Put a whole file in place atomically.
 
     Args:
@@ -18,6 +20,7 @@ def publish_bytes(path: Path, *data: bytes | memoryview, mode: int = 0o600, dura
         data: content, in buffers that stand one behind the other.
         mode: permission bits.
         durable: sync before the rename; False where only a process crash must be survived.
+        over: a file in the same directory that is written over and takes the name; it is lost whatever happens.
 
     Raises:
         NoSpace: the file system is full; nothing is left behind.
@@ -25,6 +28,8 @@ def publish_bytes(path: Path, *data: bytes | memoryview, mode: int = 0o600, dura
     tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with no_space(path.parent):
+            if over is not None:
+                over.rename(tmp)
             _write(tmp, data, mode, durable=durable)
             tmp.replace(path)
     except BaseException:
@@ -61,12 +66,13 @@ def remove_tree(path: Path) -> None:
 
 
 def _write(path: Path, data: Sequence[bytes | memoryview], mode: int, *, durable: bool) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
     try:
         for buffer in data:
             view = memoryview(buffer)
             while view:
                 view = view[os.write(fd, view) :]
+        os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR))
         if durable:
             os.fsync(fd)
     finally:

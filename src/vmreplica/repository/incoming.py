@@ -7,7 +7,7 @@ in it means that its data is durable.
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +36,9 @@ from vmreplica.repository.incoming_sums import IncomingSums
 from vmreplica.repository.layout import FILE_MODE, store_errors
 
 _BUFFER = 1 << 20
+#: Bytes of durable data from which on they do not stay in the page cache: a first copy would push all else out of it,
+#: and taking fresh pages for each segment costs more than its bytes.
+_LARGE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,7 @@ class IncomingDisk:
             pwrite_all(self._image_fd, segment.data, head.data_offset)
             sums = write_patches(self._image_fd, segment)
             os.fdatasync(self._image_fd)
+            _let_go(self._image_fd, head.data_offset, len(segment.data))
         except (OSError, Corrupt):
             if head.data_end > head.data_offset:
                 punch(self._image_fd, head.data_offset, head.data_end - head.data_offset)
@@ -253,6 +257,12 @@ class IncomingDisk:
             hint="the point is thrown away; the next cycle makes a new one",
             kind="transient",
         )
+
+
+def _let_go(fd: int, offset: int, size: int) -> None:
+    if size >= _LARGE:
+        with suppress(OSError):
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 class Incoming:

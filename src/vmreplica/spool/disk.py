@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +25,15 @@ from vmreplica.spool.recover import (
     segment_path,
 )
 from vmreplica.spool.room import Room
+from vmreplica.spool.spares import Spares
 from vmreplica.spool.staging import Staging, append_file
 
 #: Seconds that an append waits for room before it gives up: longer than a slow line needs for one segment.
 PATIENCE: Final = 600.0
+
+
+def _fresh(size: int) -> memoryview:
+    return memoryview(bytearray(size))
 
 
 class SpoolDisk:
@@ -56,6 +62,7 @@ class SpoolDisk:
         directory.mkdir(exist_ok=True)
         self._state: Recovered = recover_disk(directory, self._point, spec)
         self._staging = Staging(directory)
+        self._spares = Spares(directory)
 
     @property
     def next_segment(self) -> int:
@@ -135,7 +142,8 @@ class SpoolDisk:
         self._write_staged(cancel, patience)
         size = sum(len(buffer) for buffer in buffers)
         path = segment_path(self._directory, head.number)
-        self._patiently(size, lambda: publish_bytes(path, *buffers, durable=False), cancel, patience)
+        write = partial(publish_bytes, path, *buffers, durable=False)
+        self._patiently(size, lambda: write(over=self._spares.take()), cancel, patience)
         self._take_in(head, size, guest_bytes_of(records))
         self._room.tell()
 
@@ -184,6 +192,7 @@ class SpoolDisk:
         Raises:
             NoSpace: the file system is full; the same call may follow.
         """
+        self._spares.end()
         self._staging.flush()
         state = self._state
         closing = DiskClosing(
@@ -195,14 +204,20 @@ class SpoolDisk:
         self._room.tell()
         return closing
 
-    def body(self, number: int) -> bytes:
+    def body(self, number: int, memory: Callable[[int], memoryview] = _fresh) -> memoryview:
         """Read a waiting segment.
+
+        Args:
+            number: of the segment.
+            memory: gives so many bytes to read it into.
 
         Raises:
             Conflict: ``point-discarded``.
         """
         try:
-            return segment_path(self._directory, number).read_bytes()
+            with segment_path(self._directory, number).open("rb", buffering=0) as fh:
+                body = memory(os.fstat(fh.fileno()).st_size)
+                return body[: fh.readinto(body)]
         except FileNotFoundError:
             self._require_alive()
             raise
@@ -228,6 +243,7 @@ class SpoolDisk:
             self._discarded = True
             size = sum(self._state.waiting.values())
             self._state.waiting.clear()
+        self._spares.end()
         self._room.release(size)
 
     def _take_in(self, head: SegmentHead, size: int, guest_bytes: int) -> None:
@@ -255,7 +271,7 @@ class SpoolDisk:
                 write()
             except NoSpace:
                 self._room.release(size)
-                if not self._room.await_release(seen + 1, self._what, cancel, patience):
+                if not self._spares.drop() and not self._room.await_release(seen + 1, self._what, cancel, patience):
                     raise
             except BaseException:
                 self._room.release(size)
@@ -276,7 +292,7 @@ class SpoolDisk:
         except NoSpace:
             os.truncate(path, len(head))
         else:
-            path.unlink()
+            self._spares.keep(path)
 
     def _require_alive(self) -> None:
         if self._discarded:
