@@ -124,6 +124,12 @@ class Patient:
         found: list[Document] = json.loads(self._api.get(vm_path(self.name, "points")))["points"]
         return found[::-1]
 
+    def require_told(self) -> None:
+        """Require that the history has each point once, also those whose run was killed before it could tell."""
+        told = [cycle["point"] for cycle in self.history() if cycle["outcome"] == "published"]
+        assert len(told) == len(set(told)), told
+        assert {point["point"] for point in self.points()} <= set(told)
+
     def points_held(self) -> list[str]:
         """Name the points that the replica has published, oldest first; asks nobody."""
         manifests = (self.b.layout.store / self.uuid / "points").glob("*/manifest.json")

@@ -47,6 +47,7 @@ def test_an_initial_replication_goes_on_after_a_kill(unprotected: Patient, fille
     assert len({sending.key for sending in patient.sendings()}) >= 4
     assert len({sending.point for sending in patient.sendings()}) == 1, "it was begun anew"
     patient.require_nothing_twice()
+    patient.require_told()
     patient.require_sound_points()
     for point in patient.points():
         for image, original in zip(patient.images(point["point"]), filled.images.values(), strict=True):

@@ -64,6 +64,7 @@ def test_seeding_goes_on_after_a_kill(unprotected: Patient, filled: Blank, copy:
 
     assert cycle["kind"] == "resync"
     assert sum(sending.size for sending in patient.sendings() if sending.answered) <= 3 * MiB
+    patient.require_told()
     patient.require_sound_points()
     for point in patient.points():
         assert point["kind"] != "seed", "it is folded away as soon as a recovery point stands on it"

@@ -5,11 +5,11 @@ from typing import Final
 
 import structlog
 
-from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.decide import BASE_AWAITED, Capture
 from vmreplica.agent.exporting import base_awaited
 from vmreplica.agent.journal import Journal
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.outcome import Earlier, Outcome
 from vmreplica.agent.protect import differed, vm_off
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.swap import OLD_PRIMARY_AWAY, old_primary_away
@@ -32,6 +32,7 @@ def report_of(
     published, step, error = outcome.published, outcome.step, outcome.error
     if error is None and published is None:
         return None
+    wire = meter.wire_bytes() - sum(earlier.sent for earlier in outcome.earlier)
     stopped = error is not None and error.code in _INTERRUPTIONS
     kind = published.kind if published else (step.kind if step else _kind_expected(rel))
     return CycleReport(
@@ -42,13 +43,34 @@ def report_of(
         seconds=seconds,
         outcome="published" if error is None else ("cancelled" if stopped else "failed"),
         guest_bytes=outcome.guest_bytes,
-        wire_bytes=meter.wire_bytes(),
-        rate=meter.wire_bytes() / seconds if seconds > 0 else 0.0,
+        wire_bytes=wire,
+        rate=wire / seconds if seconds > 0 else 0.0,
         waiting=Waiting(queue=rel.queued_seconds, limit=meter.held_seconds(), base=rel.base_seconds),
         error_code=error.code if error else None,
         error=error.message if error else None,
         hint=error.hint if error else "",
         quiescence=outcome.quiescence,
+    )
+
+
+def late_reports(outcome: Outcome) -> tuple[CycleReport, ...]:
+    """Describe the runs whose points were published, and which could not tell of it themselves; oldest first."""
+    return tuple(_late(earlier) for earlier in outcome.earlier)
+
+
+def _late(earlier: Earlier) -> CycleReport:
+    point = earlier.point
+    seconds = max(0.0, (point.published - point.instant).total_seconds())
+    return CycleReport(
+        kind=point.kind,
+        point=point.point,
+        reason="continued",
+        started=point.instant,
+        seconds=seconds,
+        outcome="published",
+        guest_bytes=point.guest_bytes,
+        wire_bytes=point.wire_bytes,
+        rate=point.wire_bytes / seconds if seconds > 0 else 0.0,
     )
 
 

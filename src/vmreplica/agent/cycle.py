@@ -6,7 +6,6 @@ agent, and what has been replicated is asked from the replica.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -32,6 +31,7 @@ from vmreplica.agent.holdings import Holdings
 from vmreplica.agent.keeper import abandon, give_up
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.opening import new_opening
+from vmreplica.agent.outcome import Earlier, Outcome
 from vmreplica.agent.protect import seed_failed
 from vmreplica.agent.quiescing import Attempt
 from vmreplica.agent.transfer import PATIENCE, FrozenView, Transfer
@@ -41,7 +41,6 @@ from vmreplica.model.errors import Conflict, Internal, VmReplicaError
 from vmreplica.model.ids import CheckpointName, DiskTarget, VmId, is_our_checkpoint
 from vmreplica.model.point import PointKind, PointOpening, PointSummary, Position
 from vmreplica.model.policy import Amend, Policy
-from vmreplica.model.quiesce import Quiescence
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.line import Halt, Line, Pace
 from vmreplica.ship import DirectoryWire, Wire
@@ -67,19 +66,6 @@ class Slot(Protocol):
     def __call__(self, *, must: bool) -> bool:
         """Ask for it, kept until the cycle ends; told no only when it is not a must."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a cycle came to: a published point, the reason why it waits, or the error that ended it."""
-
-    published: PointSummary | None
-    step: Capture | None
-    guest_bytes: int
-    waits: str | None
-    error: VmReplicaError | None
-    #: How the guest was quiesced, if that was tried.
-    quiescence: Quiescence | None = None
 
 
 class Cycle:
@@ -129,6 +115,7 @@ class Cycle:
         self._holdings = Holdings(stages.fingerprints, client, vm)
         self._capture: Capture | None = None
         self._published: PointSummary | None = None
+        self._earlier: list[Earlier] = []
         self._guest_bytes = 0
         self._attempt: Attempt | None = None
         #: A VM that is off was given its moment to come back.
@@ -159,6 +146,7 @@ class Cycle:
             waits=waits,
             error=error,
             quiescence=self._attempt.result if self._attempt else None,
+            earlier=tuple(self._earlier),
         )
 
     def _steps(self) -> str | None:
@@ -237,6 +225,8 @@ class Cycle:
         self._hypervisor.end_backup(self._vm)
         if point is not None and step.acknowledged:
             self._holdings.learn(point)
+            if self._facts.latest is not None:
+                self._earlier.append(Earlier(self._facts.latest, 0))
         for name in step.checkpoints:
             self._hypervisor.delete_checkpoint(self._vm, name)
         if point is not None:
@@ -259,7 +249,9 @@ class Cycle:
         # All was read: a job that was left nevertheless only costs the guest.
         self._hypervisor.end_backup(self._vm)
         self._meter.phase("sending what waits in the spool")
-        self._acknowledged(point, self._transfer(point).ship_only())
+        summary = self._transfer(point).ship_only()
+        self._acknowledged(point, summary)
+        self._earlier.append(Earlier(summary, self._meter.wire_bytes()))
 
     def _continue(self) -> None:
         point = self._spooled()
@@ -347,6 +339,7 @@ class Cycle:
         self._began(point.opening.kind)
         summary = self._transfer(point).capture_and_ship(job)
         self._acknowledged(point, summary)
+        self._guest_bytes += summary.guest_bytes
         return summary
 
     def _transfer(self, point: SpoolPoint) -> Transfer:
@@ -376,7 +369,6 @@ class Cycle:
 
     def _acknowledged(self, point: SpoolPoint, summary: PointSummary) -> None:
         """Only now the old base may go: the replica holds its successor durably."""
-        self._guest_bytes += summary.guest_bytes
         self._holdings.learn(point)
         self._stages.quiescer.published(point.opening)
         point.discard()

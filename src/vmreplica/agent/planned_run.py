@@ -15,12 +15,12 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.cycle import Outcome
 from vmreplica.agent.facts import Stages
 from vmreplica.agent.fencing import Claim
 from vmreplica.agent.guard import moving
 from vmreplica.agent.may_start import YES
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.outcome import Outcome
 from vmreplica.agent.power_off import Manner, shut_down
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.runner import Runner

@@ -12,10 +12,10 @@ from typing import Final, TypeVar
 
 import structlog
 
-from vmreplica.agent.account import keep_report, report_of, waiting_error
+from vmreplica.agent.account import keep_report, late_reports, report_of, waiting_error
 from vmreplica.agent.bandwidth import Bandwidth
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle, Outcome
+from vmreplica.agent.cycle import RESYNC_QUEUED, Cycle
 from vmreplica.agent.decide import WAITS_FOR_SEED
 from vmreplica.agent.exporting import spacing
 from vmreplica.agent.facts import Stages
@@ -24,6 +24,7 @@ from vmreplica.agent.journal import Journal
 from vmreplica.agent.keeper import Keeper
 from vmreplica.agent.lost_policy import put_policy_back
 from vmreplica.agent.meter import Meter
+from vmreplica.agent.outcome import Outcome
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.schedule import Turn, may_go_long, next_due, next_wake, pick, retry_due
 from vmreplica.agent.swap import ASK_AGAIN, NOT_SWAPPED, OLD_PRIMARY_AWAY, Swap
@@ -305,8 +306,9 @@ class Runner:
             rel.sending = kind
 
     def _settle(self, rel: Relationship, report: CycleReport | None, outcome: Outcome, started: float) -> None:
-        if report is not None:
-            keep_report(self._journal, rel, report)
+        late = late_reports(outcome)
+        for kept in (*late, *((report,) if report else ())):
+            keep_report(self._journal, rel, kept)
         if outcome.error is None:
             self._forget_seed(rel)
         self._keeper.hold(rel.vm)
@@ -316,7 +318,7 @@ class Runner:
             rel.waits = outcome.waits
             rel.await_base(since=started if outcome.waits in _GLANCES else None)
             rel.queued = outcome.waits == RESYNC_QUEUED
-            rel.last = report or rel.last
+            rel.last = report or (late[-1] if late else rel.last)
             if outcome.waits in _PATIENT:
                 # Whoever waits for the point goes on waiting.
                 rel.waiting, rel.answering = [*rel.answering, *rel.waiting], []

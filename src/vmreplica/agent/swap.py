@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from vmreplica.agent.clients import Clients
-from vmreplica.agent.cycle import Outcome
+from vmreplica.agent.outcome import Outcome
 from vmreplica.agent.relationship import Relationship
 from vmreplica.agent.replica import ReplicaSide
 from vmreplica.hypervisor import Hypervisor
