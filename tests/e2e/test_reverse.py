@@ -65,6 +65,7 @@ def _expect_to_wait_for_the_old_primary(b: Host, vm: Blank) -> None:
     assert (state["role"], state["state"], state["waits"]) == ("primary", "reversing", "old-primary-away")
     assert {reason["code"] for reason in state["health"]["reasons"]} == {"not-protected"}
     assert state["stands_on"] == 1
+    assert refusal(b, "enable", vm.name, "--to", "a", "--every", "1m")[1]["code"] == "reversing", "no fresh copy there"
     assert refusal(b, "failover", vm.name, "--cancel", "--yes")[1]["code"] == "roles-swapped"
 
 

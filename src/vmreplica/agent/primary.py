@@ -22,6 +22,7 @@ from vmreplica.agent.protect import (
     not_protected,
     paused,
     require_not_planned,
+    require_not_reversing,
     seed_disks,
 )
 from vmreplica.agent.relationship import Relationship, describe
@@ -115,7 +116,7 @@ class PrimarySide:
         Raises:
             BadRequest: the moment is past or too far ahead, or there is no initial replication to come.
             Conflict: ``export-awaited``: the export has to be given up, and nobody said so; ``points-would-go``:
-                recovery points would go, likewise.
+                recovery points would go, likewise; ``reversing``.
             VmReplicaError: unknown VM, no eligible disk, or the replica refuses or does not answer.
         """
         brief = self._hypervisor.find(vm)
@@ -297,6 +298,7 @@ class PrimarySide:
         require_not_planned(name, old)
         if old.replica != to:
             raise already_protected(name, self._peer_name(old.replica))
+        require_not_reversing(name, old)
 
     def _with_seed(
         self, brief: DomainBrief, policy: Policy, wish: SeedRequest | None, old: Policy | None, position: Position

@@ -62,6 +62,20 @@ def require_not_planned(name: VmName, policy: Policy) -> None:
         )
 
 
+def require_not_reversing(name: VmName, policy: Policy) -> None:
+    """Refuse to make a fresh copy at the old primary while that is asked to begin with its old disks.
+
+    Raises:
+        Conflict: ``reversing``.
+    """
+    if policy.reverse is not None:
+        raise Conflict(
+            "reversing",
+            f"{name} waits for its old primary to become its replica: its protection cannot be changed before",
+            hint=f"vmreplica status {name} says what it waits for; vmreplica limit and pause work meanwhile",
+        )
+
+
 def check_beginning(name: VmName, begin_at: dt.datetime | None, now: dt.datetime) -> None:
     """Refuse a beginning that is past or too far ahead.
 
