@@ -30,7 +30,7 @@ def publish_bytes(
         with no_space(path.parent):
             if over is not None:
                 over.rename(tmp)
-            _write(tmp, data, mode, durable=durable)
+            _write(tmp, data, mode, durable=durable, there=over is not None)
             tmp.replace(path)
     except BaseException:
         tmp.unlink(missing_ok=True)
@@ -65,8 +65,9 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def _write(path: Path, data: Sequence[bytes | memoryview], mode: int, *, durable: bool) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
+def _write(path: Path, data: Sequence[bytes | memoryview], mode: int, *, durable: bool, there: bool) -> None:
+    # A file that is not ours yet must be new: others may write in the directory of an export.
+    fd = os.open(path, os.O_WRONLY | (os.O_NOFOLLOW if there else os.O_CREAT | os.O_EXCL), mode)
     try:
         for buffer in data:
             view = memoryview(buffer)

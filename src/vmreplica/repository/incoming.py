@@ -37,7 +37,7 @@ from vmreplica.repository.layout import FILE_MODE, store_errors
 
 _BUFFER = 1 << 20
 #: Bytes of durable data from which on they do not stay in the page cache: a first copy would push all else out of it,
-#: and taking fresh pages for each segment costs more than its bytes.
+#: and fresh pages for each segment take as much of the system's time as all else that receiving does there.
 _LARGE = 1 << 20
 
 
