@@ -1,6 +1,8 @@
 """What a test needs of the machine: a small file system to be filled, and a process to be killed."""
 
 import contextlib
+import ctypes
+import mmap
 import os
 import shutil
 import subprocess
@@ -42,3 +44,15 @@ def child(script: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", script, *(str(argument) for argument in arguments)]
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
+
+
+def in_page_cache(path: Path) -> int:
+    """Tell how many bytes of a file, which is not empty, the kernel has in memory (mincore(2))."""
+    with path.open("rb") as fh, mmap.mmap(fh.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_ubyte.from_buffer(mapped)
+        failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), pages)
+        del start
+        if failed:
+            raise OSError(ctypes.get_errno(), "mincore", str(path))
+        return sum(page & 1 for page in pages) * mmap.PAGESIZE

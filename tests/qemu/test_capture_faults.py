@@ -1,6 +1,7 @@
 """Capture that is killed, robbed of its view, kept waiting, or out of room, and then goes on."""
 
 import errno
+import gc
 import json
 import signal
 import sys
@@ -27,7 +28,9 @@ from machine_kit import child, small_file_system
 from point_kit import VM
 
 from vmreplica.capture import capture_point, connection
+from vmreplica.capture.build import SegmentBuilder
 from vmreplica.capture.plan import READ_BYTES
+from vmreplica.capture.view import DiskView
 from vmreplica.model.errors import Conflict, HypervisorError, NoSpace, TimedOut
 from vmreplica.model.units import GiB, KiB, MiB
 from vmreplica.spool import Spool, SpoolPoint
@@ -280,3 +283,16 @@ def test_reading_keeps_no_memory(disk: Path, socket: Path) -> None:
             reader.read_into(buffer, 0)
         reader.close()
     assert sys.getrefcount(buffer) == before
+
+
+def test_nothing_of_a_capture_waits_for_a_collection(disk: Path, socket: Path, tmp_path: Path) -> None:
+    """Python looks for circles of objects rarely: cycle after cycle the buffers of the views would add up."""
+    point = Spool(tmp_path / "spool", GiB).create(opening({"vda": SIZE}))
+    gc.collect()
+    gc.disable()
+    try:
+        with served(disk, socket) as view:
+            _capture(point, view)
+        assert not [left for left in gc.get_objects() if isinstance(left, (DiskView, SegmentBuilder))]
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 from typing import Final
 
 from vmreplica.model.units import MiB
@@ -30,8 +31,19 @@ async def tend_heap() -> None:
     """Give back what was freed, again and again (malloc_trim(3)); ends when it is cancelled.
 
     Pages between blocks that are in use stay with the process otherwise: each kind of work adds what it needed most.
+    Circles of objects are looked for first. The traceback of a failure is one, with all the buffers of its frames, and
+    Python by itself looks for old ones after thousands of objects, however large they are.
     """
     libc = ctypes.CDLL(None)
-    while hasattr(libc, "malloc_trim"):
+    # What the start has made stays: looking through all of it each time would hold everybody up.
+    gc.collect()
+    gc.freeze()
+    while True:
         await asyncio.sleep(_EVERY)
-        await asyncio.to_thread(libc.malloc_trim, 0)
+        await asyncio.to_thread(_give_back, libc)
+
+
+def _give_back(libc: ctypes.CDLL) -> None:
+    gc.collect()
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

@@ -93,7 +93,9 @@ class _Capture:
         self._cancel = cancel
         self._progress = progress
         self._patience = patience
-        self._failed = threading.Event()
+        self._failed = failed = threading.Event()
+        # Not a method of this object: a circle through the views would keep their buffers until a collection.
+        self._stopped = lambda: cancel.is_set() or failed.is_set()
         self._readers: list[DiskReader] = []
         self._done = self._total = 0
 
@@ -136,9 +138,6 @@ class _Capture:
                 self._progress(self._done, self._total)
         builder.flush()
         reader.disk.finish(reader.proof)
-
-    def _stopped(self) -> bool:
-        return self._cancel.is_set() or self._failed.is_set()
 
     def _what(self, disk: SpoolDisk) -> str:
         return f"disk {disk.target} of {self._point.opening.name}"

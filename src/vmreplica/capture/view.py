@@ -76,6 +76,8 @@ class DiskView:
             for connection in self._open:
                 connection.close()
             self._open.clear()
+        # Whoever holds the view holds no buffers any more.
+        self._readers = threading.local()
 
     def runs(self, first: int) -> Iterator[Run]:
         """Tell from a cluster on what is data and what reads as zeroes, in order; clean clusters are left out."""
