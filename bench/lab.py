@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from vmreplica.lab import Guest, GuestSpec, Lab
 from vmreplica.lab import Host as LabHost
 
 GiB = 1 << 30
+#: Seconds for the layer of a failover to be committed into the disk.
+_COMMITTED = 120.0
 
 
 class BenchHost:
@@ -98,12 +101,29 @@ class BenchLab:
             RuntimeError: it was not published, or not as this kind of point.
         """
         before = sent_bytes(self.primary)
-        self.primary.vmreplica("sync", guest)
+        self._sync(guest)
         sent = sent_bytes(self.primary) - before
         cycle = self.primary.vmreplica("history", guest, "--limit", "1")["cycles"][0]
         if cycle["outcome"] != "published" or cycle["kind"] != kind:
             raise RuntimeError(f"the cycle was not published as a {kind}: {cycle}")
         return Cycled(float(cycle["seconds"]), cycle["point"], sent)
+
+    def _sync(self, guest: str) -> None:
+        """After a planned failover the layer that the guest ran on may still be on its way into the disk."""
+        patience = time.monotonic() + _COMMITTED
+        while not self._synced(guest):
+            if time.monotonic() > patience:
+                raise RuntimeError(f"{guest} was busy for {_COMMITTED:.0f} s")
+            time.sleep(0.5)
+
+    def _synced(self, guest: str) -> bool:
+        try:
+            self.primary.vmreplica("sync", guest)
+        except RuntimeError as error:
+            if "vm-busy" not in str(error):
+                raise
+            return False
+        return True
 
     def swapped(self) -> "BenchLab":
         """Give the same lab seen from a guest that was moved: its replica is the primary now."""

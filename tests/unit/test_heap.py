@@ -44,7 +44,8 @@ asyncio.run(taken_and_given_back())
 
 @pytest.mark.parametrize("freed", ["between_blocks_in_use", "in_circles"])
 def test_what_was_freed_is_given_back(freed: str) -> None:
-    ran = subprocess.run([sys.executable, "-c", _PROGRAM, freed], capture_output=True, text=True, timeout=60, check=True)
+    program = [sys.executable, "-c", _PROGRAM, freed]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
     taken, given_back = map(int, ran.stdout.split())
     assert taken > 45_000_000
     assert given_back > 45_000_000
