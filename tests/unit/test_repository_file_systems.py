@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine_kit import leave_free
+from machine_kit import in_page_cache, leave_free
 from point_kit import VM
 from repository_kit import SIZE, ZERO, Primary, check_all, new_replica, noise, open_repository, read_image
 
@@ -89,4 +89,21 @@ def test_a_full_disk_costs_no_point_and_retention_goes_on_when_there_is_room(tmp
         replica.apply_retention()
         assert [summary.point for summary in replica.points()] == sent[-1:]
         assert check_all(replica, primary) == sent[-1:]
+        replica.retire()
+
+
+@pytest.mark.main_job
+def test_what_is_durable_leaves_the_page_cache_and_pushes_nothing_else_out_of_it(tmp_path: Path) -> None:
+    with mounted("ext4", tmp_path) as directory:
+        replica, primary = new_replica(directory), Primary(each=64)
+        opening = primary.opening()
+        segments, closing = primary.write(opening, {"vda": {n: noise(n) for n in range(64)}})
+        replica.open_point(opening)
+        (segment,) = segments["vda"]
+        replica.put_segment(opening.point, "vda", 0, segment)
+        cached = in_page_cache(replica.dir / "incoming" / opening.point / "vda.image")
+        assert len(segment) > 64 * CLUSTER
+        assert cached < MiB // 4
+        replica.complete(opening.point, closing)
+        assert check_all(replica, primary) == [opening.point]
         replica.retire()

@@ -4,14 +4,13 @@ import contextlib
 import os
 import random
 import struct
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import xxhash
-from machine_kit import child, in_page_cache, leave_free, small_file_system
+from machine_kit import child, leave_free, small_file_system
 from point_kit import VM
 from repository_kit import OWNER, SIZE, ZERO, Primary, check_all, new_replica, noise, offer, open_repository, read_image
 
@@ -66,26 +65,6 @@ def test_segments_may_come_in_any_order_from_several_threads(tmp_path: Path) -> 
     assert check_all(replica, primary) == [opening.point]
     heads = (replica.image(opening.point, "vda").with_suffix(".index")).read_bytes()
     assert heads.count(b"VMRSEG1\0") == len(segments["vda"])
-
-
-@pytest.fixture
-def on_disk() -> Iterator[Path]:
-    """A directory on a disk: where pytest puts its own, it may all be memory."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
-        yield Path(directory)
-
-
-def test_what_is_durable_leaves_the_page_cache_and_pushes_nothing_else_out_of_it(on_disk: Path) -> None:
-    replica, primary = new_replica(on_disk), Primary(each=64)
-    opening = primary.opening()
-    segments, closing = primary.write(opening, {"vda": FULL})
-    replica.open_point(opening)
-    replica.put_segment(opening.point, "vda", 0, segments["vda"][0])
-    cached = in_page_cache(replica.dir / "incoming" / opening.point / "vda.image")
-    assert len(segments["vda"][0]) > 4 * MiB - CLUSTER
-    assert cached < MiB // 4
-    replica.complete(opening.point, closing)
-    assert check_all(replica, primary) == [opening.point]
 
 
 def test_what_was_acknowledged_is_held_after_a_restart_and_only_the_rest_is_sent(tmp_path: Path) -> None:
