@@ -93,10 +93,10 @@ def _tap(log: int) -> None:
     real = client.put_segment
 
     @functools.wraps(real)
-    def put_segment(self: Any, vm: str, point: str, target: str, number: int, buffers: Any) -> None:  # noqa: PLR0917 - as the real one
-        line = f"{vm} {point} {target} {number} {sum(map(len, buffers))}\n"
+    def put_segment(self: Any, vm: str, point: str, target: str, number: int, body: Any) -> None:  # noqa: PLR0917 - as the real one
+        line = f"{vm} {point} {target} {number} {body.size}\n"
         os.write(log, f"sent {line}".encode())
-        real(self, vm, point, target, number, buffers)
+        real(self, vm, point, target, number, body)
         os.write(log, f"answered {line}".encode())
 
     client.put_segment = put_segment

@@ -3,9 +3,11 @@
 import datetime as dt
 from collections.abc import Mapping
 
+from vmreplica.model.body import joined
 from vmreplica.model.ids import DiskTarget, PointId
 from vmreplica.model.point import DiskSpec, PointOpening, PointSummary
 from vmreplica.model.units import MiB
+from vmreplica.spool import SpoolDisk
 
 VM = "11111111-2222-3333-4444-555555555555"
 OTHER_VM = "99999999-2222-3333-4444-555555555555"
@@ -53,3 +55,9 @@ def make_summary(point: PointId, disks: Mapping[DiskTarget, int] = ONE_DISK, **f
         "stored_bytes": 0,
     }
     return PointSummary.model_validate(usual | fields)
+
+
+def segment_of(disk: SpoolDisk, number: int) -> bytes:
+    """The bytes of a segment that waits in the spool."""
+    with disk.body(number) as body:
+        return joined(body)

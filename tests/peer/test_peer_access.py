@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from peer_kit import OFFER, POINT, Host, code_of, raw_connection
 from point_kit import OTHER_VM, VM
 
+from vmreplica.model.body import Buffers
 from vmreplica.peer import certificates
 from vmreplica.peer.book import Peer
 from vmreplica.peer.identity import Identity, trusting_only, utc_now
@@ -61,7 +62,7 @@ def test_a_certificate_of_a_foreign_ca_is_refused_with_a_remedy(alpha: Host, tmp
     )
     with gamma.client_of(alpha) as client:
         assert code_of(client.hello) == "peer-certificate-refused"
-        assert code_of(client.put_segment, VM, POINT, "vda", 0, [bytes(8 << 20)]) == "peer-certificate-refused"
+        assert code_of(client.put_segment, VM, POINT, "vda", 0, Buffers(bytes(8 << 20))) == "peer-certificate-refused"
     assert alpha.service.segments == {}
 
 

@@ -15,6 +15,7 @@ import pytest
 from peer_kit import CLOSING, OPENING, POINT, SUMMARY, Host, KeepingService, Relay, code_of, raw_connection
 from point_kit import VM
 
+from vmreplica.model.body import Buffers, joined
 from vmreplica.model.errors import TimedOut, Unreachable
 from vmreplica.peer import bodies
 from vmreplica.peer.client import PeerClient
@@ -22,7 +23,7 @@ from vmreplica.peer.identity import utc_now
 
 pytestmark = pytest.mark.main_job
 
-_BODY = [os.urandom(1 << 20)]
+_BODY = Buffers(os.urandom(1 << 20))
 
 
 class CuttingService(KeepingService):
@@ -118,7 +119,7 @@ def test_a_wire_cut_within_a_segment_leaves_nothing_and_the_next_try_goes_on(
             assert code_of(client.put_segment, VM, POINT, "vda", 0, _BODY) == "peer-unreachable"
             assert alpha.service.segments == {}
             client.put_segment(VM, POINT, "vda", 0, _BODY)
-    assert list(alpha.service.segments.values()) == _BODY
+    assert list(alpha.service.segments.values()) == [joined(_BODY)]
 
 
 def test_bodies_that_were_cut_short_give_their_places_back(alpha: Host, beta: Host) -> None:

@@ -13,6 +13,7 @@ import pytest
 from peer_kit import CLOSING, OFFER, POINT, Host, KeepingService
 from point_kit import VM
 
+from vmreplica.model.body import Buffers
 from vmreplica.model.errors import Conflict, VmReplicaError
 from vmreplica.model.point import PointClosing, PointSummary
 from vmreplica.model.units import KiB, MiB
@@ -90,7 +91,7 @@ def halted(act: Callable[[], object], halt: Halt, after: float = 0.5) -> tuple[s
 
 def test_a_segment_goes_in_the_slices_that_its_pace_grants(alpha: Host, client: PeerClient) -> None:
     pace, body = Slices(10_000), os.urandom(256 * KiB + 5)
-    client.on(Line(Halt(), pace)).put_segment(VM, POINT, "vda", 0, [body[:7], body[7:]])
+    client.on(Line(Halt(), pace)).put_segment(VM, POINT, "vda", 0, Buffers(body[:7], body[7:]))
     assert list(alpha.service.segments.values()) == [body]
     assert sum(pace.granted) == len(body)
     assert max(pace.granted) == 10_000
@@ -101,11 +102,11 @@ def test_a_segment_goes_in_the_slices_that_its_pace_grants(alpha: Host, client: 
 def test_a_halt_within_a_segment_ends_it_at_once_and_the_next_one_gets_through(alpha: Host, client: PeerClient) -> None:
     pace, halt = Slices(10_000), Halt()
     pace.hold = 3
-    code, took = halted(lambda: client.on(Line(halt, pace)).put_segment(VM, POINT, "vda", 0, [bytes(MiB)]), halt)
+    code, took = halted(lambda: client.on(Line(halt, pace)).put_segment(VM, POINT, "vda", 0, Buffers(bytes(MiB))), halt)
     assert code == "cycle-stopped"
     assert took < 2
     assert not alpha.service.segments
-    client.put_segment(VM, POINT, "vda", 0, [bytes(MiB)])
+    client.put_segment(VM, POINT, "vda", 0, Buffers(bytes(MiB)))
     assert len(alpha.service.segments) == 1
 
 

@@ -18,6 +18,7 @@ import pytest
 from peer_kit import CLOSING, OFFER, OPENING, POINT, SUMMARY, Host, KeepingService, code_of, raw_connection
 from point_kit import OTHER_VM, VM
 
+from vmreplica.model.body import Buffers
 from vmreplica.model.errors import BadRequest, Conflict, Corrupt, Internal, NoSpace, VmReplicaError
 from vmreplica.model.export import AwaitedBase
 from vmreplica.model.units import MiB
@@ -25,6 +26,7 @@ from vmreplica.peer.bodies import MAX_BODIES, MAX_BODIES_OF_ONE
 from vmreplica.peer.client import PeerClient
 from vmreplica.peer.server import make_app, start_server
 from vmreplica.peer.wire import MAX_BODY, MAX_JSON, MAX_PAIR, MAX_SINK
+from vmreplica.spool.segment_file import SegmentFile
 
 pytestmark = pytest.mark.main_job
 
@@ -85,7 +87,7 @@ def test_every_request_reaches_the_service_with_the_caller_s_id(alpha: Host, bet
     assert alpha.service.offers == {(me, VM): OFFER}
     assert client.points(VM).points == (SUMMARY,)
     assert client.open_point(OPENING).held[0].ranges == ()
-    client.put_segment(VM, POINT, "vda", 0, [b"head", memoryview(b"data")])
+    client.put_segment(VM, POINT, "vda", 0, Buffers(b"head", memoryview(b"data")))
     assert alpha.service.segments == {(me, VM, POINT, "vda", 0): b"headdata"}
     assert client.open_point(OPENING).held[0].ranges == ((0, 1),)
     assert client.complete(VM, POINT, CLOSING) == SUMMARY
@@ -106,20 +108,34 @@ def test_every_request_reaches_the_service_with_the_caller_s_id(alpha: Host, bet
 def test_segments_of_all_sizes_arrive_as_they_were(alpha: Host, client: PeerClient, size: int) -> None:
     content = os.urandom(size)
     cut = size // 3
-    client.put_segment(VM, POINT, "vda", 7, [content[:cut], b"", memoryview(content)[cut:]])
+    client.put_segment(VM, POINT, "vda", 7, Buffers(content[:cut], b"", memoryview(content)[cut:]))
     assert list(alpha.service.segments.values()) == [content]
 
 
 def test_a_shorter_segment_after_a_longer_one_carries_nothing_of_it(alpha: Host, client: PeerClient) -> None:
-    client.put_segment(VM, POINT, "vda", 0, [bytes(100_000)])
-    client.put_segment(VM, POINT, "vda", 1, [b"short"])
+    client.put_segment(VM, POINT, "vda", 0, Buffers(bytes(100_000)))
+    client.put_segment(VM, POINT, "vda", 1, Buffers(b"short"))
     assert [len(body) for body in alpha.service.segments.values()] == [100_000, 5]
+
+
+def test_a_segment_that_cannot_be_read_to_its_end_arrives_not_at_all_and_the_line_is_good(
+    alpha: Host, client: PeerClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "segment"
+    path.write_bytes(content := os.urandom(2 * MiB))
+    with SegmentFile(path) as body:
+        os.truncate(path, MiB)
+        assert code_of(client.put_segment, VM, POINT, "vda", 0, body) == "spool-damaged"
+        path.write_bytes(content)
+        assert not alpha.service.segments
+        client.put_segment(VM, POINT, "vda", 0, body)
+    assert list(alpha.service.segments.values()) == [content]
 
 
 @pytest.mark.parametrize("alpha", [HoardingService], indirect=True)
 def test_a_body_that_the_service_kept_is_not_written_over(alpha: Host, client: PeerClient) -> None:
     for number in range(3):
-        client.put_segment(VM, POINT, "vda", number, [bytes([number]) * 1000])
+        client.put_segment(VM, POINT, "vda", number, Buffers(bytes([number]) * 1000))
     assert [bytes(view) for view in alpha.service.views] == [bytes([number]) * 999 for number in range(3)]
 
 
@@ -133,11 +149,11 @@ def test_a_bounded_number_of_bodies_is_in_memory(alpha: Host, beta: Host, tmp_pa
         gamma.client_of(alpha) as two,
         concurrent.futures.ThreadPoolExecutor(12) as pool,
     ):
-        sent = [pool.submit(one.put_segment, VM, POINT, "vda", number, [b"x" * 1000]) for number in range(6)]
+        sent = [pool.submit(one.put_segment, VM, POINT, "vda", number, Buffers(b"x" * 1000)) for number in range(6)]
         for _ in range(MAX_BODIES_OF_ONE):
             assert service.full.acquire(timeout=10)
         assert not service.full.acquire(timeout=0.2), "one peer took more than its places"
-        sent += [pool.submit(two.put_segment, VM, POINT, "vda", number, [b"x" * 1000]) for number in range(6)]
+        sent += [pool.submit(two.put_segment, VM, POINT, "vda", number, Buffers(b"x" * 1000)) for number in range(6)]
         assert service.full.acquire(timeout=10), "a second peer found no place"
         assert not service.full.acquire(timeout=0.2), "more bodies than places"
         assert one.hello().name == "alpha", "bodies hold up other requests"
@@ -150,7 +166,7 @@ def test_a_bounded_number_of_bodies_is_in_memory(alpha: Host, beta: Host, tmp_pa
 
 def test_a_segment_that_is_too_large_is_not_sent(client: PeerClient) -> None:
     with pytest.raises(BadRequest) as refusal:
-        client.put_segment(VM, POINT, "vda", 0, [bytes(MAX_BODY), b"x"])
+        client.put_segment(VM, POINT, "vda", 0, Buffers(bytes(MAX_BODY), b"x"))
     assert refusal.value.code == "body-too-large"
 
 
@@ -314,7 +330,7 @@ def test_requests_follow_each_other_on_one_connection(alpha: Host, beta: Host) -
 
         client._connections._context = counted
         for number in range(20):
-            client.put_segment(VM, POINT, "vda", number, [bytes(100_000)])
+            client.put_segment(VM, POINT, "vda", number, Buffers(bytes(100_000)))
         client.hello()
     assert hellos == ["connection"]
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from point_kit import make_opening
+from point_kit import make_opening, segment_of
 
 from vmreplica.model.ids import DiskTarget
 from vmreplica.model.point import PointOpening
@@ -111,7 +111,7 @@ def build_image(point: SpoolPoint, target: DiskTarget, path: Path, backing: Path
 def parse_waiting(point: SpoolPoint, disk: SpoolDisk, number: int) -> tuple[Records, memoryview, int]:
     """Records, data and data offset of a waiting segment, every rule checked."""
     segment = parse(
-        disk.body(number),
+        segment_of(disk, number),
         point=point.opening.point,
         target=disk.target,
         number=number,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from capture_kit import BITMAP, View, change, opening, run, served, serving
+from point_kit import segment_of
 
 from vmreplica.capture import DiskPlan, Mode, capture_point
 from vmreplica.fingerprint import Fingerprint, hash_blocks
@@ -121,7 +122,7 @@ def apply(point: SpoolPoint, content: bytearray) -> Carried:
     disk = point.disk("vda")
     carried = Carried()
     for number in disk.waiting():
-        body = disk.body(number)
+        body = segment_of(disk, number)
         carried.wire += len(body)
         name = point.opening.point
         segment = parse(body, point=name, target="vda", number=number, clusters=clusters_of(disk.size))

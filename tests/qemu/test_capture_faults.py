@@ -25,7 +25,7 @@ from capture_kit import (
     track,
 )
 from machine_kit import child, small_file_system
-from point_kit import VM
+from point_kit import VM, segment_of
 
 from vmreplica.capture import capture_point, connection
 from vmreplica.capture.build import SegmentBuilder
@@ -231,7 +231,7 @@ def test_capture_and_shipping_get_through_a_spool_smaller_than_a_segment(
             seen = point.wait(seen, 1)
             assert len(point.disk("vda").waiting()) <= 1
             for number in point.disk("vda").waiting():
-                taken.append(len(point.disk("vda").body(number)))
+                taken.append(len(segment_of(point.disk("vda"), number)))
                 point.disk("vda").acknowledge(number)
 
     taker = threading.Thread(target=take)
@@ -248,7 +248,7 @@ def _drain(point: SpoolPoint, saved: Path) -> None:
     disk = point.disk("vda")
     for number in disk.waiting():
         assert not (saved / f"{number:08d}.seg").exists()
-        (saved / f"{number:08d}.seg").write_bytes(disk.body(number))
+        (saved / f"{number:08d}.seg").write_bytes(segment_of(disk, number))
         disk.acknowledge(number)
 
 

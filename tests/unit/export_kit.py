@@ -2,7 +2,6 @@
 
 import datetime as dt
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from point_kit import VM
 from repository_kit import OWNER, offer, open_repository
 from spool_kit import POINT, add_segment, fill, opening
 
+from vmreplica.model.body import Body, joined
 from vmreplica.model.errors import VmReplicaError
 from vmreplica.model.export import AwaitedBase, ImportReport
 from vmreplica.model.ids import DiskTarget, HostId, PointId, VmId
@@ -36,11 +36,9 @@ class Near:
         """Open."""
         return self._receiver.open_point(OWNER, opening)
 
-    def put_segment(
-        self, vm: VmId, point: PointId, target: DiskTarget, number: int, buffers: Sequence[bytes | memoryview]
-    ) -> None:
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
         """Put."""
-        self._receiver.put_segment(OWNER, vm, point, target, number, memoryview(b"".join(buffers)))
+        self._receiver.put_segment(OWNER, vm, point, target, number, memoryview(joined(body)))
 
     def complete(self, vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:
         """Complete."""

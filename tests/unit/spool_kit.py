@@ -2,11 +2,11 @@
 
 import random
 import threading
-from collections.abc import Sequence
 
 import numpy as np
 from point_kit import VM, make_opening, make_summary
 
+from vmreplica.model.body import Body, Buffers, joined
 from vmreplica.model.errors import Conflict
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import (
@@ -79,23 +79,16 @@ class MemoryReplica:
                 ),
             )
 
-    def put_segment(
-        self,
-        vm: VmId,
-        point: PointId,
-        target: DiskTarget,
-        number: int,
-        buffers: Sequence[bytes | memoryview],
-    ) -> None:
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
         """Check and keep a segment."""
-        body = b"".join(buffers)
+        content = joined(body)
         with self.lock:
             self.puts.append((target, number))
             assert self.opening is not None
             assert self.opening.vm == vm
             size = {disk.target: disk.size for disk in self.opening.disks}[target]
-            parse(body, point=point, target=target, number=number, clusters=clusters_of(size))
-            self.held[target, number] = body
+            parse(content, point=point, target=target, number=number, clusters=clusters_of(size))
+            self.held[target, number] = content
 
     def complete(self, vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:
         """Publish if nothing is missing."""
@@ -110,8 +103,8 @@ class MemoryReplica:
             return make_summary(point, disks, instant=self.opening.instant, guest_bytes=closing.guest_bytes)
 
 
-def flipped(buffers: Sequence[bytes | memoryview]) -> list[bytes]:
+def flipped(body: Body) -> Body:
     """The same segment with one bit wrong in its data."""
-    body = bytearray(b"".join(buffers))
-    body[-1] ^= 1
-    return [bytes(body)]
+    content = bytearray(joined(body))
+    content[-1] ^= 1
+    return Buffers(content)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from point_kit import segment_of
 from spool_kit import POINT, content, opening
 
 from vmreplica.capture.build import SegmentBuilder
@@ -43,7 +44,7 @@ def _piece(first: int, frames: Sequence[bytes | None]) -> Piece:
 
 def _segments(disk: SpoolDisk) -> list[Segment]:
     return [
-        parse(disk.body(number), point=POINT, target="vda", number=number, clusters=clusters_of(disk.size))
+        parse(segment_of(disk, number), point=POINT, target="vda", number=number, clusters=clusters_of(disk.size))
         for number in disk.waiting()
     ]
 

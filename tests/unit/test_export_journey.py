@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from export_kit import DELTA, HERE, Journey
-from point_kit import VM
+from point_kit import VM, segment_of
 from pyrage import x25519
 from repository_kit import OWNER, offer
 from spool_kit import POINT, opening
@@ -213,7 +213,7 @@ def test_an_export_that_is_not_finished_is_not_awaited(journey: Journey) -> None
 
 def test_an_export_goes_on_where_it_was_interrupted(journey: Journey) -> None:
     parcel = Parcel(journey.seed, journey.point.opening)
-    body = bytes(journey.point.disk("vda").body(0))
+    body = segment_of(journey.point.disk("vda"), 0)
     parcel.put("vda", 0, body)
     with (journey.usb / POINT / "checksums.part").open("ab") as fh:
         fh.write(b"0123456789abcdef  half a li")

@@ -3,13 +3,13 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from point_kit import VM
 from spool_kit import MemoryReplica, add_segment, fill, flipped, opening
 
+from vmreplica.model.body import Body
 from vmreplica.model.errors import Conflict, Corrupt, Unreachable
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import HeldSegments, IncomingPoint, PointClosing, PointOpening, PointSummary
@@ -41,16 +41,16 @@ class CutWire(MemoryReplica):
     def __init__(self, at: int, delivered: bool) -> None:
         super().__init__()
         self.at = at
+        self.begun = 0
         self.delivered = delivered
 
-    def put_segment(
-        self, vm: VmId, point: PointId, target: DiskTarget, number: int, buffers: Sequence[bytes | memoryview]
-    ) -> None:
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
         """Let it through, or not."""
         with self.lock:
-            broken = len(self.puts) >= self.at
+            broken = self.begun >= self.at
+            self.begun += 1
         if not broken or self.delivered:
-            super().put_segment(vm, point, target, number, buffers)
+            super().put_segment(vm, point, target, number, body)
         else:
             with self.lock:
                 self.puts.append((target, number))
@@ -65,15 +65,13 @@ class SlowWire(MemoryReplica):
         super().__init__()
         self.now = self.most = 0
 
-    def put_segment(
-        self, vm: VmId, point: PointId, target: DiskTarget, number: int, buffers: Sequence[bytes | memoryview]
-    ) -> None:
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
         """Wait, then keep."""
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
         time.sleep(0.03)
-        super().put_segment(vm, point, target, number, buffers)
+        super().put_segment(vm, point, target, number, body)
         with self.lock:
             self.now -= 1
 
@@ -85,14 +83,12 @@ class NoisyWire(MemoryReplica):
         super().__init__()
         self.damaged = damaged
 
-    def put_segment(
-        self, vm: VmId, point: PointId, target: DiskTarget, number: int, buffers: Sequence[bytes | memoryview]
-    ) -> None:
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
         """Flip a bit."""
         with self.lock:
             self.damaged -= 1
             spoil = self.damaged >= 0
-        super().put_segment(vm, point, target, number, flipped(buffers) if spoil else buffers)
+        super().put_segment(vm, point, target, number, flipped(body) if spoil else body)
 
 
 class LostCompletion(MemoryReplica):

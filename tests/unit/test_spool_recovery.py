@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from machine_kit import child
-from point_kit import OTHER_VM, VM
+from point_kit import OTHER_VM, VM, segment_of
 from spool_kit import POINT, add_segment, fill, opening
 
 from vmreplica.model.errors import Conflict, NotFound
@@ -36,7 +36,7 @@ def test_a_reopened_spool_goes_on_exactly_behind_its_last_segment(tmp_path: Path
     assert (again.next_segment, again.next_cluster) == (3, 12)
     assert (again.data_offset, again.guest_bytes) == (disk.data_offset, 12 * CLUSTER)
     assert again.waiting() == (0,)
-    assert spool.used_bytes() == len(again.body(0))
+    assert spool.used_bytes() == len(segment_of(again, 0))
 
 
 def test_a_point_whose_segments_are_all_shipped_still_knows_where_it_stands(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_half_written_entry_of_the_shipped_index_counts_as_not_shipped(tmp_pat
     disk = Spool(tmp_path, CAP).create(opening()).disk("vda")
     add_segment(disk)
     add_segment(disk)
-    kept = disk.body(1)
+    kept = segment_of(disk, 1)
     disk.acknowledge(0)
     disk.acknowledge(1)
     index = _directory(tmp_path) / "vda" / "shipped.index"
@@ -162,7 +162,7 @@ def test_a_half_written_entry_of_the_shipped_index_counts_as_not_shipped(tmp_pat
 def test_a_crash_between_index_and_deletion_sends_nothing_twice(tmp_path: Path) -> None:
     disk = Spool(tmp_path, CAP).create(opening()).disk("vda")
     add_segment(disk)
-    kept = disk.body(0)
+    kept = segment_of(disk, 0)
     disk.acknowledge(0)
     (_directory(tmp_path) / "vda" / "00000000.seg").write_bytes(kept)
     spool, point = _reopened(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from machine_kit import small_file_system
-from point_kit import OTHER_VM, VM
+from point_kit import OTHER_VM, VM, segment_of
 from spool_kit import add_segment, opening
 
 from vmreplica.model.errors import Conflict, NoSpace
@@ -90,7 +90,7 @@ def test_a_full_file_system_leaves_nothing_torn_and_names_itself(small_fs: Path)
         _append_until_full(disk)
     assert full.value.code == "no-space"
     assert not list((small_fs / "spool").rglob(".*.tmp"))
-    assert spool.used_bytes() == sum(len(disk.body(number)) for number in disk.waiting()) < 2 * MiB
+    assert spool.used_bytes() == sum(len(segment_of(disk, number)) for number in disk.waiting()) < 2 * MiB
     position = (disk.next_segment, disk.next_cluster)
     for number in disk.waiting():
         disk.acknowledge(number)

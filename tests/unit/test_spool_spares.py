@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from machine_kit import small_file_system
-from point_kit import VM
+from point_kit import VM, segment_of
 from spool_kit import POINT, add_segment, opening
 
 from vmreplica.model.units import CLUSTER, GiB
@@ -24,7 +24,7 @@ def _spares(home: Path) -> list[Path]:
 
 
 def _require_sound(disk: SpoolDisk, number: int) -> None:
-    parse(disk.body(number), point=POINT, target="vda", number=number, clusters=clusters_of(disk.size))
+    parse(segment_of(disk, number), point=POINT, target="vda", number=number, clusters=clusters_of(disk.size))
 
 
 @pytest.mark.parametrize("clusters", [2, 4, 7])

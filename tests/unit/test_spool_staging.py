@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from machine_kit import child, small_file_system
-from point_kit import VM
+from point_kit import VM, segment_of
 from spool_kit import POINT, add_segment, content, opening
 
 from vmreplica.fingerprint import Hashes, hash_blocks
@@ -144,7 +144,7 @@ def test_a_segment_with_patches_is_whole_and_counts_its_blocks_also_after_reopen
     assert again.guest_bytes == disk.guest_bytes == 2 * (CLUSTER + 4 * 4096)
     assert (again.data_offset, again.next_cluster, again.waiting()) == (disk.data_offset, 18, (1,))
     assert again.data_offset % CLUSTER == 0
-    segment = parse(again.body(1), point=POINT, target="vda", number=1, clusters=clusters_of(64 * MiB))
+    segment = parse(segment_of(again, 1), point=POINT, target="vda", number=1, clusters=clusters_of(64 * MiB))
     assert (bytes(segment.data), bytes(segment.patches)) == (whole, b"".join(patches))
 
 

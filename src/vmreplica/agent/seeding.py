@@ -3,7 +3,7 @@
 import contextlib
 import datetime as dt
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Final
 from vmreplica.agent.meter import Meter
 from vmreplica.agent.seed_source import SeedRules, opened, usable_size
 from vmreplica.capture import capture_point
+from vmreplica.model.body import Body, joined
 from vmreplica.model.errors import Corrupt, HypervisorError, Internal, VmReplicaError
 from vmreplica.model.ids import DiskTarget, PointId, VmId, point_instant
 from vmreplica.model.point import (
@@ -62,11 +63,9 @@ class LocalWire:
         """Begin the point, or find it again."""
         return self._replica.open_point(opening)
 
-    def put_segment(
-        self, _vm: VmId, point: PointId, target: DiskTarget, number: int, buffers: Sequence[bytes | memoryview]
-    ) -> None:
+    def put_segment(self, _vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
         """Make a segment durable."""
-        self._replica.put_segment(point, target, number, buffers[0] if len(buffers) == 1 else b"".join(buffers))
+        self._replica.put_segment(point, target, number, memoryview(joined(body)))
 
     def complete(self, _vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:
         """Publish the point."""

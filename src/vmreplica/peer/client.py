@@ -4,11 +4,11 @@ import contextlib
 import copy
 import ssl
 import threading
-from collections.abc import Sequence
 from typing import Final, Self, TypeVar
 
 from pydantic import ValidationError
 
+from vmreplica.model.body import Body, Buffers
 from vmreplica.model.errors import BadRequest, Problem, Unreachable, from_problem
 from vmreplica.model.export import AwaitedBase
 from vmreplica.model.ids import DiskTarget, PointId, VmId
@@ -25,7 +25,7 @@ from vmreplica.peer.line import Line
 from vmreplica.peer.measuring import Greeting, greet, measure
 from vmreplica.peer.planned import PlannedWish, Readiness, ReadinessQuestion, StartedThere, StartWish, Withdrawal
 from vmreplica.peer.proving import RegionSums
-from vmreplica.peer.transport import Answer, Buffer, Connections
+from vmreplica.peer.transport import NOTHING, Answer, Connections
 from vmreplica.peer.wire import MAX_BODY, PREFIX, Hello, ReverseRequest, RunsHere
 
 T = TypeVar("T", bound=Shape)
@@ -125,20 +125,19 @@ class PeerClient:
         """Begin a point, or learn which of its segments the peer holds."""
         return self._ask(IncomingPoint, "PUT", f"/replicas/{opening.vm}/points/{opening.point}", opening)
 
-    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, buffers: Sequence[Buffer]) -> None:
-        """Send a segment, given as the buffers it consists of; it is durable at the peer when this returns.
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
+        """Send a segment; it is durable at the peer when this returns.
 
         Raises:
             BadRequest: it is larger than a segment can be.
         """
-        size = sum(len(buffer) for buffer in buffers)
-        if size > MAX_BODY:
-            text = f"segment {number} of {target}, point {point}, has {format_size(size)}"
+        if body.size > MAX_BODY:
+            text = f"segment {number} of {target}, point {point}, has {format_size(body.size)}"
             raise BadRequest("body-too-large", f"{text}; the limit is {format_size(MAX_BODY)}")
         path = f"/replicas/{vm}/points/{point}/{target}/{number}"
         with self._turn():
             timeout = max(self._timeout, SEGMENT_TIMEOUT)
-            self._exchange("PUT", path, buffers, "application/octet-stream", timeout=timeout, line=self._line)
+            self._exchange("PUT", path, body, "application/octet-stream", timeout=timeout, line=self._line)
 
     def _turn(self) -> contextlib.AbstractContextManager[None]:
         line = self._line
@@ -203,7 +202,7 @@ class PeerClient:
 
     def keep_verdict(self, vm: VmId, verified: Verified) -> None:
         """Ask that what verifying a point came to is kept with it."""
-        body = (verified.model_dump_json().encode(),)
+        body = Buffers(verified.model_dump_json().encode())
         self._exchange("PUT", f"/replicas/{vm}/points/{verified.point}/verified", body, "application/json")
 
     def runs_here(self, vm: VmId) -> RunsHere:
@@ -246,21 +245,21 @@ class PeerClient:
         answer = self._exchange("GET", "/hello")
         return read_answer(Hello, answer, self.peer.name), answer
 
-    def _sink(self, body: Sequence[Buffer]) -> None:
+    def _sink(self, body: Body) -> None:
         self._exchange("PUT", "/sink", body, "application/octet-stream")
 
     def _ask(
         self, shape: type[T], method: str, path: str, body: Shape | None = None, *, timeout: float | None = None
     ) -> T:
-        buffers = (body.model_dump_json().encode(),) if body else ()
-        answer = self._exchange(method, path, buffers, "application/json" if body else "", timeout=timeout)
+        sent = Buffers(body.model_dump_json().encode()) if body else NOTHING
+        answer = self._exchange(method, path, sent, "application/json" if body else "", timeout=timeout)
         return read_answer(shape, answer, self.peer.name)
 
     def _exchange(
         self,
         method: str,
         path: str,
-        body: Sequence[Buffer] = (),
+        body: Body = NOTHING,
         content_type: str = "",
         *,
         timeout: float | None = None,

@@ -4,16 +4,17 @@ import datetime as dt
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import vmreplica
+from vmreplica.model.body import Body, Buffers
 from vmreplica.model.report import PeerTest
 from vmreplica.model.units import GiB, KiB, MiB, format_duration, format_size
 from vmreplica.peer.book import Peer
 from vmreplica.peer.certificates import expiry_of
-from vmreplica.peer.transport import Answer, Buffer
+from vmreplica.peer.transport import Answer
 from vmreplica.peer.wire import Hello
 
 _ROUND_TRIPS: Final = 5
@@ -58,9 +59,7 @@ def greet(ask_hello: Callable[[], tuple[Hello, Answer]]) -> Greeting:
     )
 
 
-def measure(
-    peer: Peer, ask_hello: Callable[[], tuple[Hello, Answer]], send: Callable[[Sequence[Buffer]], None]
-) -> PeerTest:
+def measure(peer: Peer, ask_hello: Callable[[], tuple[Hello, Answer]], send: Callable[[Body], None]) -> PeerTest:
     """Measure a connection.
 
     Args:
@@ -134,7 +133,7 @@ def _round_trip(ask_hello: Callable[[], tuple[Hello, Answer]]) -> tuple[float, f
     return seconds, (hello.now - asked).total_seconds() - seconds / 2
 
 
-def _send_rate(send: Callable[[Sequence[Buffer]], None]) -> float:
+def _send_rate(send: Callable[[Body], None]) -> float:
     """Send larger and larger bodies as long as the next one fits the time; the last one counts."""
     block = os.urandom(64 * KiB)
     rate, begun = 0.0, time.monotonic()
@@ -142,6 +141,6 @@ def _send_rate(send: Callable[[Sequence[Buffer]], None]) -> float:
         started = time.monotonic()
         if rate and started - begun + size / rate > _MAX_SEND_SECONDS:
             break
-        send([block] * (size // len(block)))
+        send(Buffers(*[block] * (size // len(block))))
         rate = size / max(time.monotonic() - started, 1e-6)
     return rate

@@ -7,6 +7,7 @@ from http.client import HTTPException
 
 from pydantic import TypeAdapter, ValidationError
 
+from vmreplica.model.body import Buffers
 from vmreplica.model.errors import BadRequest, Refused, Unreachable, VmReplicaError
 from vmreplica.model.units import format_duration
 from vmreplica.peer import certificates
@@ -183,7 +184,7 @@ def _ask(invitation: token_text.Token, address: str, ca_pem: str, request: PairR
         answer = connections.exchange(
             "POST",
             f"{PREFIX}/pair",
-            [request.model_dump_json().encode()],
+            Buffers(request.model_dump_json().encode()),
             content_type="application/json",
             timeout=READ_TIMEOUT,
         )

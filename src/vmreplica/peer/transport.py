@@ -12,12 +12,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Self
 
+from vmreplica.model.body import Body, Buffers
 from vmreplica.model.errors import Refused, TimedOut, Unreachable, VmReplicaError
 from vmreplica.model.units import KiB, MiB
 from vmreplica.peer.line import Line, stopped
 from vmreplica.peer.wire import PREFIX, split_address
 
-Buffer = bytes | bytearray | memoryview
+#: The body of a request that has none.
+NOTHING: Final = Buffers()
 
 #: Connections kept open while idle; more are opened when more threads ask at once.
 _MAX_IDLE: Final = 4
@@ -54,7 +56,7 @@ class Answer:
 class _Request:
     method: str
     path: str
-    body: Sequence[Buffer]
+    body: Body
     content_type: str
     timeout: float
     line: Line | None
@@ -169,7 +171,7 @@ class Connections:
         self,
         method: str,
         path: str,
-        body: Sequence[Buffer] = (),
+        body: Body = NOTHING,
         *,
         content_type: str = "",
         timeout: float,
@@ -180,7 +182,7 @@ class Connections:
         Args:
             method: HTTP method.
             path: path and query.
-            body: buffers, sent one after the other without joining them.
+            body: sent piece by piece.
             content_type: of the body.
             timeout: seconds in which each piece must be taken, and the answer begin.
             line: when to hang up, and how fast to send.
@@ -232,7 +234,7 @@ class Connections:
         connection = Connection(address, context(), self._server_name, self._connect_timeout)
         try:
             connection.connect()
-            _talk(connection, _Request("GET", f"{PREFIX}/ca", (), "", self._connect_timeout, None))
+            _talk(connection, _Request("GET", f"{PREFIX}/ca", NOTHING, "", self._connect_timeout, None))
         except (VmReplicaError, OSError, http.client.HTTPException):
             return False
         finally:
@@ -289,10 +291,9 @@ class Connections:
 
 def _talk(connection: Connection, request: _Request) -> Answer:
     headers = {"Content-Type": request.content_type} if request.content_type else {}
-    size = sum(len(buffer) for buffer in request.body)
-    headers["Content-Length"] = str(size)
+    headers["Content-Length"] = str(request.body.size)
     # The kernel's limit also ends the wait for a busy peer to take more, so it is for what always finds room there.
-    limit = _UNHEARD_LIMIT if size <= _SMALL else 0
+    limit = _UNHEARD_LIMIT if request.body.size <= _SMALL else 0
     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit * 1000)
     connection.sock.settimeout(request.timeout)
     # A peer that refuses early stops reading; what it has to say about that is still read.
@@ -316,9 +317,9 @@ def _ended_by(line: Line | None, connection: Connection) -> contextlib.AbstractC
     return contextlib.nullcontext() if line is None else line.halt.ending(connection.hang_up)
 
 
-def _pieces(body: Sequence[Buffer], line: Line | None) -> Iterator[memoryview]:
-    for buffer in body:
-        view = memoryview(buffer).cast("B")
+def _pieces(body: Body, line: Line | None) -> Iterator[memoryview]:
+    for piece in body.pieces():
+        view = memoryview(piece)
         while view:
             size = min(len(view), _PIECE)
             if line is not None and line.pace is not None:

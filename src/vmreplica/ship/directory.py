@@ -1,7 +1,8 @@
 """A directory as the way to a replica: a person carries it there, or both hosts reach it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from vmreplica.model.body import Body, joined
 from vmreplica.model.errors import Conflict
 from vmreplica.model.export import AwaitedBase, SeedExport
 from vmreplica.model.ids import DiskTarget, PointId, VmId
@@ -45,22 +46,14 @@ class DirectoryWire:
         held = (HeldSegments(target=target, ranges=ranges_of(numbers)) for target, numbers in parcel.held().items())
         return IncomingPoint(point=opening.point, held=tuple(held))
 
-    def put_segment(
-        self,
-        vm: VmId,
-        point: PointId,
-        target: DiskTarget,
-        number: int,
-        buffers: Sequence[bytes | memoryview],
-    ) -> None:
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
         """Write a segment.
 
         Raises:
             VmReplicaError: see ``Parcel``.
         """
-        body = b"".join(buffers)
-        self._require(vm, point)[1].put(target, number, body)
-        self._sent(len(body))
+        self._require(vm, point)[1].put(target, number, joined(body))
+        self._sent(body.size)
 
     def complete(self, vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:
         """Finish the export and let the replica wait for it; from then on deltas stand on it.

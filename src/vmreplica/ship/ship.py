@@ -93,7 +93,6 @@ class _Shipment:
         self._lock = threading.Lock()
         self._taken: set[tuple[DiskTarget, int]] = set()
         self._error: BaseException | None = None
-        self._buffers = threading.local()
 
     def run(self, workers: int) -> None:
         """Send until the point is closed and everything is acknowledged; raises the first error."""
@@ -143,14 +142,7 @@ class _Shipment:
         with self._lock:
             self._taken.discard((disk.target, number))
 
-    def _memory(self, size: int) -> memoryview:
-        """Give the thread's own buffer: fresh memory for each segment costs as much as reading it."""
-        own: bytearray = self._buffers.__dict__.setdefault("own", bytearray())
-        if len(own) < size:
-            self._buffers.own = own = bytearray(size)
-        return memoryview(own)[:size]
-
     def _put(self, disk: SpoolDisk, number: int) -> None:
         opening = self._point.opening
-        body = disk.body(number, self._memory)
-        self._wire.put_segment(opening.vm, opening.point, disk.target, number, [body])
+        with disk.body(number) as body:
+            self._wire.put_segment(opening.vm, opening.point, disk.target, number, body)

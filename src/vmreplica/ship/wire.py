@@ -1,8 +1,8 @@
 """What shipping needs of the way to a replica: a peer over HTTPS, or a directory."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
+from vmreplica.model.body import Body
 from vmreplica.model.ids import DiskTarget, PointId, VmId
 from vmreplica.model.point import IncomingPoint, PointClosing, PointOpening, PointSummary
 
@@ -14,15 +14,8 @@ class Wire(Protocol):
         """Begin a point, or find it again with the segments that are held."""
         ...
 
-    def put_segment(
-        self,
-        vm: VmId,
-        point: PointId,
-        target: DiskTarget,
-        number: int,
-        buffers: Sequence[bytes | memoryview],
-    ) -> None:
-        """Send a segment, given as buffers that stand one behind the other."""
+    def put_segment(self, vm: VmId, point: PointId, target: DiskTarget, number: int, body: Body) -> None:
+        """Send a segment."""
         ...
 
     def complete(self, vm: VmId, point: PointId, closing: PointClosing) -> PointSummary:

@@ -25,15 +25,12 @@ from vmreplica.spool.recover import (
     segment_path,
 )
 from vmreplica.spool.room import Room
+from vmreplica.spool.segment_file import SegmentFile
 from vmreplica.spool.spares import Spares
 from vmreplica.spool.staging import Staging, append_file
 
 #: Seconds that an append waits for room before it gives up: longer than a slow line needs for one segment.
 PATIENCE: Final = 600.0
-
-
-def _fresh(size: int) -> memoryview:
-    return memoryview(bytearray(size))
 
 
 class SpoolDisk:
@@ -204,20 +201,14 @@ class SpoolDisk:
         self._room.tell()
         return closing
 
-    def body(self, number: int, memory: Callable[[int], memoryview] = _fresh) -> memoryview:
-        """Read a waiting segment.
-
-        Args:
-            number: of the segment.
-            memory: gives so many bytes to read it into.
+    def body(self, number: int) -> SegmentFile:
+        """Open a waiting segment, to be closed before it is acknowledged.
 
         Raises:
             Conflict: ``point-discarded``.
         """
         try:
-            with segment_path(self._directory, number).open("rb", buffering=0) as fh:
-                body = memory(os.fstat(fh.fileno()).st_size)
-                return body[: fh.readinto(body)]
+            return SegmentFile(segment_path(self._directory, number))
         except FileNotFoundError:
             self._require_alive()
             raise
