@@ -1,7 +1,9 @@
 """A relationship's policy through the command line: pause, disks left out, points kept, changes, and its end."""
 
 import json
+import os
 import re
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -86,6 +88,25 @@ def test_a_pause_outlives_the_agent(lab: Lab, new_blank: NewBlank) -> None:
     assert until(lambda: vm.name in a.vmreplica("status").stdout, 30)
     assert relation(a, vm.name)["state"] == "paused"
     assert refusal(a, "sync", vm.name)[1]["code"] == "paused"
+
+
+def test_an_agent_that_has_just_started_looks_before_it_says_what_is_protected(lab: Lab, new_blank: NewBlank) -> None:
+    a = lab.host("a")
+    vm = new_blank(a)
+    enable(a, vm.name, every="12h")
+    a.stop_agent()
+    (libvirtd,) = (pid for pid in a.namespace.processes() if Path(f"/proc/{pid}/comm").read_text() == "libvirtd\n")
+    os.kill(libvirtd, signal.SIGSTOP)
+    try:
+        a.start_agent()
+        with ThreadPoolExecutor(1) as asking:
+            answer = asking.submit(AgentClient(a.layout.agent_socket).get, "/v1/status")
+            time.sleep(1)
+            os.kill(libvirtd, signal.SIGCONT)
+            known = json.loads(answer.result())["relationships"]
+    finally:
+        os.kill(libvirtd, signal.SIGCONT)
+    assert [rel["name"] for rel in known if rel["vm"] == vm.uuid] == [vm.name]
 
 
 def test_a_disk_left_out_is_nowhere_on_the_replica_until_the_policy_changes(lab: Lab, new_blank: NewBlank) -> None:

@@ -242,7 +242,8 @@ class PrimarySide:
         return next(report for report in self.reports() if report.vm == rel.vm)
 
     def reports(self) -> list[RelationshipReport]:
-        """Report every protected VM."""
+        """Report every protected VM; an agent that has just started first looks which ones there are."""
+        self._runner.await_look()
         now = dt.datetime.now(dt.UTC)
         return self._runner.each(lambda rel, clock: self._describe(rel, now, clock))
 

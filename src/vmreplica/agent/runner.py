@@ -43,6 +43,8 @@ _log: Final = structlog.get_logger(__name__)
 
 #: Seconds between looks at the domains' metadata: VMs migrate in, are renamed and removed without telling us.
 _REFRESH: Final = 15.0
+#: Seconds that who asks right after the start waits for the first of them at most.
+_FIRST_LOOK: Final = 10.0
 #: Seconds that ending a running cycle may take before a verb gives up waiting for it.
 _HALT_LIMIT: Final = 60.0
 #: Seconds until the next cycle, by what the last one waited for: somebody else's work, or being there.
@@ -96,6 +98,7 @@ class Runner:
         self._retiring: set[VmId] = set()
         self._stopping = False
         self._refresh_at = 0.0
+        self._looked = threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=concurrent, thread_name_prefix="cycle")
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
@@ -117,6 +120,10 @@ class Runner:
         self._keeper.stop()
 
     # ---- relationships
+
+    def await_look(self) -> None:
+        """Wait until the protected VMs are known, or libvirt cannot tell them; at once when that was long ago."""
+        self._looked.wait(_FIRST_LOOK)
 
     def find(self, vm: str) -> Relationship | None:
         """Find a protected VM by name or UUID."""
@@ -211,6 +218,7 @@ class Runner:
     def _loop(self) -> None:
         while True:
             self._refresh()
+            self._looked.set()
             with self._wake:
                 if self._stopping:
                     return
