@@ -1,11 +1,13 @@
 """The local API: real HTTP on a real unix socket."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket as sockets
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,27 @@ def test_a_running_request_is_answered_before_the_api_stops(agent: SmallAgent, t
     caller.join(10)
     assert answers == [202]
     assert not path.exists()
+
+
+def test_whoever_asks_while_the_api_stops_is_answered_or_refused_and_never_left_waiting(
+    agent: SmallAgent, tmp_path: Path
+) -> None:
+    path = tmp_path / "agent.sock"
+
+    def ask_on() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            while True:
+                ask(path, "GET", "/v1/status")
+
+    for _ in range(5):
+        callers = [threading.Thread(target=ask_on, daemon=True) for _ in range(3)]
+        with serving(agent, path):
+            for caller in callers:
+                caller.start()
+            time.sleep(0.05)
+        for caller in callers:
+            caller.join(10)
+        assert not any(caller.is_alive() for caller in callers)
 
 
 def test_a_second_agent_on_the_same_socket_is_refused(socket: Path) -> None:
