@@ -20,7 +20,7 @@ _WIDE = 64 << 30
 
 def run(lab: BenchLab, *, quick: bool) -> Measure:
     """Fail one guest over again and again, the link to its primary cut: with one point, then from two of many."""
-    repetitions = 3 if quick else 7
+    repetitions = 2 if quick else 7
     lab.add_guest(_GUEST, content=_wide_disk())
     lab.primary.vmreplica("enable", _GUEST, "--to", lab.replica.name, "--every", "24h", "--keep", str(_POINTS))
     with lab.primary_lost(_GUEST):

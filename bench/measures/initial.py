@@ -20,7 +20,7 @@ class _Replicated:
 
 def run(lab: BenchLab, *, quick: bool) -> Measure:
     """Replicate the disk anew several times, in turns with the peer."""
-    size, used, repetitions = (1536 * MiB, 1024 * MiB, 3) if quick else (2048 * MiB, 1536 * MiB, 5)
+    size, used, repetitions = (1280 * MiB, 768 * MiB, 3) if quick else (2048 * MiB, 1536 * MiB, 5)
     lab.add_guest(_GUEST, content=system_disk(size=size, used=used))
     peer = TlsCopy(lab.primary, lab.replica)
     ours: list[_Replicated] = []
